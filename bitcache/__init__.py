@@ -1,0 +1,1 @@
+"""The service, its command line and its pages: the only place that knows bytes and sats."""

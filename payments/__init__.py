@@ -1,0 +1,1 @@
+"""Invoices, the chain, the ledger. Knows nothing of files."""

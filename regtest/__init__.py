@@ -1,0 +1,1 @@
+"""A bitcoin world to play with: install a node, start, mine, reorganise, pay."""

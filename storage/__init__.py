@@ -1,0 +1,1 @@
+"""Encrypted chunks on any blob store. Knows nothing of money."""

@@ -1,0 +1,1 @@
+"""Tests: test_<package>_<module>.py, functional_<area>_<case>.py on a real node."""
