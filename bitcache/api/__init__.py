@@ -1,0 +1,1 @@
+"""The HTTP API, /api/v1: a module per resource."""

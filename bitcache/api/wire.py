@@ -1,0 +1,349 @@
+"""What goes over the wire: the bodies of /api/v1, one struct each, used by server, client and OpenAPI alike.
+
+Binary values are base64url without padding. Times are Unix seconds. Amounts say their unit. Answers may gain fields
+within v1 and clients ignore those they do not know; requests with unknown fields are refused.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Id = Annotated[str, Meta(pattern="^[a-z2-7]{26}$", description="128 random bits, lower-case base32")]
+Binary = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$", description="base64url without padding")]
+Digest = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")]
+PriceMsat = Annotated[int, Meta(ge=0, le=2_100_000_000_000_000_000, multiple_of=1000)]
+Confirmations = Annotated[int, Meta(ge=0, le=100)]
+Time = Annotated[int, Meta(ge=0, le=253_402_300_799)]
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every request body."""
+
+
+class Response(Struct, frozen=True):
+    """Base of every response body."""
+
+
+# --- problems -------------------------------------------------------------------------------------------------------
+
+
+class ProblemView(Response, omit_defaults=True):
+    """RFC 9457 problem details. `type` is `/problems/<name>`; the extra members are there where they help."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+    invoice_id: str | None = None
+    retry_after_s: int | None = None
+
+
+# --- accounts -------------------------------------------------------------------------------------------------------
+
+
+class AccountRequest(Request):
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
+    invite: str | None = None
+
+
+class TokenRequest(Request):
+    label: Annotated[str, Meta(max_length=80)] = ""
+
+
+class TokenView(Response):
+    """The token itself is shown this once."""
+
+    token_id: Id
+    token: str
+    account_id: Id
+
+
+class PayoutView(Response):
+    descriptor: str
+    first_addresses: list[str]
+    next_index: int
+    highest_index_used: int | None
+    """Highest index handed out; None before the first."""
+    unused_streak: int
+    """Handed-out addresses in a row, up to the highest, that were never paid."""
+    advice: str | None
+    """What to do about the gap limit, when something is to be done."""
+    pending_descriptor: str | None
+    pending_until: Time | None
+    """A change of wallet takes effect only then."""
+
+
+class AccountView(Response):
+    account_id: Id
+    name: str
+    created_at: Time
+    bytes_stored: int
+    bytes_max: int
+    payout: PayoutView | None
+
+
+class AccountPatch(Request):
+    name: Annotated[str, Meta(min_length=1, max_length=80)] | UnsetType = UNSET
+    payout_descriptor: Annotated[str, Meta(min_length=1, max_length=4000)] | UnsetType = UNSET
+    start_index: Annotated[int, Meta(ge=0, le=2_000_000_000)] | UnsetType = UNSET
+
+
+# --- files and parcels ----------------------------------------------------------------------------------------------
+
+
+class FileRequest(Request):
+    size_bytes: Annotated[int, Meta(ge=56, le=2**44)]
+    """Of the ciphertext: header and tag are the least."""
+
+
+class FileView(Response):
+    file_id: Id
+    state: Literal["uploading", "complete"]
+    size_bytes: int
+    part_size_bytes: int
+    parts_present: list[int]
+    root: Digest | None
+    created_at: Time
+    expires_at: Time | None
+    """When an unfinished upload, or a file in no parcel, is swept away."""
+
+
+class FileCompletion(Request):
+    root: Digest
+
+
+class ParcelFileRequest(Request):
+    file_id: Id
+    wrapped_key: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{80}$")]
+    """nonce[12] || ciphertext[32] || tag[16]."""
+
+
+class ParcelRequest(Request):
+    files: Annotated[list[ParcelFileRequest], Meta(min_length=1, max_length=10_000)]
+    meterable: bool = False
+
+
+class ParcelSeal(Request):
+    metadata: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", max_length=5_600_000)]
+    release_secret: Digest
+
+
+class ParcelFileView(Response):
+    file_id: Id
+    size_bytes: int
+    root: Digest
+    wrapped_key: Binary
+
+
+class ParcelView(Response):
+    parcel_id: Id
+    state: Literal["open", "sealed"]
+    created_at: Time
+    sealed_at: Time | None
+    meterable: bool
+    size_bytes: int
+    files_count: int
+    offers: list[Id]
+
+
+# --- offers ---------------------------------------------------------------------------------------------------------
+
+
+class FixedPrice(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="fixed"):
+    amount_msat: PriceMsat
+
+
+class PolicyView(Struct, frozen=True, forbid_unknown_fields=True):
+    """Confirmations at which ciphertext is served, and the key given."""
+
+    bytes_at: Confirmations = 1
+    key_at: Confirmations = 1
+
+
+class OfferRequest(Request):
+    parcel_id: Id
+    price: FixedPrice
+    policy: PolicyView = PolicyView()
+    expires_at: Time | None = None
+    max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+
+
+class OfferPatch(Request):
+    price: FixedPrice | UnsetType = UNSET
+    expires_at: Time | None | UnsetType = UNSET
+    max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None | UnsetType = UNSET
+    closed: Literal[True] | UnsetType = UNSET
+
+
+class OfferView(Response):
+    """What anyone with the offer's id may see. The names are inside `metadata`, sealed under the link secret."""
+
+    offer_id: Id
+    parcel_id: Id
+    state: Literal["open", "closed", "expired", "sold_out", "taken_down"]
+    seller_name: str
+    network: str
+    price: FixedPrice
+    policy: PolicyView
+    created_at: Time
+    expires_at: Time | None
+    downloads_left: int | None
+    paid_retention_days: int
+    price_hold_s: int
+    size_bytes: int
+    files: list[ParcelFileView]
+    metadata: Binary
+
+
+class OfferSummary(Response):
+    """One line of a seller's list."""
+
+    offer_id: Id
+    parcel_id: Id
+    state: Literal["open", "closed", "expired", "sold_out", "taken_down"]
+    price: FixedPrice
+    policy: PolicyView
+    created_at: Time
+    expires_at: Time | None
+    max_downloads: int | None
+    sales: int
+    size_bytes: int
+    files_count: int
+
+
+# --- invoices and grants --------------------------------------------------------------------------------------------
+
+
+class InvoiceRequest(Request):
+    claim_hash: Digest
+    """SHA-256 of the claim secret. The same hash on the same offer is the same invoice."""
+
+
+class ReceivedOutputView(Response):
+    txid: str
+    vout: int
+    amount_sat: int
+    confirmations: int
+    presence: Literal["block", "mempool", "missing", "conflicted", "gone"]
+    first_seen_at: Time
+
+
+class InvoiceView(Response):
+    invoice_id: Id
+    reference: str
+    offer_id: Id
+    parcel_id: Id
+    status: Literal["open", "seen", "confirming", "settled", "expired", "cancelled"]
+    flags: list[str]
+    created_at: Time
+    price_sat: int
+    received_sat: int
+    confirmed_sat: int
+    due_sat: int
+    owed_sat: int
+    """Money that settles nothing and is above a tip: the seller owes it to the buyer."""
+    address: str | None
+    """Hidden when the invoice expired and nothing came."""
+    uri: str | None
+    """BIP321, for what is still due."""
+    valid_until: Time
+    """Until when the price is held; moved by our own outages."""
+    confirmations: int
+    """Of the payment: the depth at which it covers the price; 0 in the mempool, -1 while it does not."""
+    policy: PolicyView
+    bytes_allowed: bool
+    key_allowed: bool
+    suspended: bool
+    """It was unlocked, and the chain took the payment back."""
+    outputs: list[ReceivedOutputView]
+    node_online: bool
+    """False: do not pay now."""
+    now: Time
+
+
+class InvoiceSummary(Response):
+    """One line of a seller's list."""
+
+    invoice_id: Id
+    reference: str
+    offer_id: Id
+    parcel_id: Id
+    status: str
+    flags: list[str]
+    created_at: Time
+    price_sat: int
+    received_sat: int
+    due_sat: int
+    owed_sat: int
+    txids: list[str]
+
+
+class ClaimRequest(Request):
+    claim_secret: Digest
+
+
+class ClaimView(Response):
+    """What the policy allows now. Claim again before the token expires, and for the key when it is not there yet."""
+
+    grant_id: Id
+    grant_token: str
+    grant_expires_at: Time
+    bytes_allowed: bool
+    key_allowed: bool
+    release_secret: Digest | None
+    files: list[ParcelFileView]
+    metadata: Binary
+    retained_until: Time
+    """Until when the bytes are kept, whatever the seller does."""
+
+
+# --- earnings -------------------------------------------------------------------------------------------------------
+
+
+class EarningsDay(Response):
+    day: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    parcel_id: Id
+    received_sat: int
+    sales: int
+
+
+class EarningsView(Response):
+    """Settled sales in [since, until), what is on its way, and what needs the seller's attention."""
+
+    since: Time
+    until: Time
+    received_sat: int
+    pending_sat: int
+    """Seen or confirming, not settled yet."""
+    owed_sat: int
+    """To buyers, of money that settled nothing."""
+    sales: int
+    days: list[EarningsDay]
+
+
+# --- lists, health --------------------------------------------------------------------------------------------------
+
+
+class OfferList(Response):
+    items: list[OfferSummary]
+    next: str | None
+    """Pass as `after` for the next page; None at the end."""
+
+
+class ParcelList(Response):
+    items: list[ParcelView]
+    next: str | None
+
+
+class InvoiceList(Response):
+    items: list[InvoiceSummary]
+    next: str | None
+
+
+class HealthView(Response):
+    status: Literal["ok", "degraded"]
+    node_online: bool
+    trouble: str | None
+    """What is wrong with the node, for the operator."""
+    version: str

@@ -1,0 +1,1 @@
+"""The database: engine, the one way to write, migrations."""

@@ -1,0 +1,40 @@
+"""What the shell of this package needs from whoever runs it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from payments.invoice import Standing, Term
+from payments.records import InvoiceRecord
+
+Transaction = AsyncConnection
+"""An open database transaction. Stores take it as an argument and never begin, commit or roll back."""
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Unix seconds, UTC."""
+
+    def __call__(self) -> int: ...
+
+
+class Store(Protocol):
+    """The only way to the database. `fn` may run more than once, so its only effects are the rows it writes."""
+
+    async def write(self, fn: Callable[[Transaction], Awaitable[T]]) -> T: ...
+
+    async def read(self, fn: Callable[[Transaction], Awaitable[T]]) -> T: ...
+
+
+class OnChange(Protocol):
+    """Told of a status change inside the transaction that makes it, so that money and access commit together."""
+
+    async def __call__(self, tx: Transaction, before: Standing, after: InvoiceRecord) -> None: ...
+
+
+class Quote(Protocol):
+    """The price of an invoice's subject now, as one more term; None when it is not for sale any more."""
+
+    async def __call__(self, tx: Transaction, subject: str, now: int) -> Term | None: ...

@@ -1,0 +1,157 @@
+"""The tables of this package. Amounts are integers (sat on chain, msat in the ledger), times Unix seconds.
+
+Transaction ids are kept as the hex text of the node's RPC. No foreign key leaves this package.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+descriptors = Table(
+    "descriptors",
+    metadata,
+    Column("id", Text, primary_key=True),  # of the normalised text: two accounts with one wallet share its indexes
+    Column("sealed_text", LargeBinary, nullable=False),
+    Column("next_index", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("reference", Text, nullable=False, unique=True),
+    Column("subject", Text, nullable=False),
+    Column("seller_id", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("bytes_at", Integer, nullable=False),
+    Column("key_at", Integer, nullable=False),
+    Column("tolerance_sat", BigInteger, nullable=False),
+    Column("tolerance_ppm", BigInteger, nullable=False),
+    Column("frozen", Text, nullable=False),
+    Column("claim_hash", LargeBinary, nullable=False),
+    Column("cancelled", Boolean, nullable=False),
+    Column("descriptor_id", Text, ForeignKey("descriptors.id")),
+    Column("address_index", BigInteger),
+    Column("address", Text),
+    # Unique over all invoices for ever: an address is never handed out twice, whoever's descriptor it came from.
+    Column("script_pubkey", LargeBinary, unique=True),
+    Column("released_at", BigInteger),
+    # The last standing, for lists; `standing` in payments.invoice can always compute it again.
+    Column("status", Text, nullable=False),
+    Column("standing", Text, nullable=False),
+    # The next moment at which time alone may change the standing: the moved deadline while nothing covers it.
+    Column("review_at", BigInteger),
+    UniqueConstraint("subject", "claim_hash"),
+    UniqueConstraint("descriptor_id", "address_index"),
+    Index(None, "seller_id", "created_at"),
+    Index(None, "status"),
+    Index(None, "review_at"),
+)
+
+invoice_terms = Table(
+    "invoice_terms",
+    metadata,
+    Column("invoice_id", Text, ForeignKey("invoices.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("amount_sat", BigInteger, nullable=False),
+    Column("valid_until", BigInteger, nullable=False),
+)
+
+received_outputs = Table(
+    "received_outputs",
+    metadata,
+    Column("txid", Text, primary_key=True),
+    Column("vout", BigInteger, primary_key=True),
+    Column("invoice_id", Text, ForeignKey("invoices.id"), nullable=False),
+    Column("amount_sat", BigInteger, nullable=False),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Index(None, "invoice_id"),
+)
+
+paying_transactions = Table(
+    "paying_transactions",
+    metadata,
+    Column("txid", Text, primary_key=True),
+    Column("raw", LargeBinary, nullable=False),  # offered to the node again when it forgets the transaction
+    Column("coinbase", Boolean, nullable=False),
+    Column("presence", Text, nullable=False),
+    Column("height", BigInteger),  # of its block
+    Column("conflict_height", BigInteger),  # of the block whose transaction took its inputs
+    Column("reorged", Boolean, nullable=False),
+    Column("prefetch_fit", Boolean, nullable=False),
+    Index(None, "presence"),
+    Index(None, "height"),
+    Index(None, "conflict_height"),
+)
+
+paying_inputs = Table(
+    "paying_inputs",
+    metadata,
+    Column("txid", Text, ForeignKey("paying_transactions.txid"), primary_key=True),
+    Column("previous_txid", Text, primary_key=True),
+    Column("previous_vout", BigInteger, primary_key=True),
+    Index(None, "previous_txid", "previous_vout"),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("height", BigInteger, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("connected_at", BigInteger, nullable=False),
+    Index(None, "height"),
+)
+
+outages = Table(
+    "outages",
+    metadata,
+    Column("started_at", BigInteger, primary_key=True),
+    Column("ended_at", BigInteger, nullable=False),
+)
+
+watcher_state = Table(
+    "watcher_state",
+    metadata,
+    Column("id", Integer, primary_key=True),  # one row
+    Column("beat_at", BigInteger, nullable=False),  # the watcher ran
+    Column("online_at", BigInteger, nullable=False),  # and saw the whole chain and mempool
+    Column("trouble", Text),  # why it did not, in words for the operator
+)
+
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("debit", Text, nullable=False),
+    Column("credit", Text, nullable=False),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index(None, "reference"),
+    Index(None, "debit"),
+    Index(None, "credit"),
+    Index(None, "created_at"),
+)
