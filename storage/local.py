@@ -1,0 +1,204 @@
+"""Blobs in a local folder: one file per blob, each part at its own offset.
+
+    <folder>/<first two characters of the id>/<id>.uploading     while parts arrive
+    <folder>/<first two characters of the id>/<id>               finished, never written again
+
+A part is acknowledged after fsync of the file and of the folder that names it; `finish` is one rename.
+All disk work runs in threads of its own: a slow disk starves neither the event loop nor its default executor.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from storage.errors import (
+    BlobIncomplete,
+    BlobMissing,
+    DiskFull,
+    FileIdInvalid,
+    PartConflict,
+    PartSizeWrong,
+    RangeOutside,
+)
+from storage.ports import PART_SIZE_BYTES, BlobInfo, BlobState, LocalRange
+from storage.stream import CIPHERTEXT_SIZE_MAX_BYTES, Bytes
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+WORKER_COUNT = 4
+PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
+
+_FILE_ID = re.compile(r"[a-z2-7]{26}")
+_UPLOADING_SUFFIX = ".uploading"
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+T = TypeVar("T")
+
+
+class LocalBlobStore:
+    """A BlobStore in `folder`, which is created if need be and belongs to this store alone.
+
+    Writing stops while fewer than `reserve_bytes` would stay free on the disk: the database lives there too.
+    """
+
+    def __init__(self, folder: Path, *, reserve_bytes: int = 0) -> None:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self._folder = folder
+        self._reserve_bytes = reserve_bytes
+        self._workers = ThreadPoolExecutor(WORKER_COUNT, thread_name_prefix="blob")
+        self._durable_shards: set[Path] = set()
+        self._shard_lock = threading.Lock()
+
+    async def write_part(self, file_id: str, part_no: int, data: Bytes) -> None:
+        await self._run(lambda: self._write_part(file_id, part_no, data))
+
+    async def finish(self, file_id: str, size_bytes: int) -> None:
+        await self._run(lambda: self._finish(file_id, size_bytes))
+
+    async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange:
+        return await self._run(lambda: self._open_range(file_id, offset, length))
+
+    async def delete(self, file_id: str) -> None:
+        await self._run(lambda: self._delete(file_id))
+
+    async def list(self) -> AsyncIterator[BlobInfo]:
+        for shard in await self._run(lambda: sorted(self._folder.iterdir())):
+            for blob in await self._run(lambda shard=shard: _blobs_in(shard)):  # type: ignore[misc]
+                yield blob
+
+    async def free_bytes(self) -> int:
+        return max(0, await self._run(self._disk_free_bytes) - self._reserve_bytes)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._workers.shutdown)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    def _write_part(self, file_id: str, part_no: int, data: Bytes) -> None:
+        finished, uploading = self._paths(file_id)
+        if not 1 <= len(data) <= PART_SIZE_BYTES or not 0 <= part_no < PART_COUNT_MAX:
+            raise PartSizeWrong(part_no, length_bytes=len(data))
+        offset = part_no * PART_SIZE_BYTES
+        if finished.exists():
+            if _read(finished, offset, len(data)) != data:
+                raise PartConflict(file_id, part_no)
+            return
+        free_bytes = self._disk_free_bytes()
+        if free_bytes - len(data) < self._reserve_bytes:
+            raise DiskFull(free_bytes=free_bytes, reserve_bytes=self._reserve_bytes)
+        with _disk_full_translated():
+            self._make_shard(uploading.parent)
+            with _opened(uploading, os.O_WRONLY | os.O_CREAT) as file:
+                _write(file, data, offset)
+                os.fsync(file)
+            _sync_folder(uploading.parent)
+
+    def _finish(self, file_id: str, size_bytes: int) -> None:
+        finished, uploading = self._paths(file_id)
+        # A crash may have come between the rename and the caller's note of it.
+        present = finished if finished.exists() else uploading
+        try:
+            stored_bytes = present.stat().st_size
+        except FileNotFoundError as exc:
+            raise BlobMissing(file_id) from exc
+        if stored_bytes != size_bytes:
+            raise BlobIncomplete(file_id, size_bytes=size_bytes, stored_bytes=stored_bytes)
+        if present is uploading:
+            uploading.rename(finished)
+        _sync_folder(finished.parent)
+
+    def _open_range(self, file_id: str, offset: int, length: int) -> LocalRange:
+        finished, _ = self._paths(file_id)
+        try:
+            size_bytes = finished.stat().st_size
+        except FileNotFoundError as exc:
+            raise BlobMissing(file_id) from exc
+        if offset < 0 or length < 1 or offset + length > size_bytes:
+            raise RangeOutside(offset=offset, length=length, size_bytes=size_bytes)
+        return LocalRange(finished, offset, length)
+
+    def _delete(self, file_id: str) -> None:
+        finished, uploading = self._paths(file_id)
+        finished.unlink(missing_ok=True)
+        uploading.unlink(missing_ok=True)
+        if finished.parent.exists():
+            _sync_folder(finished.parent)
+
+    def _paths(self, file_id: str) -> tuple[Path, Path]:
+        """(finished, uploading). The only place where an id becomes a path."""
+        if not _FILE_ID.fullmatch(file_id):
+            raise FileIdInvalid("A file id is 26 characters of a-z and 2-7. Use the id that the server gave.")
+        finished = self._folder / file_id[:2] / file_id
+        return finished, finished.with_name(file_id + _UPLOADING_SUFFIX)
+
+    def _make_shard(self, shard: Path) -> None:
+        # Under a lock, since no other writer may acknowledge a part before its shard is durable.
+        with self._shard_lock:
+            if shard not in self._durable_shards:
+                shard.mkdir(mode=FOLDER_MODE, exist_ok=True)
+                _sync_folder(self._folder)
+                self._durable_shards.add(shard)
+
+    def _disk_free_bytes(self) -> int:
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize
+
+
+def _blobs_in(shard: Path) -> list[BlobInfo]:
+    blobs = []
+    for entry in os.scandir(shard):
+        file_id = entry.name.removesuffix(_UPLOADING_SUFFIX)
+        if not _FILE_ID.fullmatch(file_id):
+            continue
+        try:
+            stat = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        state = BlobState.FINISHED if entry.name == file_id else BlobState.UPLOADING
+        blobs.append(BlobInfo(file_id, state, stat.st_size, int(stat.st_mtime)))
+    return blobs
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write(file: int, data: Bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _sync_folder(folder: Path) -> None:
+    with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as file:
+        os.fsync(file)
+
+
+@contextmanager
+def _disk_full_translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _OUT_OF_SPACE:
+            raise DiskFull from exc
+        raise
