@@ -1,0 +1,312 @@
+"""Our own bitcoind: the calls this service makes, each typed, in integer sats and bytes.
+
+Hashes and txids are hex in the node's RPC byte order. No wallet is used, and no `-txindex`.
+Every method raises NodeUnavailable (no answer: try again later), NodeMisconfigured (a setting must change)
+and, where nothing else is said, NodeRefused. Source: Bitcoin Core's RPC help and its doc/REST-interface.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct, field
+
+from payments.bitcoind_rpc import TIMEOUT_S, BitcoindRpc
+from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused
+from payments.money import Sat, sat_from_btc
+from payments.node_fitness import ChainInfo, MempoolInfo, NodeInfo
+
+TRANSACTIONS_PER_BATCH = 50
+"""A relayed transaction has at most 400 kB, 800 kB in hex, so a batch's answer stays under 40 MB."""
+ADDRESSES_PER_BATCH = 500
+
+# Bitcoin Core's src/rpc/protocol.h.
+RPC_INVALID_ADDRESS_OR_KEY = -5
+RPC_INVALID_PARAMETER = -8
+RPC_TRANSACTION_ALREADY_IN_CHAIN = -27
+
+# The first words of sendrawtransaction's refusals, Bitcoin Core's src/validation.cpp and src/policy/rbf.cpp.
+INPUTS_MISSING_REASONS = ("bad-txns-inputs-missingorspent", "missing-inputs")
+CONFLICT_REASONS = (
+    "txn-mempool-conflict",
+    "insufficient fee",
+    "replacement-",
+    "too many potential replacements",
+    "bad-txns-spends-conflicting-tx",
+)
+SAME_TXID_IN_MEMPOOL_REASON = "txn-same-nonwitness-data-in-mempool"
+
+
+class NetworkInfo(Struct, frozen=True, kw_only=True):
+    """`getnetworkinfo`."""
+
+    version: int
+    """290500 for 29.5."""
+    user_agent: str = field(name="subversion")
+    connections: int
+    network_active: bool = field(name="networkactive")
+
+
+class BlockHeader(Struct, frozen=True, kw_only=True):
+    """`getblockheader`."""
+
+    hash: str
+    height: int
+    confirmations: int
+    """-1 when the block is not in the active chain."""
+    time: int
+    previous_hash: str | None = field(default=None, name="previousblockhash")
+    """None for the genesis block."""
+
+
+class MempoolSnapshot(Struct, frozen=True, kw_only=True):
+    """`getrawmempool false true`: every event with a sequence number below `sequence` is in it already."""
+
+    txids: list[str]
+    sequence: int = field(name="mempool_sequence")
+
+
+class DescriptorInfo(Struct, frozen=True, kw_only=True):
+    """`getdescriptorinfo`."""
+
+    descriptor: str
+    """In canonical form with its checksum, without private keys."""
+    checksum: str
+    is_range: bool = field(name="isrange")
+    is_solvable: bool = field(name="issolvable")
+    has_private_keys: bool = field(name="hasprivatekeys")
+    multipath_expansion: list[str] = field(default_factory=list)
+    """A `<0;1>` descriptor's branches in order; empty for any other."""
+
+
+class ZmqNotification(Struct, frozen=True, kw_only=True):
+    """One of `getzmqnotifications`."""
+
+    type: str
+    """Such as `pubsequence`."""
+    address: str
+    hwm: int
+
+
+@dataclass(frozen=True, slots=True)
+class MempoolEntry:
+    """`getmempoolentry`."""
+
+    fee_sat: Sat
+    vsize_vbytes: int
+    entered_at: int
+    ancestor_count: int
+    """With itself: 1 when it spends confirmed outputs only."""
+    descendant_count: int
+
+
+class BroadcastOutcome(StrEnum):
+    ACCEPTED = "accepted"
+    """In our node's mempool now, newly or already."""
+    IN_CHAIN = "in-chain"
+    """Confirmed already, with outputs unspent."""
+    CONFLICT = "conflict"
+    """A transaction in the mempool spends an input and may not be replaced by this one."""
+    INPUTS_MISSING = "inputs-missing"
+    """An input is unknown or spent in the chain: a parent is missing, or a double spend was mined."""
+    REJECTED = "rejected"
+    """Invalid, or against the node's relay policy (feerate, dust); `message` says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    outcome: BroadcastOutcome
+    message: str = ""
+    """The node's reason, empty when accepted."""
+
+
+class Bitcoind:
+    """Our node. Owns its connections: use `async with`, or `await close()` when done."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cookie_file: Path | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`url` is http://host:port; credentials are `cookie_file`, or `user` and `password`."""
+        self._rpc = BitcoindRpc(
+            url, cookie_file=cookie_file, user=user, password=password, timeout_s=timeout_s
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._rpc.close()
+
+    # The chain
+
+    async def chain_info(self) -> ChainInfo:
+        return await self._rpc.call("getblockchaininfo", answer=ChainInfo)
+
+    async def network_info(self) -> NetworkInfo:
+        return await self._rpc.call("getnetworkinfo", answer=NetworkInfo)
+
+    async def node_info(self) -> NodeInfo:
+        """What `node_fitness.fitness` judges."""
+        return NodeInfo(chain=await self.chain_info(), mempool=await self.mempool_info())
+
+    async def block_hash(self, height: int) -> str | None:
+        """The active chain's block at `height`; None above the tip."""
+        try:
+            return await self._rpc.call("getblockhash", height, answer=str)
+        except NodeRefused as exc:
+            if exc.code == RPC_INVALID_PARAMETER:
+                return None
+            raise
+
+    async def block_header(self, block_hash: str) -> BlockHeader | None:
+        """None for a block that the node has never heard of; blocks that left the active chain are kept."""
+        try:
+            return await self._rpc.call("getblockheader", block_hash, answer=BlockHeader)
+        except NodeRefused as exc:
+            if exc.code == RPC_INVALID_ADDRESS_OR_KEY:
+                return None
+            raise
+
+    async def raw_block(self, block_hash: str) -> bytes:
+        """The serialised block, over REST. Raises BlockUnavailable if the node lacks it or has pruned it."""
+        status, body = await self._rpc.get(f"/rest/block/{block_hash}.bin")
+        if status == 200:
+            return body
+        reason = body[:200].decode("utf-8", "replace").strip()
+        if block_hash not in reason:
+            raise NodeMisconfigured(
+                "the node does not serve blocks over REST: set `rest=1` in its bitcoin.conf, restart it"
+            )
+        raise BlockUnavailable(block_hash, reason)
+
+    # The mempool
+
+    async def mempool_info(self) -> MempoolInfo:
+        return await self._rpc.call("getmempoolinfo", answer=MempoolInfo)
+
+    async def raw_mempool(self) -> MempoolSnapshot:
+        return await self._rpc.call("getrawmempool", False, True, answer=MempoolSnapshot)
+
+    async def raw_transactions(self, txids: Sequence[str]) -> dict[str, bytes | None]:
+        """The serialised transactions of the mempool; None for those that have left it."""
+        found: dict[str, bytes | None] = {}
+        for start in range(0, len(txids), TRANSACTIONS_PER_BATCH):
+            wanted = txids[start : start + TRANSACTIONS_PER_BATCH]
+            answers = await self._rpc.batch([("getrawtransaction", [txid]) for txid in wanted], answer=str)
+            for txid, answer in zip(wanted, answers, strict=True):
+                found[txid] = _bytes_unless_absent(answer)
+        return found
+
+    async def mempool_entry(self, txid: str) -> MempoolEntry | None:
+        """None if the transaction is not in the mempool."""
+        try:
+            wire = await self._rpc.call("getmempoolentry", txid, answer=_MempoolEntryWire)
+        except NodeRefused as exc:
+            if exc.code == RPC_INVALID_ADDRESS_OR_KEY:
+                return None
+            raise
+        return MempoolEntry(
+            fee_sat=sat_from_btc(wire.fees.base),
+            vsize_vbytes=wire.vsize,
+            entered_at=wire.time,
+            ancestor_count=wire.ancestorcount,
+            descendant_count=wire.descendantcount,
+        )
+
+    async def send_raw_transaction(self, raw: bytes) -> Broadcast:
+        """Offer a serialised transaction to the node and its peers. The node's refusals are values."""
+        try:
+            # 0: whatever feerate a buyer chose is the buyer's business.
+            await self._rpc.call("sendrawtransaction", raw.hex(), 0, answer=str)
+        except NodeRefused as exc:
+            return Broadcast(_broadcast_outcome(exc), exc.message)
+        return Broadcast(BroadcastOutcome.ACCEPTED)
+
+    async def estimate_feerate(self, blocks: int) -> int | None:
+        """Sats per 1,000 vbytes to confirm within `blocks`; None while the node has seen too little."""
+        estimate = await self._rpc.call("estimatesmartfee", blocks, answer=_FeeEstimateWire)
+        return None if estimate.feerate is None else sat_from_btc(estimate.feerate)
+
+    # Descriptors and addresses
+
+    async def descriptor_info(self, descriptor: str) -> DescriptorInfo:
+        return await self._rpc.call("getdescriptorinfo", descriptor, answer=DescriptorInfo)
+
+    async def derive_addresses(self, descriptor: str, *, start: int, end: int) -> list[str]:
+        """The addresses at indexes `start` to `end`, both included; `descriptor` carries its checksum."""
+        return await self._rpc.call("deriveaddresses", descriptor, [start, end], answer=list[str])
+
+    async def validate_address(self, address: str) -> bytes | None:
+        """The address's scriptPubKey; None if it is no address of the node's network."""
+        return (await self.validate_addresses([address]))[0]
+
+    async def validate_addresses(self, addresses: Sequence[str]) -> list[bytes | None]:
+        """As `validate_address`, for many, in order."""
+        scripts: list[bytes | None] = []
+        for start in range(0, len(addresses), ADDRESSES_PER_BATCH):
+            wanted = addresses[start : start + ADDRESSES_PER_BATCH]
+            answers = await self._rpc.batch([("validateaddress", [a]) for a in wanted], answer=_AddressWire)
+            scripts += [_script_pubkey(answer) for answer in answers]
+        return scripts
+
+    async def zmq_notifications(self) -> list[ZmqNotification]:
+        return await self._rpc.call("getzmqnotifications", answer=list[ZmqNotification])
+
+
+class _FeesWire(Struct, frozen=True):
+    base: Decimal
+
+
+class _MempoolEntryWire(Struct, frozen=True):
+    fees: _FeesWire
+    vsize: int
+    time: int
+    ancestorcount: int
+    descendantcount: int
+
+
+class _FeeEstimateWire(Struct, frozen=True):
+    feerate: Decimal | None = None
+
+
+class _AddressWire(Struct, frozen=True):
+    isvalid: bool
+    script_pubkey: str = field(default="", name="scriptPubKey")
+
+
+def _bytes_unless_absent(answer: str | NodeRefused) -> bytes | None:
+    if not isinstance(answer, NodeRefused):
+        return bytes.fromhex(answer)
+    if answer.code == RPC_INVALID_ADDRESS_OR_KEY:
+        return None
+    raise answer
+
+
+def _script_pubkey(answer: _AddressWire | NodeRefused) -> bytes | None:
+    if isinstance(answer, NodeRefused):
+        raise answer
+    return bytes.fromhex(answer.script_pubkey) if answer.isvalid else None
+
+
+def _broadcast_outcome(refusal: NodeRefused) -> BroadcastOutcome:
+    if refusal.code == RPC_TRANSACTION_ALREADY_IN_CHAIN:
+        return BroadcastOutcome.IN_CHAIN
+    if refusal.message.startswith(SAME_TXID_IN_MEMPOOL_REASON):
+        return BroadcastOutcome.ACCEPTED
+    if refusal.message.startswith(INPUTS_MISSING_REASONS):
+        return BroadcastOutcome.INPUTS_MISSING
+    if refusal.message.startswith(CONFLICT_REASONS):
+        return BroadcastOutcome.CONFLICT
+    return BroadcastOutcome.REJECTED

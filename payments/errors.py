@@ -1,0 +1,73 @@
+"""What can go wrong with money, one class per thing a caller would do differently."""
+
+
+class PaymentsError(Exception):
+    """Base of every error of this package."""
+
+
+class AmountInvalid(PaymentsError):
+    """An amount that cannot exist or cannot be paid on chain."""
+
+
+class NodeUnavailable(PaymentsError):
+    """Our bitcoin node does not answer, is warming up, or is not fit to judge payments. Try again later."""
+
+
+class NodeRefused(PaymentsError):
+    """The node understood the call and refused it."""
+
+    def __init__(self, method: str, code: int, message: str) -> None:
+        super().__init__(f"the node refused {method}: {message} ({code})")
+        self.method = method
+        self.code = code
+        self.message = message
+
+
+class NodeMisconfigured(PaymentsError):
+    """The node runs, but not as the service needs it; the message says which setting to change."""
+
+
+class DescriptorInvalid(PaymentsError):
+    """A payout descriptor or extended key that cannot be used; the message says what to give instead."""
+
+
+class AddressesNotDerived(PaymentsError):
+    """The next address of a descriptor is not in the derived window: derive it outside the transaction, then retry."""
+
+    def __init__(self, descriptor_id: str, index: int) -> None:
+        super().__init__(f"address {index} of descriptor {descriptor_id} is not derived yet")
+        self.descriptor_id = descriptor_id
+        self.index = index
+
+
+class InvoiceNotFound(PaymentsError):
+    """No invoice has this id."""
+
+
+class InvoiceNotRenewable(PaymentsError):
+    """The invoice needs no new term, or can get none; the message says which."""
+
+
+class LedgerImbalance(PaymentsError):
+    """The books contradict themselves. A bug: nothing is written."""
+
+
+class BlockUnavailable(PaymentsError):
+    """The node has no such block, or has pruned it."""
+
+    def __init__(self, block_hash: str, reason: str) -> None:
+        super().__init__(f"the node cannot give block {block_hash}: {reason}")
+        self.block_hash = block_hash
+        self.reason = reason
+
+
+class BlockMalformed(PaymentsError):
+    """These bytes are not a block."""
+
+
+class TransactionMalformed(PaymentsError):
+    """These bytes are not a transaction."""
+
+
+class PolicyInvalid(PaymentsError):
+    """A confirmation policy no offer may have; the message says what to choose instead."""
