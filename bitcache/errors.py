@@ -1,0 +1,148 @@
+"""What can go wrong in the service, one class per thing a caller would do differently.
+
+`bitcache.api.problems` turns each into an HTTP problem; the message is what the person reads and says what to do next.
+"""
+
+
+class BitcacheError(Exception):
+    """Base of every error of this package."""
+
+
+# --- buying ---------------------------------------------------------------------------------------------------------
+
+
+class OfferUnavailable(BitcacheError):
+    """The offer gives no new invoices: closed, expired or sold out. `state` is the word the offer itself shows."""
+
+    def __init__(self, offer_id: str, state: str) -> None:
+        words = {"closed": "was closed by the seller", "expired": "has expired", "sold_out": "is sold out"}
+        super().__init__(
+            f"This offer {words.get(state, 'is not open')}. Ask the seller for a new link; "
+            "what you already paid for stays yours, with your receipt."
+        )
+        self.offer_id = offer_id
+        self.state = state
+
+
+class TakenDown(BitcacheError):
+    """The operator had to take the parcel down. Nothing of it is sold or served; what was paid is owed."""
+
+    def __init__(self, offer_id: str) -> None:
+        super().__init__(
+            "The operator has taken these files down. If you paid, the seller owes you the money back."
+        )
+        self.offer_id = offer_id
+
+
+class NodeOffline(BitcacheError):
+    """The bitcoin node cannot see payments now: nothing was created, and nothing must be paid."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's bitcoin node cannot see payments at the moment. Do not pay now; try again in a minute. "
+            "What was already paid is safe."
+        )
+
+
+class TooManyOpenInvoices(BitcacheError):
+    """A cap of unpaid invoices is reached. `scope` is whose: `client` or `seller`."""
+
+    def __init__(self, scope: str, limit: int) -> None:
+        whose = "from your address" if scope == "client" else "with this seller"
+        super().__init__(
+            f"There are already {limit} unpaid invoices {whose}. Pay one of them, or wait until they expire."
+        )
+        self.scope = scope
+        self.limit = limit
+
+
+class SellerNotPayable(BitcacheError):
+    """The seller has named no wallet yet, so there is nobody to pay."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The seller has not set a payout wallet yet. Ask the seller to run: bitcache payout set"
+        )
+
+
+# --- claims and grants ----------------------------------------------------------------------------------------------
+
+
+class ClaimRefused(BitcacheError):
+    """The claim secret is not the invoice's. Says no more, so that guessing teaches nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This claim secret does not belong to this invoice. Use the receipt you kept when you paid."
+        )
+
+
+class GrantTokenInvalid(BitcacheError):
+    """The token is forged, damaged or expired. Claim again for a fresh one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The grant token {reason}. Claim again with the receipt to get a fresh one.")
+
+
+class GrantForeign(BitcacheError):
+    """The token is good, but for another offer."""
+
+    def __init__(self) -> None:
+        super().__init__("This grant token belongs to another offer. Claim with the receipt of this one.")
+
+
+class GrantMissing(BitcacheError):
+    """The bytes are not paid for (yet)."""
+
+    def __init__(self, offer_id: str, invoice_id: str | None = None) -> None:
+        super().__init__("These files are not paid for, or the payment is not confirmed deep enough yet.")
+        self.offer_id = offer_id
+        self.invoice_id = invoice_id
+
+
+class GrantSuspended(BitcacheError):
+    """The chain took the payment back after it had unlocked the files, or our node lost sight of it."""
+
+    def __init__(self, invoice_id: str | None = None) -> None:
+        super().__init__(
+            "The payment that unlocked these files is not in the chain any more. The download goes on by itself "
+            "when it is confirmed again."
+        )
+        self.invoice_id = invoice_id
+
+
+class GrantExhausted(BitcacheError):
+    """A limit of the grant is reached: bytes in total, or connections at once."""
+
+    def __init__(self, reason: str, *, retry_after_s: int) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+# --- content --------------------------------------------------------------------------------------------------------
+
+
+class FileNotInOffer(BitcacheError):
+    """The offer's parcel has no such file."""
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"The offer has no file {file_id[:26]!a}. Read the offer for the ids of its files.")
+
+
+class RangeUnsatisfiable(BitcacheError):
+    """No byte of the asked range exists. Answered 416 with the size."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"The file has {size_bytes} bytes; ask for a range that starts before its end.")
+        self.size_bytes = size_bytes
+
+
+# --- earnings -------------------------------------------------------------------------------------------------------
+
+
+class PeriodInvalid(BitcacheError):
+    """`since`, `until` or `tz` cannot be used; the message says what to give instead."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
