@@ -1,0 +1,282 @@
+"""Double entries, append-only, in millisatoshis. Pure.
+
+What should stand in the books follows from the chain (`desired_bookings`); what is written is the difference
+to what stands (`reconcile`). Nothing is ever edited: a booking that no longer holds is reversed.
+
+    leg in        chain -> owed:<invoice>              each output in the active chain, whatever its size
+    leg price     owed:<invoice> -> direct:<seller>    once settled, direct mode: a record, never payable
+    leg seller    owed:<invoice> -> seller:<seller>    once settled, hosted mode: payable
+    leg operator  owed:<invoice> -> operator           once settled, hosted mode: the fee
+
+What stays in owed:<invoice> is the buyer's. A transfer's id is `<txid>:<vout>/<leg>/<n>`, n counting the
+flips of that outpoint and leg: a retry makes the same transfer, a reorg and back a new one.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from payments.errors import LedgerImbalance
+from payments.invoice import TIP_SAT_MAX, ChainView, Invoice, Mode, Standing, Status
+from payments.money import NOTHING_MSAT, Msat, msat_from_sat
+from payments.outputs import OutPoint, ReceivedOutput, confirmations, predates, spendable
+
+
+class Leg(StrEnum):
+    """In the order in which money passes them."""
+
+    IN = "in"
+    PRICE = "price"
+    SELLER = "seller"
+    OPERATOR = "operator"
+
+
+class Code(StrEnum):
+    RECEIVED = "received"
+    SETTLED = "settled"
+    FEE = "fee"
+    RECEIVED_REVERSED = "received_reversed"
+    SETTLED_REVERSED = "settled_reversed"
+    FEE_REVERSED = "fee_reversed"
+
+
+_REVERSAL = {
+    Code.RECEIVED: Code.RECEIVED_REVERSED,
+    Code.SETTLED: Code.SETTLED_REVERSED,
+    Code.FEE: Code.FEE_REVERSED,
+}
+_LEG_ORDER = {leg: place for place, leg in enumerate(Leg)}
+_ID = re.compile(rf"(?P<outpoint>[^/:]+:\d+)/(?P<leg>{'|'.join(Leg)})/(?P<n>\d+)")
+
+
+class Place(NamedTuple):
+    """What a booking is about: at most one stands for each."""
+
+    outpoint: str
+    """`<txid>:<vout>`."""
+    leg: Leg
+
+    def transfer_id(self, n: int) -> str:
+        return f"{self.outpoint}/{self.leg}/{n}"
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """What should stand in the books."""
+
+    outpoint: OutPoint
+    leg: Leg
+    debit: str
+    credit: str
+    amount_msat: Msat
+    code: Code
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One entry: `amount_msat` (> 0) goes from `debit` to `credit`."""
+
+    id: str
+    debit: str
+    credit: str
+    amount_msat: Msat
+    code: Code
+    reference: str
+    created_at: int
+
+
+def chain() -> str:
+    """The world outside: minus what came from it."""
+    return "chain"
+
+
+def owed(invoice_id: str) -> str:
+    """Received on an invoice and not earned, or not yet: the buyer's."""
+    return f"owed:{invoice_id}"
+
+
+def direct(seller_id: str) -> str:
+    """Earned, and in the seller's own wallet since it was paid."""
+    return f"direct:{seller_id}"
+
+
+def seller(seller_id: str) -> str:
+    """Earned, in the operator's wallet, payable to the seller."""
+    return f"seller:{seller_id}"
+
+
+def operator() -> str:
+    """The operator's own."""
+    return "operator"
+
+
+def desired_bookings(
+    invoice: Invoice,
+    outputs: Iterable[ReceivedOutput],
+    standing: Standing,
+    view: ChainView,
+    *,
+    fee_msat: Msat = NOTHING_MSAT,
+) -> tuple[Booking, ...]:
+    """What should stand in the books for the invoice now, in the order in which the money moves.
+
+    `standing` must follow from the same invoice, outputs and chain. `fee_msat` is the operator's share of it.
+    Raises ValueError for a fee on a direct sale: that money never passes the operator.
+    """
+    if fee_msat and invoice.mode is Mode.DIRECT:
+        raise ValueError(
+            f"invoice {invoice.id} is paid to the seller's own wallet: no fee can be kept from it"
+        )
+    in_chain = sorted(
+        (output for output in outputs if _bookable(output, invoice, view)),
+        key=lambda output: (output.height, output.first_seen_at, output.outpoint),
+    )
+    received = [
+        Booking(
+            output.outpoint,
+            Leg.IN,
+            chain(),
+            owed(invoice.id),
+            msat_from_sat(output.amount_sat),
+            Code.RECEIVED,
+        )
+        for output in in_chain
+    ]
+    if standing.status is not Status.SETTLED:
+        return tuple(received)
+    return (*received, *_earned(invoice, received, msat_from_sat(standing.price_sat), fee_msat))
+
+
+def reconcile(
+    desired: Iterable[Booking], booked: Iterable[Transfer], *, reference: str, now: int
+) -> tuple[Transfer, ...]:
+    """The transfers to append so that exactly `desired` stands; none if it does already.
+
+    `booked` is every transfer written for these outpoints so far, in any order; one whose id names no
+    outpoint and leg is left alone. Reversals come first, the last leg first, so that no owed balance dips below zero.
+    Raises LedgerImbalance if `booked` has a gap or a wrong reversal, or `desired` names one place twice.
+    """
+    wanted: dict[Place, Booking] = {}
+    for booking in desired:
+        if wanted.setdefault(Place(str(booking.outpoint), booking.leg), booking) is not booking:
+            raise LedgerImbalance(f"two bookings for {booking.outpoint}, leg {booking.leg}")
+    histories = _histories(booked)
+    reversals: list[Transfer] = []
+    bookings: list[Transfer] = []
+    for place in sorted(wanted.keys() | histories.keys(), key=_leg_then_outpoint):
+        target = wanted.get(place)
+        history = histories.get(place, [])
+        n = len(history)
+        stands = history[-1] if n % 2 else None
+        if stands is not None and (target is None or not _says(stands, target)):
+            reversals.append(_reversal(stands, place.transfer_id(n), reference, now))
+            stands, n = None, n + 1
+        if stands is None and target is not None:
+            bookings.append(_transfer(target, place.transfer_id(n), reference, now))
+    return (*reversed(reversals), *bookings)
+
+
+def balances(transfers: Iterable[Transfer]) -> dict[str, Msat]:
+    """Credits minus debits of every account named; they sum to zero."""
+    totals: dict[str, Msat] = {}
+    for transfer in transfers:
+        totals[transfer.debit] = Msat(totals.get(transfer.debit, 0) - transfer.amount_msat)
+        totals[transfer.credit] = Msat(totals.get(transfer.credit, 0) + transfer.amount_msat)
+    return totals
+
+
+def _bookable(output: ReceivedOutput, invoice: Invoice, view: ChainView) -> bool:
+    # Dust is money too. What is older than the invoice is not this buyer's, and not ours to owe to them.
+    return (
+        confirmations(output, view.tip_height) >= 1
+        and spendable(output, view.tip_height)
+        and not predates(output, invoice.created_at)
+    )
+
+
+def _earned(
+    invoice: Invoice, received: Sequence[Booking], price_msat: Msat, fee_msat: Msat
+) -> Iterator[Booking]:
+    """The price and the tip, taken from the received bookings in turn, the fee from the first of it."""
+    surplus_msat = sum(booking.amount_msat for booking in received) - price_msat
+    # Money received beyond a tip is owed whole, not only the part above it.
+    tip_msat = surplus_msat if 0 < surplus_msat <= msat_from_sat(TIP_SAT_MAX) else 0
+    left_msat, fee_left_msat = int(price_msat + tip_msat), int(fee_msat)
+    for booking in received:
+        taken_msat = min(left_msat, booking.amount_msat)
+        kept_msat = min(fee_left_msat, taken_msat)
+        left_msat -= taken_msat
+        fee_left_msat -= kept_msat
+        if invoice.mode is Mode.DIRECT:
+            shares = [(Leg.PRICE, direct(invoice.seller_id), taken_msat, Code.SETTLED)]
+        else:
+            shares = [
+                (Leg.SELLER, seller(invoice.seller_id), taken_msat - kept_msat, Code.SETTLED),
+                (Leg.OPERATOR, operator(), kept_msat, Code.FEE),
+            ]
+        for leg, account, share_msat, code in shares:
+            if share_msat > 0:
+                yield Booking(booking.outpoint, leg, owed(invoice.id), account, Msat(share_msat), code)
+
+
+def _histories(booked: Iterable[Transfer]) -> dict[Place, list[Transfer]]:
+    """The transfers of each place by n: an even n books, an odd n reverses the one before."""
+    numbered: dict[Place, dict[int, Transfer]] = {}
+    for transfer in booked:
+        parts = _ID.fullmatch(transfer.id)
+        if parts is None:
+            continue
+        steps = numbered.setdefault(Place(parts["outpoint"], Leg(parts["leg"])), {})
+        if steps.setdefault(int(parts["n"]), transfer) != transfer:
+            raise LedgerImbalance(f"two different transfers {transfer.id}")
+    return {place: _checked(place, steps) for place, steps in numbered.items()}
+
+
+def _checked(place: Place, steps: dict[int, Transfer]) -> list[Transfer]:
+    """`steps` as a list. Raises LedgerImbalance unless they book and reverse in turn, without a gap."""
+    if sorted(steps) != list(range(len(steps))):
+        raise LedgerImbalance(f"a transfer of {place.outpoint}, leg {place.leg}, is missing")
+    history = [steps[n] for n in range(len(steps))]
+    for booking, reversal in zip(history[::2], history[1::2], strict=False):
+        if reversal != _reversal(booking, reversal.id, reversal.reference, reversal.created_at):
+            raise LedgerImbalance(f"{reversal.id} does not reverse {booking.id}")
+    return history
+
+
+def _says(transfer: Transfer, booking: Booking) -> bool:
+    return (transfer.debit, transfer.credit, transfer.amount_msat, transfer.code) == (
+        booking.debit,
+        booking.credit,
+        booking.amount_msat,
+        booking.code,
+    )
+
+
+def _reversal(transfer: Transfer, id_: str, reference: str, now: int) -> Transfer:
+    return Transfer(
+        id=id_,
+        debit=transfer.credit,
+        credit=transfer.debit,
+        amount_msat=transfer.amount_msat,
+        code=_REVERSAL[transfer.code],
+        reference=reference,
+        created_at=now,
+    )
+
+
+def _transfer(booking: Booking, id_: str, reference: str, now: int) -> Transfer:
+    return Transfer(
+        id=id_,
+        debit=booking.debit,
+        credit=booking.credit,
+        amount_msat=booking.amount_msat,
+        code=booking.code,
+        reference=reference,
+        created_at=now,
+    )
+
+
+def _leg_then_outpoint(place: Place) -> tuple[int, str]:
+    return _LEG_ORDER[place.leg], place.outpoint
