@@ -1,0 +1,122 @@
+"""What can go wrong on the seller's or buyer's side. One class per thing a caller would do differently.
+
+Messages may quote a server or a seller: sanitise them before printing.
+"""
+
+
+class ClientError(Exception):
+    """Root of the tree."""
+
+
+# What the user gave us.
+
+
+class LinkInvalid(ClientError):
+    """A link or receipt that cannot be used; the message says what is wrong with it."""
+
+
+class SourceRefused(ClientError):
+    """Something to upload is not a plain readable file, or changed while it was read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class NotSignedIn(ClientError):
+    """A seller's command without an access token."""
+
+
+class AlreadyRunning(ClientError):
+    """Another process works on the same upload or download."""
+
+
+# The server, or the way to it.
+
+
+class ServerUnreachable(ClientError):
+    """No answer after all retries. What was done so far is kept: run the same command again."""
+
+
+class ServerProblem(ClientError):
+    """The server said no (RFC 9457). `name` is the last part of the problem's type, `detail` its own words."""
+
+    def __init__(self, name: str, status: int, detail: str) -> None:
+        super().__init__(f"{detail or 'The server refused'} ({name}, HTTP {status})")
+        self.name = name
+        self.status = status
+        self.detail = detail
+
+
+class ServerAnswerWrong(ClientError):
+    """The server broke the protocol: a redirect, too many or too few bytes, another shape than promised."""
+
+
+# A server, or a seller, that is not honest. Nothing wrong was written under a final name.
+
+
+class ParcelAltered(ClientError):
+    """What the server offers is not what the sealed description says. `kind` names the difference.
+
+    Kinds: file-count, file-size, file-root, description-changed, network, price, offer.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{detail} Do not pay; tell the seller. ({kind})")
+        self.kind = kind
+        self.detail = detail
+
+
+class FileAltered(ClientError):
+    """Bytes of one file are not those the seller uploaded; `__cause__` is the storage error that proves it."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path = path
+
+
+# Paying.
+
+
+class PaymentPending(ClientError):
+    """The payment is not there or not deep enough yet. Run the command again with the receipt."""
+
+
+class PaymentWithdrawn(ClientError):
+    """The chain took the payment back. What was downloaded is kept; the receipt works again once it is back."""
+
+
+class InvoiceExpired(ClientError):
+    """Nothing was paid in time. Ask for a new invoice."""
+
+
+class WalletRefused(ClientError):
+    """The wallet did not pay; the message says why and what to do."""
+
+
+# The local disk.
+
+
+class TargetExists(ClientError):
+    """A file of this name is there already, and nothing is overwritten unasked."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} exists already. Choose another place with -o, or overwrite with --force.")
+        self.path = path
+
+
+class TargetUnsafe(ClientError):
+    """A part of the way to the target is a symbolic link or not a folder."""
+
+
+class SpaceMissing(ClientError):
+    """The disk has no room for the download."""
+
+    def __init__(self, *, needed_bytes: int, free_bytes: int, folder: str) -> None:
+        super().__init__(
+            f"{folder} has {free_bytes} bytes free and the download needs {needed_bytes}. Free some space or "
+            "choose another disk with -o, then run the same command again."
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
