@@ -42,8 +42,8 @@ _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u20
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a parcel.
 
-    `path` as `storage.paths` wants it, `size_bytes` of the plain file, `modified_at` in Unix seconds, `header` the 40
-    bytes its ciphertext begins with, `root` the 32 bytes that stand for its digests.
+    `path` as `storage.paths` wants it, `size_bytes` of the plain file, `modified_at` in Unix seconds,
+    `header` the 40 bytes its ciphertext begins with, `root` the 32 bytes that stand for its digests.
     """
 
     path: str
