@@ -1,7 +1,7 @@
 """The HTTP `Payment` authentication scheme, method `bitcoin`, intent `charge`. Pure.
 
-Nothing is stored for a challenge: its `id` is an HMAC over every other parameter, so an echoed challenge proves
-by itself that this server wrote it, and that whoever echoes it received it. Two kinds of challenge:
+Nothing is stored for a challenge: its `id` is an HMAC over every other parameter, so an echoed challenge
+proves by itself that this server wrote it, and that whoever echoes it received it. Two kinds of challenge:
 
     invitation   names the price and where to ask for an invoice; nothing was created for it
     bound        names one fresh invoice, its address and a nonce; the claim secret of that invoice is derived
@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from bitcache.canonical_json import CanonicalValue, canonical_json
+from bitcache.errors import BitcacheError
 from payments.money import Sat
 from storage import base64url
 
@@ -36,10 +37,10 @@ _SCHEME = re.compile(r"payment +([A-Za-z0-9_-]+)", re.IGNORECASE)
 _EXPIRES = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class CredentialInvalid(Exception):
+class CredentialInvalid(BitcacheError):
     """An `Authorization: Payment` that this server cannot accept; `reason` says what to change.
 
-    Whether it is malformed, forged, or of a key that was changed, the caller does the same: ask for a new one.
+    Whether it is malformed, forged, or of a key since changed, the caller does the same: ask for a new one.
     """
 
     def __init__(self, reason: str) -> None:
