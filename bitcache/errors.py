@@ -1,6 +1,7 @@
 """What can go wrong in the service, one class per thing a caller would do differently.
 
-`bitcache.api.problems` turns each into an HTTP problem; the message is what the person reads and says what to do next.
+`bitcache.api.problems` says which HTTP problem each becomes. The message is what the other side reads: it says what
+to change, and holds no secret.
 """
 
 
@@ -8,7 +9,171 @@ class BitcacheError(Exception):
     """Base of every error of this package."""
 
 
-# --- buying ---------------------------------------------------------------------------------------------------------
+# --- the operator's business --------------------------------------------------------------------------------
+
+
+class ConfigInvalid(BitcacheError):
+    """The configuration cannot be used; the message names the key and what to give instead."""
+
+
+class MasterKeyUnusable(BitcacheError):
+    """The master key file is missing, damaged or readable by others."""
+
+
+class AlreadyInitialised(BitcacheError):
+    """The data folder already holds a server: nothing was overwritten."""
+
+
+class DatabaseOutdated(BitcacheError):
+    """The database is of a newer version than this program."""
+
+
+class WrongNetwork(BitcacheError):
+    """The node follows another chain than the configuration says: nothing it reports may be believed."""
+
+
+class SealBroken(BitcacheError):
+    """A sealed value does not open: the row was altered, or the master key is another one."""
+
+    def __init__(self, table: str, row_id: str) -> None:
+        super().__init__(f"{table} {row_id}: sealed under another master key, or altered")
+        self.table = table
+        self.row_id = row_id
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+
+class RequestInvalid(BitcacheError):
+    """The request cannot be understood: a header, a query parameter, or JSON that is none."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ValueRefused(RequestInvalid):
+    """The request is well formed, but a value in it is not acceptable; `field` says which."""
+
+
+class BodyTooLarge(BitcacheError):
+    """The body is longer than this request may have. It was not read."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The body is larger than the {limit_bytes} bytes allowed here. Send less at a time."
+        )
+        self.limit_bytes = limit_bytes
+
+
+class BodyTooSlow(BitcacheError):
+    """The body stopped coming."""
+
+
+class TooManyRequests(BitcacheError):
+    """Slow down: the same request is welcome again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyKeyReused(BitcacheError):
+    """The Idempotency-Key was used for another request within the last day."""
+
+
+class NotFound(BitcacheError):
+    """No such thing, or it is another's: the two look alike on purpose."""
+
+    def __init__(self, kind: str, row_id: str) -> None:
+        super().__init__(f"There is no {kind} {row_id} here. Check the id and the account you use.")
+        self.kind = kind
+        self.row_id = row_id
+
+
+# --- accounts -----------------------------------------------------------------------------------------------
+
+
+class TokenMissing(BitcacheError):
+    """The request needs a seller's token."""
+
+
+class TokenInvalid(BitcacheError):
+    """The token is unknown, revoked or malformed."""
+
+
+class RegistrationClosed(BitcacheError):
+    """This server opens no accounts by itself."""
+
+
+class InviteInvalid(BitcacheError):
+    """Registration needs an invitation code, and this is none."""
+
+
+class NameTaken(BitcacheError):
+    """Another account has this name."""
+
+
+# --- files, parcels, offers ---------------------------------------------------------------------------------
+
+
+class AccountFull(BitcacheError):
+    """The account's byte cap would be exceeded."""
+
+
+class ServerFull(BitcacheError):
+    """The server's byte cap or disk has no room for a file of this size."""
+
+
+class PartOutOfRange(BitcacheError):
+    """The file has no part of this number."""
+
+
+class PartLengthWrong(BitcacheError):
+    """The body does not have the length that this part of the file has."""
+
+
+class PartDigestsWrong(BitcacheError):
+    """The announced digests are not those of the bytes that came. Nothing was stored."""
+
+
+class PartsMissing(BitcacheError):
+    """The file cannot be completed yet; the message lists the parts to send."""
+
+
+class FileComplete(BitcacheError):
+    """The file is complete and never changes again."""
+
+
+class FileIncomplete(BitcacheError):
+    """A parcel can only hold complete files."""
+
+
+class FileInUse(BitcacheError):
+    """A parcel holds the file: delete the parcel instead."""
+
+
+class ParcelSealed(BitcacheError):
+    """The parcel is sealed and never changes again."""
+
+
+class ParcelNotSealed(BitcacheError):
+    """An offer needs a sealed parcel."""
+
+
+class MetadataTooLarge(BitcacheError):
+    """The sealed metadata is over 4 MiB."""
+
+
+class OfferGone(BitcacheError):
+    """The offer was, but its parcel's bytes have been removed."""
+
+
+class OfferNotOpen(BitcacheError):
+    """The offer is closed, and stays so."""
+
+
+# --- buying -------------------------------------------------------------------------------------------------
 
 
 class OfferUnavailable(BitcacheError):
@@ -65,7 +230,7 @@ class SellerNotPayable(BitcacheError):
         )
 
 
-# --- claims and grants ----------------------------------------------------------------------------------------------
+# --- claims and grants --------------------------------------------------------------------------------------
 
 
 class ClaimRefused(BitcacheError):
@@ -119,7 +284,7 @@ class GrantExhausted(BitcacheError):
         self.retry_after_s = retry_after_s
 
 
-# --- content --------------------------------------------------------------------------------------------------------
+# --- content ------------------------------------------------------------------------------------------------
 
 
 class FileNotInOffer(BitcacheError):
@@ -137,7 +302,7 @@ class RangeUnsatisfiable(BitcacheError):
         self.size_bytes = size_bytes
 
 
-# --- earnings -------------------------------------------------------------------------------------------------------
+# --- earnings -----------------------------------------------------------------------------------------------
 
 
 class PeriodInvalid(BitcacheError):

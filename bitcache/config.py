@@ -1,0 +1,225 @@
+"""The server's configuration: `bitcache.toml` in the data folder, overridden by BITCACHE_* variables.
+
+`[node] rpc_url` is BITCACHE_NODE_RPC_URL. Secrets may also come from a file named by the variable with _FILE added.
+Unknown keys are errors: a misspelt limit must not silently be the default.
+"""
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from bitcache.errors import ConfigInvalid
+
+CONFIG_FILE_NAME = "bitcache.toml"
+VARIABLE_PREFIX = "BITCACHE_"
+SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password"})
+# Variables of the command line and the client, which share the prefix.
+FOREIGN_VARIABLES = frozenset({"BITCACHE_DATA", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"})
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+GIB = 1 << 30
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Network = Literal["regtest", "signet", "testnet4", "mainnet"]
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach the operator's own bitcoin node. Cookie file, or user and password."""
+
+    rpc_url: str = "http://127.0.0.1:8332"
+    rpc_cookie_file: str | None = None
+    rpc_user: str | None = None
+    rpc_password: str | None = None
+    zmq_sequence_url: str | None = None
+    """Where the node publishes `-zmqpubsequence`; without it polling alone finds payments."""
+    poll_interval_s: Annotated[int, Meta(ge=1, le=60)] = 2
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator decides. Defaults are for one machine, SQLite and a local folder."""
+
+    data_folder: Path
+    network: Network = "mainnet"
+    node: NodeConfig = NodeConfig()
+
+    listen: str = "127.0.0.1:8421"
+    public_url: str = "http://localhost:8421"
+    trusted_proxies: tuple[str, ...] = ()
+    database_url: str = ""
+    blobs_folder: str = "blobs"
+    master_key_file: str = "master.key"
+
+    registration: Literal["closed", "invite", "open"] = "closed"
+    invite_codes: tuple[str, ...] = ()
+    account_bytes_max: Count = 100 * GIB
+    total_bytes_max: Count = 1024 * GIB
+    disk_reserve_bytes: Count = 1 * GIB
+    upload_expiry_s: Positive = 7 * 86_400
+
+    price_floor_sat: Count = 1_000
+    price_hold_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
+    paid_retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
+    open_invoices_per_seller_max: Positive = 1_000
+    open_invoices_per_client_max: Positive = 10
+    payout_change_delay_s: Count = 86_400
+    prefetch_allowed: bool = True
+    zero_conf_key_cap_sat: Count = 10_000
+    grant_token_lifetime_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
+
+    operator_name: str = ""
+    operator_terms: str = ""
+    operator_contact: str = ""
+
+    @property
+    def listen_host(self) -> str:
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def database(self) -> str:
+        """The database URL, by default SQLite in the data folder."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / 'bitcache.db'}"
+
+    @property
+    def blobs(self) -> Path:
+        return self.data_folder / self.blobs_folder
+
+    @property
+    def master_key(self) -> Path:
+        return self.data_folder / self.master_key_file
+
+    @property
+    def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
+
+
+def load(data_folder: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration of the server in `data_folder`. Raises ConfigInvalid."""
+    path = data_folder / CONFIG_FILE_NAME
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError as exc:
+        raise ConfigInvalid(
+            f"There is no {path}. Run `bitcache init {data_folder}`, or give the right folder with --data."
+        ) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigInvalid(f"{path} is not valid TOML: {exc}.") from exc
+    variables = os.environ if environment is None else environment
+    return parse(document, data_folder=data_folder, variables=variables)
+
+
+def parse(
+    document: Mapping[str, Any], *, data_folder: Path, variables: Mapping[str, str] | None = None
+) -> Config:
+    """A checked configuration from a parsed TOML document and environment variables. Raises ConfigInvalid."""
+    _refuse_unknown(_flatten(document), "the configuration")
+    values: dict[str, Any] = {**document, "data_folder": str(data_folder)}
+    values["node"] = dict(document.get("node", {}))
+    for key, text in _overrides(variables or {}).items():
+        target, name = (values["node"], key[5:]) if key.startswith("node_") else (values, key)
+        target[name] = _items(text) if key in {"invite_codes", "trusted_proxies"} else text
+    try:
+        config = msgspec.convert(values, Config, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as exc:
+        raise ConfigInvalid(f"The configuration is not usable: {exc}.") from exc
+    _check(config)
+    return config
+
+
+def warnings(config: Config) -> list[str]:
+    """What an operator should hear at start-up, though the server can run."""
+    url = urlsplit(config.public_url)
+    if url.scheme == "https" or url.hostname in LOCAL_HOSTS:
+        return []
+    return [
+        f"public_url is {config.public_url}: browsers decrypt only on https or localhost. "
+        "Put a reverse proxy with a certificate in front and set public_url to its https address."
+    ]
+
+
+def known_keys() -> tuple[str, ...]:
+    """Every key, those of [node] with `node_` in front."""
+    node = [f"node_{field}" for field in NodeConfig.__struct_fields__]
+    return (*(field for field in Config.__struct_fields__ if field not in {"node", "data_folder"}), *node)
+
+
+def _flatten(document: Mapping[str, Any]) -> list[str]:
+    node = document.get("node", {})
+    if not isinstance(node, Mapping):
+        raise ConfigInvalid("`node` is a section: write [node] on its own line, then rpc_url = ...")
+    return [key for key in document if key != "node"] + [f"node_{key}" for key in node]
+
+
+def _overrides(variables: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for variable, text in variables.items():
+        if not variable.startswith(VARIABLE_PREFIX) or variable in FOREIGN_VARIABLES:
+            continue
+        key = variable.removeprefix(VARIABLE_PREFIX).lower()
+        secret = key.removesuffix("_file")
+        if key.endswith("_file") and secret in SECRETS:
+            found[secret] = _secret_from(variable, Path(text))
+        else:
+            _refuse_unknown([key], f"the environment ({variable})")
+            found[key] = text
+    return found
+
+
+def _secret_from(variable: str, path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigInvalid(f"{variable} names {path}, which cannot be read: {exc}.") from exc
+
+
+def _refuse_unknown(keys: list[str], where: str) -> None:
+    known = known_keys()
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ConfigInvalid(f"Unknown key `{key}` in {where}.{hint}")
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _path(expected: type, value: object) -> Any:
+    if expected is Path:
+        return Path(str(value))
+    raise NotImplementedError(expected)
+
+
+def _check(config: Config) -> None:
+    host, colon, port = config.listen.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65_536):
+        raise ConfigInvalid(f"`listen` is {config.listen!r}; write HOST:PORT, such as 127.0.0.1:8421.")
+    url = urlsplit(config.public_url)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        raise ConfigInvalid(
+            f"`public_url` is {config.public_url!r}; write the address people use, such as https://x.org."
+        )
+    if config.public_url.endswith("/"):
+        raise ConfigInvalid("`public_url` must not end with a slash: links are made by appending to it.")
+    try:
+        _ = config.proxies
+    except ValueError as exc:
+        raise ConfigInvalid(
+            f"`trusted_proxies`: {exc}; give addresses or networks such as 10.0.0.0/8."
+        ) from exc
+    if config.node.rpc_user and not config.node.rpc_password:
+        raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
+    if config.registration == "invite" and not config.invite_codes:
+        raise ConfigInvalid("`registration` is invite, but `invite_codes` is empty: give at least one code.")

@@ -1,0 +1,35 @@
+"""Ids and tokens. Ids name rows and are not secret unless said so; tokens are secrets, kept only as hashes."""
+
+import base64
+import hashlib
+import re
+import secrets
+
+ID_PATTERN = "[a-z2-7]{26}"
+"""128 random bits as lower-case base32 without padding."""
+SELLER_TOKEN_PREFIX = "bcs_"  # noqa: S105
+
+_ID = re.compile(ID_PATTERN)
+
+
+def new_id() -> str:
+    """A fresh id: 26 characters, 128 random bits."""
+    return _base32(secrets.token_bytes(16))
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def new_token(prefix: str) -> str:
+    """A fresh secret of 256 random bits after `prefix`, which tells people and secret scanners what it opens."""
+    return prefix + _base32(secrets.token_bytes(32))
+
+
+def token_hash(token: str) -> bytes:
+    """What is stored of a token, 32 bytes. Tokens are random, so one fast hash is enough."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _base32(octets: bytes) -> str:
+    return base64.b32encode(octets).decode().rstrip("=").lower()
