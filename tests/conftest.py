@@ -1,0 +1,81 @@
+"""Fixtures that all tests share: real nodes, a real PostgreSQL, free ports.
+
+Nodes and clusters are processes bound to no event loop, so session-wide ones (one per test worker) serve
+tests that have a loop each. Tests on the shared `world` leave it running, connected and synced; whoever stops
+nodes, parts them or reorganises the chain takes `own_world`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from regtest.errors import BitcoindMissing
+from regtest.install import BitcoindInstallation, find_bitcoind
+from regtest.processes import free_ports
+from regtest.world import RegtestWorld
+from tests.postgres import PostgresCluster, find_programs
+
+_database_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def bitcoind() -> BitcoindInstallation:
+    try:
+        return find_bitcoind()
+    except BitcoindMissing as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session")
+def bitcoind_path(bitcoind: BitcoindInstallation) -> Path:
+    return bitcoind.path
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(bitcoind: BitcoindInstallation) -> AsyncIterator[RegtestWorld]:
+    """Two connected nodes, shared by the tests of this worker."""
+    async with RegtestWorld(installation=bitcoind) as world:
+        yield world
+
+
+@pytest_asyncio.fixture
+async def own_world(bitcoind: BitcoindInstallation) -> AsyncIterator[RegtestWorld]:
+    """Two connected nodes for one test, which may do to them what it likes."""
+    async with RegtestWorld(installation=bitcoind) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[PostgresCluster]:
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    cluster = PostgresCluster(programs)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_cluster: PostgresCluster) -> str:
+    """SQLAlchemy URL of the cluster's maintenance database."""
+    return postgres_cluster.url()
+
+
+@pytest.fixture
+def postgres_database(postgres_cluster: PostgresCluster) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database for one test."""
+    name = f"test_{next(_database_numbers)}"
+    postgres_cluster.create_database(name)
+    yield postgres_cluster.url(name)
+    postgres_cluster.drop_database(name)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on."""
+    return free_ports(1)[0]
