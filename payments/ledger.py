@@ -155,7 +155,7 @@ def reconcile(
     """The transfers to append so that exactly `desired` stands; none if it does already.
 
     `booked` is every transfer written for these outpoints so far, in any order; one whose id names no
-    outpoint and leg is left alone. Reversals come first, the last leg first, so that no owed balance dips below zero.
+    outpoint and leg is left alone. Reversals come first, the last leg first: no owed balance dips below zero.
     Raises LedgerImbalance if `booked` has a gap or a wrong reversal, or `desired` names one place twice.
     """
     wanted: dict[Place, Booking] = {}

@@ -3,7 +3,7 @@
 Every conversion between the two, and from and to the node's BTC decimals, is here, its rounding in its name.
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, localcontext
 from typing import NewType
 
 from payments.errors import AmountInvalid
@@ -25,12 +25,12 @@ def msat_from_sat(amount_sat: Sat) -> Msat:
 
 
 def sat_rounded_up(amount_msat: Msat) -> Sat:
-    """Whole sats that cover `amount_msat` (>= 0)."""
+    """The fewest whole sats that cover `amount_msat`."""
     return Sat(-(-amount_msat // MSAT_PER_SAT))
 
 
 def sat_rounded_down(amount_msat: Msat) -> Sat:
-    """Whole sats within `amount_msat` (>= 0)."""
+    """The most whole sats within `amount_msat`."""
     return Sat(amount_msat // MSAT_PER_SAT)
 
 
@@ -39,15 +39,22 @@ def sat_from_btc(amount_btc: Decimal) -> Sat:
 
     Raises AmountInvalid for a negative amount, one above MAX_MONEY_SAT, or one finer than a satoshi.
     """
-    amount_sat = amount_btc * SAT_PER_BTC
-    if not amount_sat.is_finite() or amount_sat != amount_sat.to_integral_value():
-        raise AmountInvalid(f"{amount_btc} BTC is not a whole number of satoshis")
-    if not 0 <= amount_sat <= MAX_MONEY_SAT:
+    if not amount_btc.is_finite() or not 0 <= amount_btc <= MAX_MONEY_SAT // SAT_PER_BTC:
         raise AmountInvalid(f"{amount_btc} BTC is outside 0 to 21 million")
-    return Sat(int(amount_sat))
+    try:
+        # Decimal rounds long numbers in silence unless it is told to complain.
+        with localcontext(Context(traps=[Inexact])):
+            return Sat(int((amount_btc * SAT_PER_BTC).to_integral_exact()))
+    except Inexact as exc:
+        raise AmountInvalid(f"{amount_btc} BTC is not a whole number of satoshis") from exc
 
 
 def btc_from_sat(amount_sat: Sat) -> str:
-    """A BTC amount with eight decimals, as BIP321 URIs and wallets write it: 5000 -> "0.00005000"."""
+    """A BTC amount with eight decimals, as BIP321 URIs and wallets write it: 5000 -> "0.00005000".
+
+    Raises AmountInvalid for a negative amount.
+    """
+    if amount_sat < 0:
+        raise AmountInvalid(f"{amount_sat} sat cannot be asked for: the amount is negative")
     whole, rest = divmod(amount_sat, SAT_PER_BTC)
     return f"{whole}.{rest:08d}"
