@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,7 +55,8 @@ class LocalBlobStore:
         self._reserve_bytes = reserve_bytes
         self._workers = ThreadPoolExecutor(WORKER_COUNT, thread_name_prefix="blob")
         self._durable_shards: set[Path] = set()
-        self._shard_lock = threading.Lock()
+        # Held while names appear or change, never while bytes are written.
+        self._names_lock = threading.Lock()
 
     async def write_part(self, file_id: str, part_no: int, data: Bytes) -> None:
         await self._run(lambda: self._write_part(file_id, part_no, data))
@@ -62,15 +64,15 @@ class LocalBlobStore:
     async def finish(self, file_id: str, size_bytes: int) -> None:
         await self._run(lambda: self._finish(file_id, size_bytes))
 
-    async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange:
-        return await self._run(lambda: self._open_range(file_id, offset, length))
+    async def open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange:
+        return await self._run(lambda: self._open_range(file_id, offset=offset, length=length))
 
     async def delete(self, file_id: str) -> None:
         await self._run(lambda: self._delete(file_id))
 
     async def list(self) -> AsyncIterator[BlobInfo]:
-        for shard in await self._run(lambda: sorted(self._folder.iterdir())):
-            for blob in await self._run(lambda shard=shard: _blobs_in(shard)):  # type: ignore[misc]
+        for shard in await self._run(lambda: [path for path in self._folder.iterdir() if path.is_dir()]):
+            for blob in await self._run(partial(_blobs_in, shard)):
                 yield blob
 
     async def free_bytes(self) -> int:
@@ -87,35 +89,32 @@ class LocalBlobStore:
         if not 1 <= len(data) <= PART_SIZE_BYTES or not 0 <= part_no < PART_COUNT_MAX:
             raise PartSizeWrong(part_no, length_bytes=len(data))
         offset = part_no * PART_SIZE_BYTES
-        if finished.exists():
+        with _disk_full_translated(), self._names_lock:
+            file = None if finished.exists() else self._open_uploading(uploading, len(data))
+        if file is None:
             if _read(finished, offset, len(data)) != data:
                 raise PartConflict(file_id, part_no)
             return
-        free_bytes = self._disk_free_bytes()
-        if free_bytes - len(data) < self._reserve_bytes:
-            raise DiskFull(free_bytes=free_bytes, reserve_bytes=self._reserve_bytes)
-        with _disk_full_translated():
-            self._make_shard(uploading.parent)
-            with _opened(uploading, os.O_WRONLY | os.O_CREAT) as file:
-                _write(file, data, offset)
-                os.fsync(file)
+        with _disk_full_translated(), _closing(file):
+            _write(file, data, offset)
+            os.fsync(file)
             _sync_folder(uploading.parent)
 
     def _finish(self, file_id: str, size_bytes: int) -> None:
         finished, uploading = self._paths(file_id)
-        # A crash may have come between the rename and the caller's note of it.
-        present = finished if finished.exists() else uploading
-        try:
-            stored_bytes = present.stat().st_size
-        except FileNotFoundError as exc:
-            raise BlobMissing(file_id) from exc
-        if stored_bytes != size_bytes:
-            raise BlobIncomplete(file_id, size_bytes=size_bytes, stored_bytes=stored_bytes)
-        if present is uploading:
-            uploading.rename(finished)
+        with self._names_lock:
+            # A crash may have come between the rename and the caller's note of it.
+            present = finished if finished.exists() else uploading
+            try:
+                stored_bytes = present.stat().st_size
+            except FileNotFoundError as exc:
+                raise BlobMissing(file_id) from exc
+            if stored_bytes != size_bytes:
+                raise BlobIncomplete(file_id, size_bytes=size_bytes, stored_bytes=stored_bytes)
+            present.rename(finished)
         _sync_folder(finished.parent)
 
-    def _open_range(self, file_id: str, offset: int, length: int) -> LocalRange:
+    def _open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange:
         finished, _ = self._paths(file_id)
         try:
             size_bytes = finished.stat().st_size
@@ -127,8 +126,9 @@ class LocalBlobStore:
 
     def _delete(self, file_id: str) -> None:
         finished, uploading = self._paths(file_id)
-        finished.unlink(missing_ok=True)
-        uploading.unlink(missing_ok=True)
+        with self._names_lock:
+            finished.unlink(missing_ok=True)
+            uploading.unlink(missing_ok=True)
         if finished.parent.exists():
             _sync_folder(finished.parent)
 
@@ -139,13 +139,17 @@ class LocalBlobStore:
         finished = self._folder / file_id[:2] / file_id
         return finished, finished.with_name(file_id + _UPLOADING_SUFFIX)
 
-    def _make_shard(self, shard: Path) -> None:
-        # Under a lock, since no other writer may acknowledge a part before its shard is durable.
-        with self._shard_lock:
-            if shard not in self._durable_shards:
-                shard.mkdir(mode=FOLDER_MODE, exist_ok=True)
-                _sync_folder(self._folder)
-                self._durable_shards.add(shard)
+    def _open_uploading(self, uploading: Path, length: int) -> int:
+        """A descriptor to write `length` bytes to, in a shard that a power cut leaves in place."""
+        free_bytes = self._disk_free_bytes()
+        if free_bytes - length < self._reserve_bytes:
+            raise DiskFull(free_bytes=free_bytes, reserve_bytes=self._reserve_bytes)
+        shard = uploading.parent
+        if shard not in self._durable_shards:
+            shard.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            _sync_folder(self._folder)
+            self._durable_shards.add(shard)
+        return os.open(uploading, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
 
     def _disk_free_bytes(self) -> int:
         disk = os.statvfs(self._folder)
@@ -154,24 +158,23 @@ class LocalBlobStore:
 
 def _blobs_in(shard: Path) -> list[BlobInfo]:
     blobs = []
-    for entry in os.scandir(shard):
-        file_id = entry.name.removesuffix(_UPLOADING_SUFFIX)
+    for path in shard.iterdir():
+        file_id = path.name.removesuffix(_UPLOADING_SUFFIX)
         if not _FILE_ID.fullmatch(file_id):
             continue
         try:
-            stat = entry.stat(follow_symlinks=False)
+            stat = path.lstat()
         except FileNotFoundError:
-            continue
-        state = BlobState.FINISHED if entry.name == file_id else BlobState.UPLOADING
+            continue  # deleted or finished meanwhile
+        state = BlobState.FINISHED if path.name == file_id else BlobState.UPLOADING
         blobs.append(BlobInfo(file_id, state, stat.st_size, int(stat.st_mtime)))
     return blobs
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+def _closing(file: int) -> Iterator[None]:
     try:
-        yield file
+        yield
     finally:
         os.close(file)
 
@@ -190,7 +193,8 @@ def _read(path: Path, offset: int, length: int) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as file:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with _closing(file):
         os.fsync(file)
 
 
