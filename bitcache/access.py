@@ -1,0 +1,166 @@
+"""What a payment opens: keeps each grant's row equal to what its invoice's standing permits.
+
+The grant is born with its invoice, allowing nothing, so that its id never changes and the sweep knows from
+the first moment which bytes a buyer may have a right to. Money and access change in one transaction:
+`on_change` runs inside the one that changes the standing.
+"""
+
+from dataclasses import dataclass
+
+from msgspec import Raw, Struct, json
+from sqlalchemy import func, insert, select, update
+
+from bitcache import events
+from bitcache.config import Config
+from bitcache.db.tables import grants
+from bitcache.ids import new_id
+from bitcache.invoice_view import frozen_offer, invoice_view
+from bitcache.node_state import node_state
+from payments.invoice import Standing, Status
+from payments.policy import Permission, permission
+from payments.ports import Clock, Transaction
+from payments.records import InvoiceRecord
+from payments.tables import invoice_terms, invoices
+
+TOPIC = "invoice"
+DAY_S = 86_400
+UNPAID_RETENTION_S = 7 * DAY_S
+"""An invoice nobody paid holds a deleted parcel's bytes only as long as its payment may still turn up."""
+
+
+class InvoiceEvent(Struct, frozen=True):
+    """A row of `events`, topic "invoice": what the grant allows, and the buyer's view, ready to be sent."""
+
+    grant_id: str
+    bytes_allowed: bool
+    view: Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One row of `grants`."""
+
+    id: str
+    invoice_id: str
+    offer_id: str
+    parcel_id: str
+    bytes_allowed: bool
+    key_allowed: bool
+    retained_until: int
+    bytes_served: int
+
+
+class Access:
+    """The service's side of every change of an invoice's standing. Holds no state."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+
+    async def on_change(self, tx: Transaction, before: Standing, after: InvoiceRecord) -> None:
+        """`payments.ports.OnChange`: adjust the grant and tell who listens."""
+        await self.settle(tx, after)
+
+    async def open(self, tx: Transaction, record: InvoiceRecord) -> Grant:
+        """Write the grant of a new invoice."""
+        offer = frozen_offer(record)
+        now = self._clock()
+        await tx.execute(
+            insert(grants).values(
+                id=new_id(),
+                invoice_id=record.invoice.id,
+                offer_id=offer.offer_id,
+                parcel_id=offer.parcel_id,
+                created_at=now,
+                bytes_allowed=False,
+                key_allowed=False,
+                retained_until=record.standing.valid_until + UNPAID_RETENTION_S,
+                bytes_served=0,
+            )
+        )
+        return await self.settle(tx, record)
+
+    async def settle(self, tx: Transaction, record: InvoiceRecord) -> Grant:
+        """Make the grant's row say what `record` permits now, and append the event."""
+        now = self._clock()
+        grant = await grant_of(tx, record.invoice.id)
+        permitted = await self.permission(tx, record, grant)
+        retained_until = grant.retained_until
+        if record.standing.covered:
+            retained_until = max(retained_until, _paid_at(record, now) + self._retention_s(record))
+        released_at = record.released_at
+        if permitted.key_allowed and released_at is None:
+            released_at = now
+            await tx.execute(
+                update(invoices).where(invoices.c.id == record.invoice.id).values(released_at=now)
+            )
+        await tx.execute(
+            update(grants)
+            .where(grants.c.id == grant.id)
+            .values(
+                bytes_allowed=permitted.bytes_allowed,
+                key_allowed=permitted.key_allowed,
+                retained_until=retained_until,
+            )
+        )
+        view = invoice_view(record, permitted, await node_state(tx, now), now)
+        event = InvoiceEvent(grant.id, permitted.bytes_allowed, Raw(json.encode(view)))
+        await events.append(tx, topic=TOPIC, subject=record.invoice.id, payload=event, now=now)
+        return await grant_of(tx, record.invoice.id)
+
+    async def permission(self, tx: Transaction, record: InvoiceRecord, grant: Grant) -> Permission:
+        """What the buyer may have now.
+
+        `grant` is the row as last written, which knows what was once given.
+        """
+        offer = frozen_offer(record)
+        return permission(
+            record.invoice.policy,
+            record.standing,
+            released=record.released_at is not None or grant.bytes_allowed or grant.bytes_served > 0,
+            zero_conf_key_allowed=await self._fits_unconfirmed_cap(tx, record),
+            # The bytes of a meterable parcel are worth money without the key's policy: never before the key.
+            prefetch_fit=record.prefetch_fit
+            and (offer.key_at == 0 or (self._config.prefetch_allowed and not offer.meterable)),
+        )
+
+    async def _fits_unconfirmed_cap(self, tx: Transaction, record: InvoiceRecord) -> bool:
+        """Whether the key may be given on this payment before a block, all others so given counted."""
+        if record.standing.depth != 0 or record.invoice.policy.key_at > 0:
+            return True  # not asked
+        return (
+            await _unconfirmed_exposure_sat(tx, record.invoice.id) + record.standing.price_sat
+            <= self._config.zero_conf_key_cap_sat
+        )
+
+    def _retention_s(self, record: InvoiceRecord) -> int:
+        return frozen_offer(record).paid_retention_days * DAY_S
+
+
+async def grant_of(tx: Transaction, invoice_id: str) -> Grant:
+    """The invoice's grant; every invoice has one."""
+    columns = (grants.c[name] for name in Grant.__dataclass_fields__)
+    row = (await tx.execute(select(*columns).where(grants.c.invoice_id == invoice_id))).one()
+    return Grant(**row._mapping)
+
+
+def _paid_at(record: InvoiceRecord, now: int) -> int:
+    """When the buyer got the key, or now while waiting for it: the promised days are days of having it."""
+    return now if record.released_at is None else record.released_at
+
+
+async def _unconfirmed_exposure_sat(tx: Transaction, except_invoice_id: str) -> int:
+    """What would be lost if every unconfirmed payment whose key was given failed, in sats."""
+    exposed = (
+        select(func.max(invoice_terms.c.amount_sat).label("amount_sat"))
+        .join(invoices, invoices.c.id == invoice_terms.c.invoice_id)
+        .where(
+            invoices.c.status == Status.SEEN,
+            invoices.c.key_at == 0,
+            invoices.c.released_at.is_not(None),
+            invoices.c.id != except_invoice_id,
+        )
+        .group_by(invoices.c.id)
+        .subquery()
+    )
+    return int(await tx.scalar(select(func.sum(exposed.c.amount_sat))) or 0)

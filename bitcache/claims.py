@@ -1,0 +1,103 @@
+"""Claiming: from the secret the buyer kept to a grant token and, when the payment allows it, to the key.
+
+Claiming again gives the same grant, on any device: the receipt is all it takes.
+"""
+
+import hashlib
+import hmac
+
+from sqlalchemy import select
+
+from bitcache.access import Access, Grant, grant_of
+from bitcache.api.wire import ClaimView, ParcelFileView
+from bitcache.db.tables import files, offers, parcel_files, parcels
+from bitcache.errors import ClaimRefused, TakenDown
+from bitcache.grants import GrantBook
+from bitcache.sealing import Sealer
+from payments.ports import Clock, Store, Transaction
+from payments.registry import InvoiceRegistry
+from storage import base64url
+
+
+class Claims:
+    """Gives out what an invoice's standing allows, to who can prove to be its buyer."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        registry: InvoiceRegistry,
+        access: Access,
+        book: GrantBook,
+        sealer: Sealer,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._access = access
+        self._book = book
+        self._sealer = sealer
+        self._clock = clock
+
+    async def claim(self, invoice_id: str, claim_secret: bytes) -> ClaimView:
+        """What is allowed now. Before the payment this is a token that opens nothing yet.
+
+        Raises InvoiceNotFound, ClaimRefused, TakenDown.
+        """
+
+        async def claimed(tx: Transaction) -> tuple[Grant, ClaimView]:
+            record = await self._registry.load(tx, invoice_id, now=self._clock())
+            if not hmac.compare_digest(hashlib.sha256(claim_secret).digest(), record.claim_hash):
+                raise ClaimRefused
+            grant = await grant_of(tx, invoice_id)
+            if await tx.scalar(select(offers.c.taken_down_at).where(offers.c.id == grant.offer_id)):
+                raise TakenDown(grant.offer_id)
+            # The cap of unconfirmed exposure may have room by now.
+            permitted = await self._access.permission(tx, record, grant)
+            if (permitted.bytes_allowed, permitted.key_allowed) != (grant.bytes_allowed, grant.key_allowed):
+                grant = await self._access.settle(tx, record)
+            return grant, await self._claim_view(tx, grant)
+
+        grant, view = await self._store.write(claimed)
+        self._book.doubt_grant(grant.id)
+        return view
+
+    async def _claim_view(self, tx: Transaction, grant: Grant) -> ClaimView:
+        parcel = (await tx.execute(select(parcels).where(parcels.c.id == grant.parcel_id))).one()
+        token, expires_at = self._book.issue(
+            grant_id=grant.id, offer_id=grant.offer_id, parcel_id=grant.parcel_id
+        )
+        release_secret = None
+        if grant.key_allowed:
+            secret = self._sealer.open(parcel.sealed_release_secret, table="parcels", row_id=parcel.id)
+            release_secret = base64url.encode(secret)
+        return ClaimView(
+            grant_id=grant.id,
+            grant_token=token,
+            grant_expires_at=expires_at,
+            bytes_allowed=grant.bytes_allowed,
+            key_allowed=grant.key_allowed,
+            release_secret=release_secret,
+            files=await parcel_file_views(tx, parcel.id),
+            metadata=base64url.encode(parcel.metadata),
+            retained_until=grant.retained_until,
+        )
+
+
+async def parcel_file_views(tx: Transaction, parcel_id: str) -> list[ParcelFileView]:
+    """The files of a sealed parcel, in the seller's order."""
+    joined = (
+        select(parcel_files.c.file_id, parcel_files.c.wrapped_key, files.c.size_bytes, files.c.root)
+        .join(files, files.c.id == parcel_files.c.file_id)
+        .where(parcel_files.c.parcel_id == parcel_id)
+        .order_by(parcel_files.c.position)
+    )
+    return [
+        ParcelFileView(
+            file_id=row.file_id,
+            size_bytes=row.size_bytes,
+            root=base64url.encode(row.root),
+            wrapped_key=base64url.encode(row.wrapped_key),
+        )
+        for row in (await tx.execute(joined)).all()
+    ]

@@ -1,0 +1,99 @@
+"""An offer as the till sees it: whether it sells now, what it costs, and into which wallet it is paid."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import select
+
+from bitcache.config import Config
+from bitcache.db.tables import accounts, offers, parcels
+from bitcache.errors import NotFound
+from payments.invoice import Term
+from payments.money import Msat, sat_rounded_up
+from payments.ports import Transaction
+
+SaleState = Literal["open", "closed", "expired", "sold_out", "taken_down"]
+Sold = Callable[[Transaction, str], Awaitable[int]]
+"""How many of an offer are sold; `InvoiceRegistry.sold`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaleOffer:
+    """What a sale needs of an offer, its parcel and its seller, in one row."""
+
+    id: str
+    parcel_id: str
+    seller_id: str
+    price_msat: Msat
+    bytes_at: int
+    key_at: int
+    meterable: bool
+    expires_at: int | None
+    max_downloads: int | None
+    closed: bool
+    taken_down: bool
+    descriptor_id: str | None
+    """Of the wallet in force now; None while the seller has set none."""
+
+
+async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer:
+    """Raises NotFound."""
+    joined = (
+        select(offers, parcels.c.meterable, parcels.c.deleted_at)
+        .add_columns(accounts.c.descriptor_id, accounts.c.pending_descriptor_id, accounts.c.pending_until)
+        .join(parcels, parcels.c.id == offers.c.parcel_id)
+        .join(accounts, accounts.c.id == offers.c.account_id)
+        .where(offers.c.id == offer_id)
+    )
+    row = (await tx.execute(joined)).one_or_none()
+    if row is None:
+        raise NotFound("offer", offer_id)
+    changed = row.pending_descriptor_id is not None and row.pending_until <= now
+    return SaleOffer(
+        id=row.id,
+        parcel_id=row.parcel_id,
+        seller_id=row.account_id,
+        price_msat=Msat(row.price_msat),
+        bytes_at=row.bytes_at,
+        key_at=row.key_at,
+        meterable=row.meterable,
+        expires_at=row.expires_at,
+        max_downloads=row.max_downloads,
+        closed=row.closed_at is not None or row.deleted_at is not None,
+        taken_down=row.taken_down_at is not None,
+        descriptor_id=row.pending_descriptor_id if changed else row.descriptor_id,
+    )
+
+
+async def sale_state(tx: Transaction, offer: SaleOffer, sold: Sold, now: int) -> SaleState:
+    """Only "open" sells."""
+    if offer.taken_down:
+        return "taken_down"
+    if offer.closed:
+        return "closed"
+    if offer.expires_at is not None and offer.expires_at <= now:
+        return "expired"
+    if offer.max_downloads is not None and await sold(tx, offer.id) >= offer.max_downloads:
+        return "sold_out"
+    return "open"
+
+
+def sale_term(offer: SaleOffer, config: Config, now: int) -> Term:
+    """The offer's price, held from `now`."""
+    return Term(sat_rounded_up(offer.price_msat), valid_until=now + config.price_hold_s)
+
+
+class OfferQuotes:
+    """`payments.ports.Quote`: what an offer costs now, for an invoice whose price has expired."""
+
+    def __init__(self, config: Config, *, sold: Sold) -> None:
+        self._config = config
+        self._sold = sold
+
+    async def __call__(self, tx: Transaction, subject: str, now: int) -> Term | None:
+        """None when the offer does not sell any more: late money is then owed."""
+        offer = await load_sale_offer(tx, subject, now)
+        if await sale_state(tx, offer, self._sold, now) != "open":
+            return None
+        return sale_term(offer, self._config, now)

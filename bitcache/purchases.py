@@ -1,0 +1,243 @@
+"""From an offer to an invoice: everything that is decided when a buyer asks to pay.
+
+All of it is decided inside the one transaction that writes the invoice. The address is taken there too, and
+its script is watched before anybody is told of it. The same claim hash on the same offer is the same
+invoice, so a buyer whose connection broke asks again and pays once.
+"""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec import json
+from sqlalchemy import func, select
+
+from bitcache.access import Access, grant_of
+from bitcache.api.wire import InvoiceSummary, InvoiceView
+from bitcache.config import Config
+from bitcache.errors import NodeOffline, OfferUnavailable, SellerNotPayable, TakenDown, TooManyOpenInvoices
+from bitcache.ids import new_id
+from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
+from bitcache.node_state import node_state
+from bitcache.on_sale import SaleOffer, load_sale_offer, sale_state, sale_term
+from payments.addresses import AddressBook
+from payments.descriptors import DescriptorStore
+from payments.errors import AddressesNotDerived, InvoiceNotFound, NodeUnavailable
+from payments.invoice import Invoice, Mode, Policy, Status
+from payments.ports import Clock, Store, Transaction
+from payments.records import InvoiceRecord
+from payments.registry import InvoiceRegistry
+from payments.tables import invoices
+from payments.watcher import Watcher
+
+REFERENCE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""Without the characters that people confuse when they read them to each other."""
+ADDRESS_ATTEMPTS_MAX = 5
+CLIENTS_REMEMBERED_MAX = 100_000
+INVOICES_REMEMBERED_MAX = 200
+"""Per client, the newest; far more than may be unpaid at once."""
+
+
+class Purchase(NamedTuple):
+    invoice: InvoiceView
+    created: bool
+    """False: the same claim hash asked before."""
+
+
+class Purchases:
+    """Makes invoices for offers, shows them, renews them."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        registry: InvoiceRegistry,
+        access: Access,
+        descriptors: DescriptorStore,
+        addresses: AddressBook,
+        watcher: Watcher | None,
+        clock: Clock,
+    ) -> None:
+        """`watcher` is None in a process that runs none."""
+        self._config = config
+        self._store = store
+        self._registry = registry
+        self._access = access
+        self._descriptors = descriptors
+        self._addresses = addresses
+        self._watcher = watcher
+        self._clock = clock
+        self._clients = _ClientInvoices()
+
+    async def buy(self, offer_id: str, claim_hash: bytes, client: str) -> Purchase:
+        """The invoice for `claim_hash` (32 bytes) on this offer, made now unless it exists.
+
+        `client` is whose cap of unpaid invoices counts: an address, or any other name of who asks.
+        Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices.
+        """
+        with self._clients.asking(client) as asker:
+            record, created = await self._bought(offer_id, claim_hash, asker)
+            if created and record.address:
+                asker.invoice_ids = [*asker.invoice_ids, record.invoice.id][-INVOICES_REMEMBERED_MAX:]
+        if self._watcher and record.script_pubkey:
+            self._watcher.watch(record.script_pubkey, record.invoice.id)
+        return Purchase(await self.view(record.invoice.id), created)
+
+    async def view(self, invoice_id: str) -> InvoiceView:
+        """The invoice as it stands now. Raises InvoiceNotFound."""
+        return await self._store.read(lambda tx: self.view_in(tx, invoice_id))
+
+    async def view_in(self, tx: Transaction, invoice_id: str) -> InvoiceView:
+        """As `view`, in the caller's transaction."""
+        now = self._clock()
+        record = await self._registry.load(tx, invoice_id, now=now)
+        permitted = await self._access.permission(tx, record, await grant_of(tx, invoice_id))
+        return invoice_view(record, permitted, await node_state(tx, now), now)
+
+    async def renew(self, invoice_id: str) -> InvoiceView:
+        """One more term at today's price. Raises InvoiceNotFound, InvoiceNotRenewable, NodeOffline."""
+
+        async def renewed(tx: Transaction) -> InvoiceView:
+            now = self._clock()
+            if not (await node_state(tx, now)).online:
+                raise NodeOffline
+            await self._registry.renew(tx, invoice_id, now=now)
+            return await self.view_in(tx, invoice_id)
+
+        return await self._store.write(renewed)
+
+    async def page(self, seller_id: str, *, after: str | None, limit: int) -> list[InvoiceSummary]:
+        """The seller's invoices, newest first, those after the invoice `after`. Raises InvoiceNotFound."""
+
+        async def listed(tx: Transaction) -> list[InvoiceSummary]:
+            if after is not None:
+                owner = await tx.scalar(select(invoices.c.seller_id).where(invoices.c.id == after))
+                if owner != seller_id:
+                    raise InvoiceNotFound(f"there is no invoice {after}; list again without `after`")
+            now = self._clock()
+            records = await self._registry.page(tx, seller_id=seller_id, after=after, limit=limit, now=now)
+            return [invoice_summary(record) for record in records]
+
+        return await self._store.read(listed)
+
+    async def _bought(self, offer_id: str, claim_hash: bytes, asker: "_Asker") -> tuple[InvoiceRecord, bool]:
+        for _ in range(ADDRESS_ATTEMPTS_MAX):
+            try:
+                return await self._store.write(lambda tx: self._buy(tx, offer_id, claim_hash, asker))
+            except AddressesNotDerived as missing:
+                await self._derive(missing)
+        raise NodeOffline  # others took every address that was derived meanwhile
+
+    async def _derive(self, missing: AddressesNotDerived) -> None:
+        descriptor = await self._store.read(lambda tx: self._descriptors.load(tx, missing.descriptor_id))
+        try:
+            await self._addresses.ensure(descriptor, missing.index)
+        except NodeUnavailable as exc:
+            raise NodeOffline from exc
+
+    async def _buy(
+        self, tx: Transaction, offer_id: str, claim_hash: bytes, asker: "_Asker"
+    ) -> tuple[InvoiceRecord, bool]:
+        now = self._clock()
+        known = await self._registry.find(tx, subject=offer_id, claim_hash=claim_hash, now=now)
+        if known is not None:
+            return known, False
+        offer = await load_sale_offer(tx, offer_id, now)
+        state = await sale_state(tx, offer, self._registry.sold, now)
+        if state == "taken_down":
+            raise TakenDown(offer_id)
+        if state != "open":
+            raise OfferUnavailable(offer_id, state)
+        issued = None
+        if offer.price_msat:
+            descriptor_id = await self._payable(tx, offer, asker, now)
+            issued = await self._descriptors.issue(tx, descriptor_id, self._addresses)
+        invoice = Invoice(
+            id=new_id(),
+            reference=new_reference(),
+            created_at=now,
+            seller_id=offer.seller_id,
+            mode=Mode.DIRECT,
+            policy=Policy(bytes_at=offer.bytes_at, key_at=offer.key_at),
+            terms=(sale_term(offer, self._config, now),),
+        )
+        record = await self._registry.create(
+            tx,
+            invoice,
+            subject=offer_id,
+            frozen=self._frozen(offer),
+            claim_hash=claim_hash,
+            issued=issued,
+            now=now,
+        )
+        await self._access.open(tx, record)
+        return record, True
+
+    async def _payable(self, tx: Transaction, offer: SaleOffer, asker: "_Asker", now: int) -> str:
+        """The descriptor to be paid, if a payment can be asked for now at all."""
+        if not (await node_state(tx, now)).online:
+            raise NodeOffline
+        if offer.descriptor_id is None:
+            raise SellerNotPayable
+        client_max = self._config.open_invoices_per_client_max
+        if await _count_open(tx, asker.invoice_ids) + asker.under_way > client_max:
+            raise TooManyOpenInvoices("client", client_max)
+        seller_max = self._config.open_invoices_per_seller_max
+        if await self._registry.open_unpaid(tx, offer.seller_id) >= seller_max:
+            raise TooManyOpenInvoices("seller", seller_max)
+        return offer.descriptor_id
+
+    def _frozen(self, offer: SaleOffer) -> str:
+        frozen = FrozenOffer(
+            offer_id=offer.id,
+            parcel_id=offer.parcel_id,
+            price_msat=offer.price_msat,
+            bytes_at=offer.bytes_at,
+            key_at=offer.key_at,
+            mode=Mode.DIRECT.value,
+            paid_retention_days=self._config.paid_retention_days,
+            meterable=offer.meterable,
+        )
+        return json.encode(frozen).decode()
+
+
+def new_reference() -> str:
+    """Short and for humans, such as BC-7K3Q-9X2M: 39 random bits. Unique by the database's constraint."""
+    letters = "".join(secrets.choice(REFERENCE_ALPHABET) for _ in range(8))
+    return f"BC-{letters[:4]}-{letters[4:]}"
+
+
+@dataclass(slots=True)
+class _Asker:
+    """One client's unpaid invoices, as far as this process remembers."""
+
+    invoice_ids: list[str] = field(default_factory=list)
+    under_way: int = 0
+    """Requests being decided now, the asking one included: a burst must not pass the cap together."""
+
+
+class _ClientInvoices:
+    """Who asked for which invoices. In memory only: the database keeps no buyer's address."""
+
+    def __init__(self) -> None:
+        self._askers: dict[str, _Asker] = {}
+
+    @contextmanager
+    def asking(self, client: str) -> Iterator[_Asker]:
+        asker = self._askers.pop(client, None) or _Asker()
+        self._askers[client] = asker  # now the newest
+        while len(self._askers) > CLIENTS_REMEMBERED_MAX:
+            del self._askers[next(iter(self._askers))]
+        asker.under_way += 1
+        try:
+            yield asker
+        finally:
+            asker.under_way -= 1
+
+
+async def _count_open(tx: Transaction, invoice_ids: list[str]) -> int:
+    still_open = select(func.count()).where(invoices.c.id.in_(invoice_ids), invoices.c.status == Status.OPEN)
+    return int(await tx.scalar(still_open) or 0) if invoice_ids else 0
