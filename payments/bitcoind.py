@@ -18,6 +18,7 @@ from payments.bitcoind_rpc import TIMEOUT_S, BitcoindRpc
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused
 from payments.money import Sat, sat_from_btc
 from payments.node_fitness import ChainInfo, MempoolInfo, NodeInfo
+from payments.outputs import OutPoint
 
 TRANSACTIONS_PER_BATCH = 50
 """A relayed transaction has at most 400 kB, 800 kB in hex, so a batch's answer stays under 40 MB."""
@@ -234,6 +235,12 @@ class Bitcoind:
             return Broadcast(_broadcast_outcome(exc), exc.message)
         return Broadcast(BroadcastOutcome.ACCEPTED)
 
+    async def spending_transactions(self, outpoints: Sequence[OutPoint]) -> list[str]:
+        """Txids of the mempool's transactions that spend any of these outpoints."""
+        wanted = [{"txid": outpoint.txid, "vout": outpoint.vout} for outpoint in outpoints]
+        answers = await self._rpc.call("gettxspendingprevout", wanted, answer=list[_SpendingWire])
+        return [answer.spendingtxid for answer in answers if answer.spendingtxid is not None]
+
     async def estimate_feerate(self, blocks: int) -> int | None:
         """Sats per 1,000 vbytes to confirm within `blocks`; None while the node has seen too little."""
         estimate = await self._rpc.call("estimatesmartfee", blocks, answer=_FeeEstimateWire)
@@ -263,6 +270,10 @@ class Bitcoind:
 
     async def zmq_notifications(self) -> list[ZmqNotification]:
         return await self._rpc.call("getzmqnotifications", answer=list[ZmqNotification])
+
+
+class _SpendingWire(Struct, frozen=True):
+    spendingtxid: str | None = None
 
 
 class _FeesWire(Struct, frozen=True):

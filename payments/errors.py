@@ -32,7 +32,7 @@ class DescriptorInvalid(PaymentsError):
 
 
 class AddressesNotDerived(PaymentsError):
-    """The next address of a descriptor is not in the derived window: derive it outside the transaction, then retry."""
+    """The derived window ends before the next address: derive more outside the transaction, retry."""
 
     def __init__(self, descriptor_id: str, index: int) -> None:
         super().__init__(f"address {index} of descriptor {descriptor_id} is not derived yet")

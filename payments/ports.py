@@ -21,7 +21,7 @@ class Clock(Protocol):
 
 
 class Store(Protocol):
-    """The only way to the database. `fn` may run more than once, so its only effects are the rows it writes."""
+    """The only way to the database. `fn` may run again, so its only effects are the rows it writes."""
 
     async def write(self, fn: Callable[[Transaction], Awaitable[T]]) -> T: ...
 
@@ -29,7 +29,7 @@ class Store(Protocol):
 
 
 class OnChange(Protocol):
-    """Told of a status change inside the transaction that makes it, so that money and access commit together."""
+    """Told of a status change inside the transaction that makes it: money and access commit together."""
 
     async def __call__(self, tx: Transaction, before: Standing, after: InvoiceRecord) -> None: ...
 

@@ -27,7 +27,7 @@ class InvoiceRecord:
     released_at: int | None
     """When the key was first allowed, Unix seconds; kept through suspension."""
     prefetch_fit: bool
-    """Every counted unconfirmed payment had a fair feerate and no unconfirmed parents when it was first seen."""
+    """Every unconfirmed payment had a fair feerate and no unconfirmed parents when first seen."""
 
 
 @dataclass(frozen=True, slots=True)

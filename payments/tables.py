@@ -29,7 +29,7 @@ metadata = MetaData(
 descriptors = Table(
     "descriptors",
     metadata,
-    Column("id", Text, primary_key=True),  # of the normalised text: two accounts with one wallet share its indexes
+    Column("id", Text, primary_key=True),  # of the normalised text, whatever account set it
     Column("sealed_text", LargeBinary, nullable=False),
     Column("next_index", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -54,7 +54,7 @@ invoices = Table(
     Column("descriptor_id", Text, ForeignKey("descriptors.id")),
     Column("address_index", BigInteger),
     Column("address", Text),
-    # Unique over all invoices for ever: an address is never handed out twice, whoever's descriptor it came from.
+    # Unique over all invoices for ever: no address is handed out twice, whoever's descriptor it came from.
     Column("script_pubkey", LargeBinary, unique=True),
     Column("released_at", BigInteger),
     # The last standing, for lists; `standing` in payments.invoice can always compute it again.
@@ -76,6 +76,7 @@ invoice_terms = Table(
     Column("position", Integer, primary_key=True),
     Column("amount_sat", BigInteger, nullable=False),
     Column("valid_until", BigInteger, nullable=False),
+    Column("offered_at", BigInteger, nullable=False),  # 0 for the first
 )
 
 received_outputs = Table(

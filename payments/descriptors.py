@@ -1,0 +1,119 @@
+"""Payout descriptors in the database, and the addresses taken from them.
+
+An index belongs to the descriptor, not to the account: two accounts with one wallet never share an address.
+The text is sealed, since who holds it can follow a seller's whole wallet.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import func, insert, select, update
+
+from payments.addresses import AddressBook, PayoutDescriptor
+from payments.errors import DescriptorInvalid
+from payments.ports import Transaction
+from payments.records import IssuedAddress
+from payments.tables import descriptors, invoices, received_outputs
+
+ADDRESS_INDEX_MAX = 2**31 - 1
+"""Unhardened child numbers end here (BIP32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorUsage:
+    """How far a descriptor is used; what a wallet's gap limit must bridge is `unused_streak`."""
+
+    next_index: int
+    highest_index_used: int | None
+    """The highest index handed out; None before the first."""
+    unused_streak: int
+    """Handed-out addresses in a row, the newest first, that never received anything."""
+
+
+class DescriptorStore:
+    """`seal` and `unseal` take the plaintext or ciphertext and the descriptor's id."""
+
+    def __init__(self, *, seal: Callable[[bytes, str], bytes], unseal: Callable[[bytes, str], bytes]) -> None:
+        self._seal = seal
+        self._unseal = unseal
+
+    async def register(
+        self, tx: Transaction, descriptor: PayoutDescriptor, *, start_index: int, now: int
+    ) -> None:
+        """Keep a descriptor; known already, only its next index may rise: an index never goes back."""
+        known = await tx.scalar(
+            select(descriptors.c.next_index).where(descriptors.c.id == descriptor.id).with_for_update()
+        )
+        if known is None:
+            await tx.execute(
+                insert(descriptors).values(
+                    id=descriptor.id,
+                    sealed_text=self._seal(descriptor.text.encode(), descriptor.id),
+                    next_index=start_index,
+                    created_at=now,
+                )
+            )
+        elif start_index > known:
+            await tx.execute(
+                update(descriptors).where(descriptors.c.id == descriptor.id).values(next_index=start_index)
+            )
+
+    async def load(self, tx: Transaction, descriptor_id: str) -> PayoutDescriptor:
+        """Raises DescriptorInvalid if there is none with this id."""
+        sealed = await tx.scalar(select(descriptors.c.sealed_text).where(descriptors.c.id == descriptor_id))
+        if sealed is None:
+            raise DescriptorInvalid("there is no such payout descriptor: set it again")
+        return PayoutDescriptor(id=descriptor_id, text=self._unseal(sealed, descriptor_id).decode())
+
+    async def next_index(self, tx: Transaction, descriptor_id: str) -> int:
+        return int(
+            await tx.scalar(select(descriptors.c.next_index).where(descriptors.c.id == descriptor_id)) or 0
+        )
+
+    async def issue(self, tx: Transaction, descriptor_id: str, book: AddressBook) -> IssuedAddress:
+        """Take the next address for one invoice, for ever.
+
+        Skips any address that another invoice ever had, through whatever descriptor. Raises
+        AddressesNotDerived when the window in memory ends: derive more outside the transaction, then try
+        again.
+        """
+        index = await tx.scalar(
+            select(descriptors.c.next_index).where(descriptors.c.id == descriptor_id).with_for_update()
+        )
+        if index is None:
+            raise DescriptorInvalid("there is no such payout descriptor: set it again")
+        while True:
+            if index > ADDRESS_INDEX_MAX:
+                raise DescriptorInvalid("every address of this descriptor is used: set another one")
+            derived = book.at(descriptor_id, index)
+            taken = await tx.scalar(
+                select(invoices.c.id).where(invoices.c.script_pubkey == derived.script_pubkey)
+            )
+            if taken is None:
+                break
+            index += 1
+        await tx.execute(
+            update(descriptors).where(descriptors.c.id == descriptor_id).values(next_index=index + 1)
+        )
+        return IssuedAddress(
+            descriptor_id=descriptor_id,
+            index=index,
+            address=derived.address,
+            script_pubkey=derived.script_pubkey,
+        )
+
+    async def usage(self, tx: Transaction, descriptor_id: str) -> DescriptorUsage:
+        of_descriptor = invoices.c.descriptor_id == descriptor_id
+        paid = select(received_outputs.c.invoice_id)
+        highest = await tx.scalar(select(func.max(invoices.c.address_index)).where(of_descriptor))
+        highest_paid = await tx.scalar(
+            select(func.max(invoices.c.address_index)).where(of_descriptor, invoices.c.id.in_(paid))
+        )
+        streak = select(func.count()).select_from(invoices).where(of_descriptor)
+        if highest_paid is not None:
+            streak = streak.where(invoices.c.address_index > highest_paid)
+        return DescriptorUsage(
+            next_index=await self.next_index(tx, descriptor_id),
+            highest_index_used=highest,
+            unused_streak=int(await tx.scalar(streak) or 0),
+        )

@@ -1,0 +1,317 @@
+"""Invoices in the database: the shell around `payments.invoice` and `payments.ledger`.
+
+Every change ends in `refresh`: load the facts, derive the standing, book what the ledger lacks, tell
+`on_change`, all in the caller's transaction. So status, books and access never disagree, whatever crashes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+import msgspec
+from sqlalchemy import Row, and_, func, insert, or_, select, update
+
+from payments import chain_store, ledger
+from payments.errors import InvoiceNotFound, InvoiceNotRenewable
+from payments.invoice import (
+    ChainView,
+    Invoice,
+    Mode,
+    Policy,
+    Standing,
+    Status,
+    Term,
+    renewal,
+    standing,
+)
+from payments.money import Msat, Sat
+from payments.ports import OnChange, Quote, Transaction
+from payments.records import InvoiceRecord, IssuedAddress
+from payments.tables import invoice_terms, invoices, received_outputs, transfers
+
+
+class InvoiceRegistry:
+    """Creates, loads and re-derives invoices. Holds no state: everything is in the caller's transaction."""
+
+    def __init__(self, *, on_change: OnChange, quote: Quote) -> None:
+        self._on_change = on_change
+        self._quote = quote
+
+    async def create(
+        self,
+        tx: Transaction,
+        invoice: Invoice,
+        *,
+        subject: str,
+        frozen: str,
+        claim_hash: bytes,
+        issued: IssuedAddress | None,
+        now: int,
+    ) -> InvoiceRecord:
+        """Write a new invoice. `issued` is None exactly for a free one, which is born settled."""
+        chain = await chain_store.view(tx, now)
+        born = standing(invoice, (), chain, now)
+        await tx.execute(
+            insert(invoices).values(
+                id=invoice.id,
+                reference=invoice.reference,
+                subject=subject,
+                seller_id=invoice.seller_id,
+                created_at=invoice.created_at,
+                mode=invoice.mode,
+                bytes_at=invoice.policy.bytes_at,
+                key_at=invoice.policy.key_at,
+                tolerance_sat=invoice.policy.tolerance_sat,
+                tolerance_ppm=invoice.policy.tolerance_ppm,
+                frozen=frozen,
+                claim_hash=claim_hash,
+                cancelled=invoice.cancelled,
+                descriptor_id=issued.descriptor_id if issued else None,
+                address_index=issued.index if issued else None,
+                address=issued.address if issued else None,
+                script_pubkey=issued.script_pubkey if issued else None,
+                released_at=now if born.status is Status.SETTLED else None,
+                status=born.status,
+                standing=_encode(born),
+                review_at=_review_at(born, now),
+            )
+        )
+        for position, term in enumerate(invoice.terms):
+            await _insert_term(tx, invoice.id, position, term)
+        return await self.load(tx, invoice.id, now=now)
+
+    async def find(
+        self, tx: Transaction, *, subject: str, claim_hash: bytes, now: int
+    ) -> InvoiceRecord | None:
+        """The invoice made for this subject with this claim hash, if there is one."""
+        row = (
+            await tx.execute(
+                select(invoices).where(invoices.c.subject == subject, invoices.c.claim_hash == claim_hash)
+            )
+        ).one_or_none()
+        return await _record(tx, row, await chain_store.view(tx, now), now) if row else None
+
+    async def load(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
+        """One invoice with its standing as of `now`. Raises InvoiceNotFound."""
+        row = await _row(tx, invoice_id)
+        return await _record(tx, row, await chain_store.view(tx, now), now)
+
+    async def page(
+        self, tx: Transaction, *, seller_id: str, after: str | None, limit: int, now: int
+    ) -> list[InvoiceRecord]:
+        """A seller's invoices, newest first, those that come after the invoice `after`."""
+        chosen = select(invoices).where(invoices.c.seller_id == seller_id)
+        if after is not None:
+            last = await _row(tx, after)
+            chosen = chosen.where(
+                or_(
+                    invoices.c.created_at < last.created_at,
+                    and_(invoices.c.created_at == last.created_at, invoices.c.id < last.id),
+                )
+            )
+        newest_first = chosen.order_by(invoices.c.created_at.desc(), invoices.c.id.desc()).limit(limit)
+        chain = await chain_store.view(tx, now)
+        return [await _record(tx, row, chain, now) for row in (await tx.execute(newest_first)).all()]
+
+    async def refresh(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> None:
+        """Derive each invoice again from the facts in the database, and book and tell what changed."""
+        chain = await chain_store.view(tx, now)
+        for invoice_id in sorted(set(invoice_ids)):
+            row = await _row(tx, invoice_id, lock=True)
+            record = await _record(tx, row, chain, now)
+            record = await self._renewed_for_late_money(tx, record, chain, now)
+            await _book(tx, record, chain, now)
+            await self._store_standing(tx, row, record, now)
+
+    async def renew(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
+        """Append one term at today's price, because the buyer asks for it.
+
+        Raises InvoiceNotRenewable when the invoice is paid or cancelled, still holds its price, or is not
+        for sale any more.
+        """
+        row = await _row(tx, invoice_id, lock=True)
+        chain = await chain_store.view(tx, now)
+        record = await _record(tx, row, chain, now)
+        if record.invoice.cancelled:
+            raise InvoiceNotRenewable("this invoice is cancelled; ask for a new one")
+        if record.standing.covered:
+            raise InvoiceNotRenewable("this invoice is paid; claim it")
+        quote = await self._quote(tx, record.subject, now)
+        if quote is None:
+            raise InvoiceNotRenewable(
+                "this is not for sale any more; money that came is owed to you by the seller"
+            )
+        term = renewal(record.invoice, record.standing, quote, now, asked=True)
+        if term is None:
+            raise InvoiceNotRenewable("this invoice still holds its price; pay what is due")
+        await _insert_term(tx, invoice_id, len(record.invoice.terms), term)
+        await self.refresh(tx, [invoice_id], now=now)
+        return await self.load(tx, invoice_id, now=now)
+
+    async def cancel(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
+        """Withdraw an invoice to which nothing was ever paid; its address stays watched for ever."""
+        await _row(tx, invoice_id, lock=True)
+        await tx.execute(update(invoices).where(invoices.c.id == invoice_id).values(cancelled=True))
+        await self.refresh(tx, [invoice_id], now=now)
+        return await self.load(tx, invoice_id, now=now)
+
+    async def mark_released(self, tx: Transaction, invoice_id: str, *, now: int) -> None:
+        """Remember that the key was given out; settling does the same by itself."""
+        await tx.execute(
+            update(invoices)
+            .where(invoices.c.id == invoice_id, invoices.c.released_at.is_(None))
+            .values(released_at=now)
+        )
+
+    async def due_for_review(self, tx: Transaction, *, now: int) -> list[str]:
+        """Invoices whose standing changes by time alone, their deadline having passed."""
+        return list((await tx.scalars(select(invoices.c.id).where(invoices.c.review_at < now))).all())
+
+    async def all_ids(self, tx: Transaction) -> list[str]:
+        """Every invoice, for a full recomputation."""
+        return list((await tx.scalars(select(invoices.c.id).order_by(invoices.c.id))).all())
+
+    async def sold(self, tx: Transaction, subject: str) -> int:
+        """How many invoices for this subject count as sales: paid, partly paid, or free and taken."""
+        statuses = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
+        with_money = select(received_outputs.c.invoice_id)
+        counted = select(func.count()).where(
+            invoices.c.subject == subject,
+            or_(invoices.c.status.in_(statuses), invoices.c.id.in_(with_money)),
+        )
+        return int(await tx.scalar(counted) or 0)
+
+    async def open_unpaid(self, tx: Transaction, seller_id: str) -> int:
+        """How many of a seller's invoices wait for their first payment."""
+        counted = select(func.count()).where(
+            invoices.c.seller_id == seller_id, invoices.c.status == Status.OPEN
+        )
+        return int(await tx.scalar(counted) or 0)
+
+    async def _renewed_for_late_money(
+        self, tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int
+    ) -> InvoiceRecord:
+        """The deadline holds the price, not the address: later money gets one term at today's price."""
+        if record.standing.status is not Status.EXPIRED or record.standing.late_sat == 0:
+            return record
+        quote = await self._quote(tx, record.subject, now)
+        term = renewal(record.invoice, record.standing, quote, now)
+        if term is None:
+            return record
+        await _insert_term(tx, record.invoice.id, len(record.invoice.terms), term)
+        invoice = replace(record.invoice, terms=(*record.invoice.terms, term))
+        return replace(record, invoice=invoice, standing=standing(invoice, record.outputs, chain, now))
+
+    async def _store_standing(
+        self, tx: Transaction, row: Row[tuple[object, ...]], record: InvoiceRecord, now: int
+    ) -> None:
+        before = _decode(row.standing)
+        after = record.standing
+        changes: dict[str, object] = {"review_at": _review_at(after, now)}
+        if _visible(before) != _visible(after):
+            changes |= {"status": after.status, "standing": _encode(after)}
+        if row.released_at is None and after.status is Status.SETTLED:
+            changes["released_at"] = now
+            record = replace(record, released_at=now)
+        if any(getattr(row, name) != value for name, value in changes.items()):
+            await tx.execute(update(invoices).where(invoices.c.id == row.id).values(**changes))
+        if "standing" in changes:
+            await self._on_change(tx, before, record)
+
+
+async def _row(tx: Transaction, invoice_id: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
+    chosen = select(invoices).where(invoices.c.id == invoice_id)
+    # SQLite has one writer and ignores the lock; PostgreSQL locks the aggregate.
+    row = (await tx.execute(chosen.with_for_update() if lock else chosen)).one_or_none()
+    if row is None:
+        raise InvoiceNotFound(f"there is no invoice {invoice_id}")
+    return row
+
+
+async def _record(tx: Transaction, row: Row[tuple[object, ...]], chain: ChainView, now: int) -> InvoiceRecord:
+    terms = (
+        await tx.execute(
+            select(invoice_terms)
+            .where(invoice_terms.c.invoice_id == row.id)
+            .order_by(invoice_terms.c.position)
+        )
+    ).all()
+    invoice = Invoice(
+        id=row.id,
+        reference=row.reference,
+        created_at=row.created_at,
+        seller_id=row.seller_id,
+        mode=Mode(row.mode),
+        policy=Policy(
+            bytes_at=row.bytes_at,
+            key_at=row.key_at,
+            tolerance_sat=Sat(row.tolerance_sat),
+            tolerance_ppm=row.tolerance_ppm,
+        ),
+        terms=tuple(Term(Sat(term.amount_sat), term.valid_until, term.offered_at) for term in terms),
+        cancelled=row.cancelled,
+    )
+    payments = await chain_store.payments_to(tx, row.id)
+    return InvoiceRecord(
+        invoice=invoice,
+        subject=row.subject,
+        frozen=row.frozen,
+        claim_hash=row.claim_hash,
+        address=row.address,
+        script_pubkey=row.script_pubkey,
+        descriptor_id=row.descriptor_id,
+        address_index=row.address_index,
+        outputs=payments.outputs,
+        standing=standing(invoice, payments.outputs, chain, now),
+        released_at=row.released_at,
+        prefetch_fit=payments.prefetch_fit,
+    )
+
+
+async def _insert_term(tx: Transaction, invoice_id: str, position: int, term: Term) -> None:
+    await tx.execute(
+        insert(invoice_terms).values(
+            invoice_id=invoice_id,
+            position=position,
+            amount_sat=term.amount_sat,
+            valid_until=term.valid_until,
+            offered_at=term.offered_at,
+        )
+    )
+
+
+async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> None:
+    rows = (await tx.execute(select(transfers).where(transfers.c.reference == record.invoice.id))).all()
+    booked = [
+        ledger.Transfer(
+            id=row.id,
+            debit=row.debit,
+            credit=row.credit,
+            amount_msat=Msat(row.amount_msat),
+            code=ledger.Code(row.code),
+            reference=row.reference,
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]
+    desired = ledger.desired_bookings(record.invoice, record.outputs, record.standing, chain)
+    missing = ledger.reconcile(desired, booked, reference=record.invoice.id, now=now)
+    if missing:
+        await tx.execute(insert(transfers), [asdict(transfer) for transfer in missing])
+
+
+def _review_at(current: Standing, now: int) -> int | None:
+    waits = not current.covered and current.status is not Status.CANCELLED and current.valid_until >= now
+    return current.valid_until if waits else None
+
+
+def _visible(current: Standing) -> Standing:
+    """Without what moves by itself: deeper than settled, no confirmation changes anything for anyone."""
+    return replace(current, depth=min(current.depth, 6), valid_until=0)
+
+
+def _encode(current: Standing) -> str:
+    return msgspec.json.encode(current, order="deterministic").decode()
+
+
+def _decode(text: str) -> Standing:
+    return msgspec.json.decode(text, type=Standing)
