@@ -168,8 +168,8 @@ def test_lying_counts_end_at_once(before_and_after: tuple[bytes, bytes], count: 
         HEADER,
         HEADER + b"\0",
         HEADER + b"\xfd\1\0" + COINBASE,
-        HEADER + b"\1" + COINBASE[:4] + b"\0\2" + COINBASE[4:],
-        HEADER + b"\1" + COINBASE[:4] + b"\0" + COINBASE[46:],
+        HEADER + b"\1" + COINBASE[:4] + b"\0\2" + COINBASE[4:-4] + b"\0" + COINBASE[-4:],
+        HEADER + b"\1" + COINBASE[:4] + b"\0" + COINBASE[48:],
         HEADER
         + b"\1"
         + COINBASE.replace((50).to_bytes(8, "little"), (MAX_MONEY_SAT + 1).to_bytes(8, "little")),
