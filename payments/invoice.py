@@ -238,10 +238,10 @@ def renewal(
     """
     if quote is None or standing.status is not Status.EXPIRED:
         return None
-    if quote.valid_until < now:
-        raise ValueError(f"the quote ran out at {quote.valid_until}; ask the offer for its price at {now}")
     if not asked and standing.late_sat == 0:
         return None
+    if quote.valid_until < now:
+        raise ValueError(f"the quote ran out at {quote.valid_until}; ask the offer for its price at {now}")
     return replace(quote, offered_at=now)
 
 

@@ -160,8 +160,10 @@ def reconcile(
     """
     wanted: dict[Place, Booking] = {}
     for booking in desired:
-        if wanted.setdefault(Place(str(booking.outpoint), booking.leg), booking) is not booking:
-            raise LedgerImbalance(f"two bookings for {booking.outpoint}, leg {booking.leg}")
+        place = Place(str(booking.outpoint), booking.leg)
+        if place in wanted:
+            raise LedgerImbalance(f"two bookings for {place.outpoint}, leg {place.leg}")
+        wanted[place] = booking
     histories = _histories(booked)
     reversals: list[Transfer] = []
     bookings: list[Transfer] = []

@@ -1,8 +1,8 @@
 """What an invoice's standing permits its buyer. Pure: what the server knows beyond it comes as facts.
 
-    bytes   the ciphertext, from `bytes_at` confirmations
-    key     the release secret, from `key_at` confirmations
-    withdrawn   what was given before is suspended, because the chain took the payment back
+    bytes       the ciphertext, from `bytes_at` confirmations
+    key         the release secret, from `key_at` confirmations
+    withdrawn   neither: the key was given before, and the chain has taken the payment back since
 
 Money that our node has only lost sight of gives nothing new and withdraws nothing.
 """
@@ -23,7 +23,7 @@ class Permission:
     bytes_allowed: bool
     key_allowed: bool
     withdrawn: bool
-    """Given before, and now suspended until the payment is back."""
+    """Suspended until the payment is back; nothing is allowed meanwhile."""
 
 
 def permission(
@@ -36,21 +36,20 @@ def permission(
 ) -> Permission:
     """What the buyer may have now.
 
-    `released`: bytes or the key were given on this invoice before.
+    `released`: the key was given on this invoice before.
     `zero_conf_key_allowed`: the invoice fits under the server-wide cap of unconfirmed exposure, or was
     counted in it before. Matters only at depth 0.
     `prefetch_fit`: the operator permits bytes before a block, and the paying transactions have at least the
     feerate of the node's 6-block estimate and no unconfirmed parents. Matters only at depth 0.
     """
-    unconfirmed = standing.depth < 1
+    withdrawn = released and _taken_back(policy, standing)
+    if withdrawn or not standing.covered_now:
+        return Permission(bytes_allowed=False, key_allowed=False, withdrawn=withdrawn)
+    confirmed = standing.depth >= 1
     return Permission(
-        bytes_allowed=standing.covered_now
-        and standing.depth >= policy.bytes_at
-        and (prefetch_fit or not unconfirmed),
-        key_allowed=standing.covered_now
-        and standing.depth >= policy.key_at
-        and (zero_conf_key_allowed or not unconfirmed),
-        withdrawn=released and _taken_back(policy, standing),
+        bytes_allowed=standing.depth >= policy.bytes_at and (confirmed or prefetch_fit),
+        key_allowed=standing.depth >= policy.key_at and (confirmed or zero_conf_key_allowed),
+        withdrawn=False,
     )
 
 
