@@ -34,6 +34,7 @@ from storage.stream import CIPHERTEXT_SIZE_MAX_BYTES, Bytes
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 WORKER_COUNT = 4
+REMEMBERED_SIZES_MAX = 10_000
 PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
 
 _FILE_ID = re.compile(r"[a-z2-7]{26}")
@@ -55,6 +56,7 @@ class LocalBlobStore:
         self._reserve_bytes = reserve_bytes
         self._workers = ThreadPoolExecutor(WORKER_COUNT, thread_name_prefix="blob")
         self._durable_shards: set[Path] = set()
+        self._finished_sizes: dict[str, int] = {}
         # Held while names appear or change, never while bytes are written.
         self._names_lock = threading.Lock()
 
@@ -65,10 +67,21 @@ class LocalBlobStore:
         await self._run(lambda: self._finish(file_id, size_bytes))
 
     async def open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange:
-        return await self._run(lambda: self._open_range(file_id, offset=offset, length=length))
+        finished, _ = self._paths(file_id)
+        # A finished blob keeps its size, and asking a thread costs more than all other checks of a request.
+        size_bytes = self._finished_sizes.get(file_id)
+        if size_bytes is None:
+            size_bytes = await self._run(lambda: _finished_size(finished, file_id))
+            if len(self._finished_sizes) >= REMEMBERED_SIZES_MAX:
+                self._finished_sizes.clear()
+            self._finished_sizes[file_id] = size_bytes
+        if offset < 0 or length < 1 or offset + length > size_bytes:
+            raise RangeOutside(offset=offset, length=length, size_bytes=size_bytes)
+        return LocalRange(finished, offset, length)
 
     async def delete(self, file_id: str) -> None:
         await self._run(lambda: self._delete(file_id))
+        self._finished_sizes.pop(file_id, None)
 
     async def list(self) -> AsyncIterator[BlobInfo]:
         for shard in await self._run(lambda: [path for path in self._folder.iterdir() if path.is_dir()]):
@@ -114,16 +127,6 @@ class LocalBlobStore:
             present.rename(finished)
         _sync_folder(finished.parent)
 
-    def _open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange:
-        finished, _ = self._paths(file_id)
-        try:
-            size_bytes = finished.stat().st_size
-        except FileNotFoundError as exc:
-            raise BlobMissing(file_id) from exc
-        if offset < 0 or length < 1 or offset + length > size_bytes:
-            raise RangeOutside(offset=offset, length=length, size_bytes=size_bytes)
-        return LocalRange(finished, offset, length)
-
     def _delete(self, file_id: str) -> None:
         finished, uploading = self._paths(file_id)
         with self._names_lock:
@@ -154,6 +157,13 @@ class LocalBlobStore:
     def _disk_free_bytes(self) -> int:
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize
+
+
+def _finished_size(finished: Path, file_id: str) -> int:
+    try:
+        return finished.stat().st_size
+    except FileNotFoundError as exc:
+        raise BlobMissing(file_id) from exc
 
 
 def _blobs_in(shard: Path) -> list[BlobInfo]:

@@ -31,7 +31,10 @@ class BlobInfo:
 
 @dataclass(frozen=True, slots=True)
 class LocalRange:
-    """`length` bytes from `offset` in a local file that never changes: send them with sendfile."""
+    """`length` bytes from `offset` in a local file that never changes: send them with sendfile.
+
+    The blob may be deleted before you open it: FileNotFoundError then means what BlobMissing does.
+    """
 
     path: Path
     offset: int

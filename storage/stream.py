@@ -7,9 +7,11 @@ Chunk i is exactly the ciphertext bytes [i MiB, (i+1) MiB), so ranges, parts and
     segment = AES-256-GCM(key, nonce_prefix || uint32_be(i) || last, plaintext_i) with its 16-byte tag
     chunk 0 = header || segment 0;  chunk i = segment i
 
-Chunks are opened and sealed in any order. A pair (file key, header) must never seal two different plaintexts
-under one index: that reuses a GCM nonce and gives both away. Whoever resumes an upload compares digests
-before sending. Format: docs/FORMAT.md.
+Chunks are opened and sealed in any order. In a loop use the `_into` methods with one buffer: a fresh MiB each
+time costs ten times what the encryption does.
+
+A pair (file key, header) must never seal two different plaintexts under one index: that reuses a GCM nonce
+and gives both away. Whoever resumes an upload compares digests before sending. Format: docs/FORMAT.md.
 """
 
 import os
