@@ -1,6 +1,7 @@
 """The server's configuration: `bitcache.toml` in the data folder, overridden by BITCACHE_* variables.
 
-`[node] rpc_url` is BITCACHE_NODE_RPC_URL. Secrets may also come from a file named by the variable with _FILE added.
+`[node] rpc_url` is BITCACHE_NODE_RPC_URL. Secrets may also come from a file, named by the variable with _FILE
+added.
 Unknown keys are errors: a misspelt limit must not silently be the default.
 """
 

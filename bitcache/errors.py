@@ -1,7 +1,7 @@
 """What can go wrong in the service, one class per thing a caller would do differently.
 
-`bitcache.api.problems` says which HTTP problem each becomes. The message is what the other side reads: it says what
-to change, and holds no secret.
+`bitcache.api.problems` says which HTTP problem each becomes. The message is what the other side reads: it
+says what to change, and holds no secret.
 """
 
 
@@ -177,7 +177,7 @@ class OfferNotOpen(BitcacheError):
 
 
 class OfferUnavailable(BitcacheError):
-    """The offer gives no new invoices: closed, expired or sold out. `state` is the word the offer itself shows."""
+    """The offer gives no new invoices: closed, expired or sold out; `state` is the word the offer shows."""
 
     def __init__(self, offer_id: str, state: str) -> None:
         words = {"closed": "was closed by the seller", "expired": "has expired", "sold_out": "is sold out"}
@@ -204,8 +204,8 @@ class NodeOffline(BitcacheError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The server's bitcoin node cannot see payments at the moment. Do not pay now; try again in a minute. "
-            "What was already paid is safe."
+            "The server's bitcoin node cannot see payments at the moment. Do not pay now; try again in a "
+            "minute. What was already paid is safe."
         )
 
 
@@ -270,8 +270,8 @@ class GrantSuspended(BitcacheError):
 
     def __init__(self, invoice_id: str | None = None) -> None:
         super().__init__(
-            "The payment that unlocked these files is not in the chain any more. The download goes on by itself "
-            "when it is confirmed again."
+            "The payment that unlocked these files is not in the chain any more. The download goes on by "
+            "itself when it is confirmed again."
         )
         self.invoice_id = invoice_id
 

@@ -1,4 +1,4 @@
-"""Ids and tokens. Ids name rows and are not secret unless said so; tokens are secrets, kept only as hashes."""
+"""Ids and tokens. Ids name rows and are no secret unless said so; tokens are, and only hashes are kept."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ def is_id(text: str) -> bool:
 
 
 def new_token(prefix: str) -> str:
-    """A fresh secret of 256 random bits after `prefix`, which tells people and secret scanners what it opens."""
+    """A fresh secret: 256 random bits after `prefix`, which tells people and scanners what it opens."""
     return prefix + _base32(secrets.token_bytes(32))
 
 

@@ -28,7 +28,7 @@ class Sealer:
         self._gcm = AESGCM(self._subkey("seal"))
 
     def seal(self, plaintext: bytes, *, table: str, row_id: str, version: int = 1) -> bytes:
-        """`plaintext` for one row; 29 bytes longer. `version` (0 to 255) says how the plaintext is laid out."""
+        """`plaintext` for one row; 29 bytes longer. `version` (0 to 255): how the plaintext is laid out."""
         nonce = os.urandom(NONCE_SIZE_BYTES)
         sealed = self._gcm.encrypt(nonce, plaintext, _associated_data(table, row_id, version))
         return bytes([version]) + nonce + sealed

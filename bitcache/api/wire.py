@@ -1,7 +1,7 @@
 """What goes over the wire: the bodies of /api/v1, one struct each, used by server, client and OpenAPI alike.
 
-Binary values are base64url without padding. Times are Unix seconds. Amounts say their unit. Answers may gain fields
-within v1 and clients ignore those they do not know; requests with unknown fields are refused.
+Binary values are base64url without padding. Times are Unix seconds. Amounts say their unit. Answers may
+gain fields within v1 and clients ignore those they do not know; requests with unknown fields are refused.
 """
 
 from typing import Annotated, Literal
@@ -10,7 +10,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 Id = Annotated[str, Meta(pattern="^[a-z2-7]{26}$", description="128 random bits, lower-case base32")]
 Binary = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$", description="base64url without padding")]
-Digest = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")]
+Digest = Annotated[
+    str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")
+]
 PriceMsat = Annotated[int, Meta(ge=0, le=2_100_000_000_000_000_000, multiple_of=1000)]
 Confirmations = Annotated[int, Meta(ge=0, le=100)]
 Time = Annotated[int, Meta(ge=0, le=253_402_300_799)]
@@ -24,10 +26,10 @@ class Response(Struct, frozen=True):
     """Base of every response body."""
 
 
-# --- problems -------------------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------
 
 
-class ProblemView(Response, omit_defaults=True):
+class ProblemView(Response, frozen=True, omit_defaults=True):
     """RFC 9457 problem details. `type` is `/problems/<name>`; the extra members are there where they help."""
 
     type: str
@@ -39,19 +41,19 @@ class ProblemView(Response, omit_defaults=True):
     retry_after_s: int | None = None
 
 
-# --- accounts -------------------------------------------------------------------------------------------------------
+# --- accounts -----------------------------------------------------------------------------------------------
 
 
-class AccountRequest(Request):
+class AccountRequest(Request, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=80)]
     invite: str | None = None
 
 
-class TokenRequest(Request):
+class TokenRequest(Request, frozen=True):
     label: Annotated[str, Meta(max_length=80)] = ""
 
 
-class TokenView(Response):
+class TokenView(Response, frozen=True):
     """The token itself is shown this once."""
 
     token_id: Id
@@ -59,7 +61,7 @@ class TokenView(Response):
     account_id: Id
 
 
-class PayoutView(Response):
+class PayoutView(Response, frozen=True):
     descriptor: str
     first_addresses: list[str]
     next_index: int
@@ -74,7 +76,7 @@ class PayoutView(Response):
     """A change of wallet takes effect only then."""
 
 
-class AccountView(Response):
+class AccountView(Response, frozen=True):
     account_id: Id
     name: str
     created_at: Time
@@ -83,21 +85,21 @@ class AccountView(Response):
     payout: PayoutView | None
 
 
-class AccountPatch(Request):
+class AccountPatch(Request, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=80)] | UnsetType = UNSET
     payout_descriptor: Annotated[str, Meta(min_length=1, max_length=4000)] | UnsetType = UNSET
     start_index: Annotated[int, Meta(ge=0, le=2_000_000_000)] | UnsetType = UNSET
 
 
-# --- files and parcels ----------------------------------------------------------------------------------------------
+# --- files and parcels --------------------------------------------------------------------------------------
 
 
-class FileRequest(Request):
+class FileRequest(Request, frozen=True):
     size_bytes: Annotated[int, Meta(ge=56, le=2**44)]
     """Of the ciphertext: header and tag are the least."""
 
 
-class FileView(Response):
+class FileView(Response, frozen=True):
     file_id: Id
     state: Literal["uploading", "complete"]
     size_bytes: int
@@ -109,34 +111,34 @@ class FileView(Response):
     """When an unfinished upload, or a file in no parcel, is swept away."""
 
 
-class FileCompletion(Request):
+class FileCompletion(Request, frozen=True):
     root: Digest
 
 
-class ParcelFileRequest(Request):
+class ParcelFileRequest(Request, frozen=True):
     file_id: Id
     wrapped_key: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{80}$")]
     """nonce[12] || ciphertext[32] || tag[16]."""
 
 
-class ParcelRequest(Request):
+class ParcelRequest(Request, frozen=True):
     files: Annotated[list[ParcelFileRequest], Meta(min_length=1, max_length=10_000)]
     meterable: bool = False
 
 
-class ParcelSeal(Request):
+class ParcelSeal(Request, frozen=True):
     metadata: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+$", max_length=5_600_000)]
     release_secret: Digest
 
 
-class ParcelFileView(Response):
+class ParcelFileView(Response, frozen=True):
     file_id: Id
     size_bytes: int
     root: Digest
     wrapped_key: Binary
 
 
-class ParcelView(Response):
+class ParcelView(Response, frozen=True):
     parcel_id: Id
     state: Literal["open", "sealed"]
     created_at: Time
@@ -147,7 +149,7 @@ class ParcelView(Response):
     offers: list[Id]
 
 
-# --- offers ---------------------------------------------------------------------------------------------------------
+# --- offers -------------------------------------------------------------------------------------------------
 
 
 class FixedPrice(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="fixed"):
@@ -161,7 +163,7 @@ class PolicyView(Struct, frozen=True, forbid_unknown_fields=True):
     key_at: Confirmations = 1
 
 
-class OfferRequest(Request):
+class OfferRequest(Request, frozen=True):
     parcel_id: Id
     price: FixedPrice
     policy: PolicyView = PolicyView()
@@ -169,15 +171,15 @@ class OfferRequest(Request):
     max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
 
 
-class OfferPatch(Request):
+class OfferPatch(Request, frozen=True):
     price: FixedPrice | UnsetType = UNSET
-    expires_at: Time | None | UnsetType = UNSET
-    max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None | UnsetType = UNSET
+    expires_at: Time | UnsetType | None = UNSET
+    max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | UnsetType | None = UNSET
     closed: Literal[True] | UnsetType = UNSET
 
 
-class OfferView(Response):
-    """What anyone with the offer's id may see. The names are inside `metadata`, sealed under the link secret."""
+class OfferView(Response, frozen=True):
+    """What anyone with the offer's id may see. Names are in `metadata`, sealed under the link secret."""
 
     offer_id: Id
     parcel_id: Id
@@ -196,7 +198,7 @@ class OfferView(Response):
     metadata: Binary
 
 
-class OfferSummary(Response):
+class OfferSummary(Response, frozen=True):
     """One line of a seller's list."""
 
     offer_id: Id
@@ -212,15 +214,15 @@ class OfferSummary(Response):
     files_count: int
 
 
-# --- invoices and grants --------------------------------------------------------------------------------------------
+# --- invoices and grants ------------------------------------------------------------------------------------
 
 
-class InvoiceRequest(Request):
+class InvoiceRequest(Request, frozen=True):
     claim_hash: Digest
     """SHA-256 of the claim secret. The same hash on the same offer is the same invoice."""
 
 
-class ReceivedOutputView(Response):
+class ReceivedOutputView(Response, frozen=True):
     txid: str
     vout: int
     amount_sat: int
@@ -229,7 +231,7 @@ class ReceivedOutputView(Response):
     first_seen_at: Time
 
 
-class InvoiceView(Response):
+class InvoiceView(Response, frozen=True):
     invoice_id: Id
     reference: str
     offer_id: Id
@@ -262,7 +264,7 @@ class InvoiceView(Response):
     now: Time
 
 
-class InvoiceSummary(Response):
+class InvoiceSummary(Response, frozen=True):
     """One line of a seller's list."""
 
     invoice_id: Id
@@ -279,12 +281,12 @@ class InvoiceSummary(Response):
     txids: list[str]
 
 
-class ClaimRequest(Request):
+class ClaimRequest(Request, frozen=True):
     claim_secret: Digest
 
 
-class ClaimView(Response):
-    """What the policy allows now. Claim again before the token expires, and for the key when it is not there yet."""
+class ClaimView(Response, frozen=True):
+    """What the policy allows now. Claim again before the token expires, and for a key that is not there yet."""
 
     grant_id: Id
     grant_token: str
@@ -298,17 +300,17 @@ class ClaimView(Response):
     """Until when the bytes are kept, whatever the seller does."""
 
 
-# --- earnings -------------------------------------------------------------------------------------------------------
+# --- earnings -----------------------------------------------------------------------------------------------
 
 
-class EarningsDay(Response):
+class EarningsDay(Response, frozen=True):
     day: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     parcel_id: Id
     received_sat: int
     sales: int
 
 
-class EarningsView(Response):
+class EarningsView(Response, frozen=True):
     """Settled sales in [since, until), what is on its way, and what needs the seller's attention."""
 
     since: Time
@@ -322,26 +324,26 @@ class EarningsView(Response):
     days: list[EarningsDay]
 
 
-# --- lists, health --------------------------------------------------------------------------------------------------
+# --- lists, health ------------------------------------------------------------------------------------------
 
 
-class OfferList(Response):
+class OfferList(Response, frozen=True):
     items: list[OfferSummary]
     next: str | None
     """Pass as `after` for the next page; None at the end."""
 
 
-class ParcelList(Response):
+class ParcelList(Response, frozen=True):
     items: list[ParcelView]
     next: str | None
 
 
-class InvoiceList(Response):
+class InvoiceList(Response, frozen=True):
     items: list[InvoiceSummary]
     next: str | None
 
 
-class HealthView(Response):
+class HealthView(Response, frozen=True):
     status: Literal["ok", "degraded"]
     node_online: bool
     trouble: str | None

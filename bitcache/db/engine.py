@@ -1,8 +1,8 @@
 """The one way to read and to write the database, on SQLite and on PostgreSQL.
 
-Writes are serialised so that what a function reads in its transaction is still true when it commits: on SQLite by one
-writer connection and BEGIN IMMEDIATE, on PostgreSQL by SERIALIZABLE with retries. A write function may therefore run
-more than once, and its only effects are the rows it writes.
+Writes are serialised so that what a function reads in its transaction is still true when it commits: on
+SQLite by one writer connection and BEGIN IMMEDIATE, on PostgreSQL by SERIALIZABLE with retries. A write
+function may therefore run more than once, and its only effects are the rows it writes.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 30
+COMMITTED_MARK = "bitcache_events"
+"""In a transaction's `info`: it appended events, and who waits for them is told once it is committed."""
 SERIALIZATION_FAILURES = {"40001", "40P01"}
 RETRIES_MAX = 60
 
@@ -27,11 +29,15 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.after_events: Callable[[], None] | None = None
+        """Called after a commit that appended events."""
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=4)
         else:
-            self._writer = create_async_engine(url, isolation_level="SERIALIZABLE", pool_size=8, max_overflow=0)
+            self._writer = create_async_engine(
+                url, isolation_level="SERIALIZABLE", pool_size=8, max_overflow=0
+            )
             self._reader = self._writer
 
     async def write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -42,7 +48,13 @@ class Database:
         for attempt in range(RETRIES_MAX):
             try:
                 async with self._writer.begin() as tx:
-                    return await fn(tx)
+                    # The mark lives with the pooled connection: a failed attempt may have left one.
+                    tx.info.pop(COMMITTED_MARK, None)
+                    result = await fn(tx)
+                    told = tx.info.pop(COMMITTED_MARK, False)
+                if told and self.after_events is not None:
+                    self.after_events()
+                return result
             except DBAPIError as failure:
                 if not _may_retry(failure) or attempt == RETRIES_MAX - 1:
                     raise
@@ -71,13 +83,17 @@ def _may_retry(failure: DBAPIError) -> bool:
 
 def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S, connect_args={"timeout": BUSY_TIMEOUT_S}
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _record: object) -> None:
-        # The driver must not begin transactions by itself: it would begin them deferred, and two writers that both
-        # read first would overwrite each other's decision.
+        # The driver must not begin transactions by itself: it would begin them deferred, and two writers that
+        # both read first would overwrite each other's decision.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")

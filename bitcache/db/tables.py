@@ -1,4 +1,4 @@
-"""The service's own tables: accounts, files, parcels, offers, grants, events. Money's tables are in `payments.tables`.
+"""The service's own tables: accounts, files, parcels, offers, grants, events. Money's: `payments.tables`.
 
 Ids are 26 characters of base32, times Unix seconds. Secrets are hashed, or sealed under the master key.
 """

@@ -1,0 +1,73 @@
+"""Bodies in and out: bounded before they are read, strictly decoded."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from bitcache.errors import BodyTooLarge, BodyTooSlow, RequestInvalid, ValueRefused
+
+BODY_IDLE_S = 60
+"""A body may pause that long; a slow line is no reason to give up, a dead one is."""
+
+RequestStruct = TypeVar("RequestStruct", bound=Struct)
+
+
+def encode(body: Struct | None) -> bytes:
+    return b"" if body is None else msgspec.json.encode(body)
+
+
+def json_response(status: int, octets: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer that nobody keeps, since states change; without `octets` an empty one."""
+    if not octets:
+        return web.Response(status=status, headers=headers)
+    return web.Response(
+        status=status,
+        body=octets,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+async def read_body(request: web.Request, *, limit_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge before reading where the length is announced, BodyTooSlow."""
+    if (request.content_length or 0) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    pieces, size_bytes = [], 0
+    while piece := await read_piece(request):
+        size_bytes += len(piece)
+        if size_bytes > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def read_piece(request: web.Request) -> bytes:
+    """What has arrived of the body; empty at its end. Raises BodyTooSlow."""
+    try:
+        async with asyncio.timeout(BODY_IDLE_S):
+            return await request.content.readany()
+    except TimeoutError as exc:
+        raise BodyTooSlow(f"Nothing came for {BODY_IDLE_S} s. Send the request again.") from exc
+
+
+def decode(octets: bytes, kind: type[RequestStruct]) -> RequestStruct:
+    """The JSON document as a `kind`. Raises RequestInvalid (no JSON), ValueRefused (it breaks a rule)."""
+    try:
+        return msgspec.json.decode(octets, type=kind)
+    except msgspec.ValidationError as exc:
+        raise ValueRefused(f"{exc}.", field=_field_of(str(exc))) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise RequestInvalid(f"The body is not a JSON document: {exc}.") from exc
+
+
+def _field_of(message: str) -> str | None:
+    """The member that msgspec complains of: "... - at `$.price.amount_msat`" or "... unknown field `x`"."""
+    place = re.search(r"at `\$\.?([^`]*)`", message)
+    named = re.search(r"field `([^`]*)`", message)
+    parts = [match[1] for match in (place, named) if match and match[1]]
+    return ".".join(parts)[:80] or None

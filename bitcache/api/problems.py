@@ -1,0 +1,194 @@
+"""The map from what went wrong to what the other side reads: RFC 9457 problems, `type` /problems/<name>.
+
+Every error of the three packages that a request can meet is here, once. What is not here is a bug or our own
+trouble: status 500, without a word of what it was; the log has it under the request's id.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+
+from bitcache import errors
+from bitcache.api.wire import ProblemView
+from payments import errors as payments_errors
+from storage import errors as storage_errors
+
+CONTENT_TYPE = "application/problem+json"
+TYPE_PREFIX = "/problems/"
+NODE_RETRY_AFTER_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    name: str
+    status: int
+    title: str
+
+
+PROBLEMS: Mapping[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        Problem("bad-request", 400, "The request cannot be understood"),
+        Problem("token-missing", 401, "A token is needed"),
+        Problem("token-invalid", 401, "The token is not valid"),
+        Problem("payment-required", 402, "Not paid for yet"),
+        Problem("registration-closed", 403, "No new accounts"),
+        Problem("invite-invalid", 403, "An invitation is needed"),
+        Problem("claim-refused", 403, "Wrong claim secret"),
+        Problem("grant-suspended", 403, "The payment left the chain"),
+        Problem("grant-foreign", 403, "The grant is for another offer"),
+        Problem("not-found", 404, "Not found"),
+        Problem("method-not-allowed", 405, "This method is not for this address"),
+        Problem("too-slow", 408, "The request stopped coming"),
+        Problem("name-taken", 409, "The name is taken"),
+        Problem("idempotency-key-reused", 409, "The key was used for another request"),
+        Problem("part-conflict", 409, "Other bytes are stored"),
+        Problem("file-complete", 409, "The file is complete"),
+        Problem("file-incomplete", 409, "A file is not complete"),
+        Problem("file-in-use", 409, "A parcel holds the file"),
+        Problem("parcel-sealed", 409, "The parcel is sealed"),
+        Problem("parcel-not-sealed", 409, "The parcel is not sealed"),
+        Problem("offer-not-open", 409, "The offer is not open"),
+        Problem("seller-not-payable", 409, "The seller has no wallet set"),
+        Problem("invoice-not-renewable", 409, "The price cannot be renewed"),
+        Problem("offer-unavailable", 410, "The offer takes no new payments"),
+        Problem("offer-gone", 410, "The files are gone"),
+        Problem("too-large", 413, "Too large"),
+        Problem("account-full", 413, "The account is full"),
+        Problem("metadata-too-large", 413, "The description is too large"),
+        Problem("range-unsatisfiable", 416, "No such range"),
+        Problem("invalid-value", 422, "A value is not acceptable"),
+        Problem("part-size-wrong", 422, "The part has another size"),
+        Problem("part-digest-mismatch", 422, "The bytes are not those announced"),
+        Problem("part-out-of-range", 422, "No such part"),
+        Problem("parts-missing", 422, "Parts are missing"),
+        Problem("root-mismatch", 422, "The root is another one"),
+        Problem("descriptor-invalid", 422, "The payout descriptor cannot be used"),
+        Problem("too-many-requests", 429, "Too many requests"),
+        Problem("too-many-invoices", 429, "Too many unpaid invoices"),
+        Problem("grant-exhausted", 429, "A limit of the grant is reached"),
+        Problem("taken-down", 451, "Taken down"),
+        Problem("internal-error", 500, "Something went wrong here"),
+        Problem("node-offline", 503, "The bitcoin node is away"),
+        Problem("payment-unconfirmed", 503, "Paid, not confirmed yet"),
+        Problem("disk-full", 507, "The disk is full"),
+        Problem("server-full", 507, "The server is full"),
+    )
+}
+
+PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
+    errors.RequestInvalid: "bad-request",
+    errors.ValueRefused: "invalid-value",
+    errors.BodyTooLarge: "too-large",
+    errors.BodyTooSlow: "too-slow",
+    errors.TooManyRequests: "too-many-requests",
+    errors.IdempotencyKeyReused: "idempotency-key-reused",
+    errors.NotFound: "not-found",
+    errors.TokenMissing: "token-missing",
+    errors.TokenInvalid: "token-invalid",
+    errors.RegistrationClosed: "registration-closed",
+    errors.InviteInvalid: "invite-invalid",
+    errors.NameTaken: "name-taken",
+    errors.AccountFull: "account-full",
+    errors.ServerFull: "server-full",
+    errors.PartOutOfRange: "part-out-of-range",
+    errors.PartLengthWrong: "part-size-wrong",
+    errors.PartDigestsWrong: "part-digest-mismatch",
+    errors.PartsMissing: "parts-missing",
+    errors.FileComplete: "file-complete",
+    errors.FileIncomplete: "file-incomplete",
+    errors.FileInUse: "file-in-use",
+    errors.ParcelSealed: "parcel-sealed",
+    errors.ParcelNotSealed: "parcel-not-sealed",
+    errors.MetadataTooLarge: "metadata-too-large",
+    errors.OfferGone: "offer-gone",
+    errors.OfferNotOpen: "offer-not-open",
+    errors.OfferUnavailable: "offer-unavailable",
+    errors.TakenDown: "taken-down",
+    errors.NodeOffline: "node-offline",
+    errors.TooManyOpenInvoices: "too-many-invoices",
+    errors.SellerNotPayable: "seller-not-payable",
+    errors.ClaimRefused: "claim-refused",
+    errors.GrantTokenInvalid: "token-invalid",
+    errors.GrantForeign: "grant-foreign",
+    errors.GrantMissing: "payment-required",
+    errors.GrantSuspended: "grant-suspended",
+    errors.GrantExhausted: "grant-exhausted",
+    errors.FileNotInOffer: "not-found",
+    errors.RangeUnsatisfiable: "range-unsatisfiable",
+    errors.PeriodInvalid: "invalid-value",
+    payments_errors.DescriptorInvalid: "descriptor-invalid",
+    payments_errors.PolicyInvalid: "invalid-value",
+    payments_errors.InvoiceNotFound: "not-found",
+    payments_errors.InvoiceNotRenewable: "invoice-not-renewable",
+    payments_errors.NodeUnavailable: "node-offline",
+    payments_errors.NodeMisconfigured: "node-offline",
+    storage_errors.FileIdInvalid: "not-found",
+    storage_errors.PartConflict: "part-conflict",
+    storage_errors.PartSizeWrong: "part-size-wrong",
+    storage_errors.DigestMismatch: "part-digest-mismatch",
+    storage_errors.DigestsInvalid: "invalid-value",
+    storage_errors.RootMismatch: "root-mismatch",
+    storage_errors.SizeImpossible: "invalid-value",
+    storage_errors.DiskFull: "disk-full",
+}
+
+# What the node says of itself is for the operator: it may name hosts and files.
+OPERATORS_BUSINESS = (payments_errors.NodeUnavailable, payments_errors.NodeMisconfigured)
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """The problem an error becomes; None for what nobody foresaw."""
+    for kind in type(error).__mro__:
+        name = PROBLEM_OF_ERROR.get(kind)
+        if name is not None:
+            return PROBLEMS[name]
+    return None
+
+
+def problem_view(problem: Problem, error: Exception | None) -> ProblemView:
+    """The body. Errors that say more carry it as attributes."""
+    return ProblemView(
+        type=TYPE_PREFIX + problem.name,
+        title=problem.title,
+        status=problem.status,
+        detail=_detail(problem, error),
+        field=getattr(error, "field", None),
+        invoice_id=getattr(error, "invoice_id", None),
+        retry_after_s=_retry_after_s(problem, error),
+    )
+
+
+def problem_response(problem: Problem, error: Exception | None = None) -> web.Response:
+    """The whole answer, with the headers its status asks for."""
+    view = problem_view(problem, error)
+    headers = {"Cache-Control": "no-store"}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="bitcache"'
+    if view.retry_after_s is not None:
+        headers["Retry-After"] = str(view.retry_after_s)
+    if isinstance(error, errors.RangeUnsatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(view),
+        content_type=CONTENT_TYPE,
+        headers=headers,
+    )
+
+
+def _detail(problem: Problem, error: Exception | None) -> str:
+    if isinstance(error, OPERATORS_BUSINESS):
+        return (
+            "The server's bitcoin node does not answer at the moment. Try again in a minute; do not pay now."
+        )
+    return str(error) if error is not None else f"{problem.title}."
+
+
+def _retry_after_s(problem: Problem, error: Exception | None) -> int | None:
+    asked: int | None = getattr(error, "retry_after_s", None)
+    if asked is None and problem.status in {429, 503}:
+        return NODE_RETRY_AFTER_S
+    return asked

@@ -1,0 +1,90 @@
+"""/healthz: the process is up. /readyz: it can do its work. /metrics: numbers for Prometheus."""
+
+import logging
+
+from aiohttp import web
+from sqlalchemy import select, text
+
+from bitcache import VERSION
+from bitcache.api.bodies import encode, json_response
+from bitcache.api.routing import Answer, Call, Route
+from bitcache.api.wire import HealthView
+from bitcache.metrics import CONTENT_TYPE
+from bitcache.node_state import node_state
+from bitcache.services import Services
+from payments.ports import Transaction
+from payments.tables import watcher_state
+
+log = logging.getLogger(__name__)
+
+
+async def healthz(call: Call) -> Answer:
+    return Answer(200, await _health(call.services))
+
+
+async def readyz(call: Call) -> web.StreamResponse:
+    """503 while database or blobs do not work. A node that is away is told, but paid downloads go on."""
+    services = call.services
+    try:
+        await services.database.read(lambda tx: tx.execute(text("SELECT 1")))
+        await services.blobs.free_bytes()
+    except Exception:
+        log.exception("not ready")
+        view = HealthView(
+            status="degraded", node_online=False, trouble="database or blobs do not answer", version=VERSION
+        )
+        return json_response(503, encode(view))
+    return json_response(200, encode(await _health(services)))
+
+
+async def metrics(call: Call) -> web.StreamResponse:
+    services = call.services
+    state = await services.database.read(lambda tx: node_state(tx, services.clock()))
+    services.metrics.node_online.set(state.online)
+    services.metrics.tip_height.set(state.tip_height)
+    free_bytes = await services.blobs.free_bytes()
+    if free_bytes is not None:
+        services.metrics.free_bytes.set(free_bytes)
+    return web.Response(body=services.metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _health(services: Services) -> HealthView:
+    async def look(tx: Transaction) -> tuple[bool, str | None]:
+        state = await node_state(tx, services.clock())
+        trouble = await tx.scalar(select(watcher_state.c.trouble))
+        return state.online, trouble
+
+    online, trouble = await services.database.read(look)
+    if not online and trouble is None:
+        trouble = "the watcher does not run"
+    return HealthView(
+        status="ok" if online else "degraded", node_online=online, trouble=trouble, version=VERSION
+    )
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/healthz",
+        handler=healthz,
+        operation_id="getHealth",
+        summary="The process is up",
+        responses={200: HealthView},
+    ),
+    Route(
+        method="GET",
+        path="/readyz",
+        handler=readyz,
+        operation_id="getReadiness",
+        summary="Database and blobs work; whether the node does is in the body",
+        responses={200: HealthView, 503: HealthView},
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        operation_id="getMetrics",
+        summary="Numbers in Prometheus' text format",
+        responses={200: "text/plain"},
+    ),
+)

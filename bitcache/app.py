@@ -1,0 +1,109 @@
+"""The server as one process: every task in one task group, the HTTP site among them.
+
+An unreachable node is a state, not an error: the server starts and serves without it. Only a bug ends the
+process.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
+
+from aiohttp import web
+
+from bitcache import config as configuration
+from bitcache.api.middleware import add_headers, guard
+from bitcache.api.routing import SERVICES, add_routes
+from bitcache.api.table import ROUTES
+from bitcache.config import Config
+from bitcache.db.migrate import upgrade
+from bitcache.services import Services, open_services
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 30
+"""How long answers under way may take to end at shutdown."""
+HEADER_BYTES_MAX = 16 * 1024
+
+
+class Role(StrEnum):
+    ALL = "all"
+    WEB = "web"
+    """Answers requests; another process follows the node."""
+    WATCHER = "watcher"
+    """Follows the node; exactly one per database."""
+
+
+def make_app(services: Services) -> web.Application:
+    """The HTTP application. Its routes set their own limits on bodies."""
+    app = web.Application(middlewares=[guard])
+    app[SERVICES] = services
+    app.on_response_prepare.append(add_headers)
+    add_routes(app, ROUTES)
+    return app
+
+
+async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], None] = lambda: None) -> None:
+    """Run until SIGINT or SIGTERM, then finish what is under way. `ready` is called once it serves."""
+    for warning in configuration.warnings(config):
+        log.warning("%s", warning)
+    async with open_services(config) as services:
+        await upgrade(services.database)
+        with _stop_on_signals(services.stopping):
+            await run(services, role=role, ready=ready)
+
+
+async def run(services: Services, *, role: Role = Role.ALL, ready: Callable[[], None] = lambda: None) -> None:
+    """Run every loop of `role` until `services.stopping` is set."""
+    await services.feed.start()
+    async with asyncio.TaskGroup() as tasks:
+        loops = [tasks.create_task(services.feed.run())]
+        if role is not Role.WEB:
+            loops.append(tasks.create_task(_watch(services)))
+        if role is Role.WATCHER:
+            ready()
+            await services.stopping.wait()
+        else:
+            async with _site(services):
+                ready()
+                await services.stopping.wait()
+        for loop in loops:
+            loop.cancel()
+
+
+async def _watch(services: Services) -> None:
+    node = services.config.node
+    await services.watcher.run(events_endpoint=node.zmq_sequence_url, poll_interval_s=node.poll_interval_s)
+
+
+@asynccontextmanager
+async def _site(services: Services) -> AsyncIterator[None]:
+    """Take requests inside the `async with`; at its end take no more and let those under way finish."""
+    config = services.config
+    runner = web.AppRunner(
+        make_app(services),
+        access_log=None,
+        shutdown_timeout=DRAIN_S,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.listen_host, config.listen_port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextmanager
+def _stop_on_signals(stopping: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

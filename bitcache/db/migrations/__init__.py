@@ -1,0 +1,1 @@
+"""Alembic's revisions, applied by `bitcache.db.migrate`."""

@@ -1,0 +1,155 @@
+"""What the handlers and loops work with, put together in one place."""
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitcache.access import Access
+from bitcache.config import Config
+from bitcache.db.engine import Database
+from bitcache.errors import MasterKeyUnusable
+from bitcache.events import EventFeed
+from bitcache.metrics import Metrics
+from bitcache.on_sale import OfferQuotes
+from bitcache.purchases import Purchases
+from bitcache.sealing import MASTER_KEY_SIZE_BYTES, Sealer
+from payments.addresses import AddressBook
+from payments.bitcoind import Bitcoind
+from payments.descriptors import DescriptorStore
+from payments.ports import Clock, Transaction
+from payments.registry import InvoiceRegistry
+from payments.tables import descriptors
+from payments.watcher import Watcher
+from storage.local import LocalBlobStore
+from storage.ports import BlobStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a request or a loop may need. Made by `open_services`."""
+
+    config: Config
+    clock: Clock
+    database: Database
+    blobs: BlobStore
+    sealer: Sealer
+    node: Bitcoind
+    addresses: AddressBook
+    descriptors: DescriptorStore
+    feed: EventFeed
+    access: Access
+    registry: InvoiceRegistry
+    watcher: Watcher
+    purchases: Purchases
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server shuts down: long answers, such as event streams, end."""
+
+
+def now() -> int:
+    """Unix seconds."""
+    return int(time.time())
+
+
+@asynccontextmanager
+async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[Services]:
+    """The services. Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable."""
+    sealer = Sealer(read_master_key(config.master_key))
+    async with AsyncExitStack() as closing:
+        database = Database(config.database)
+        closing.push_async_callback(database.close)
+        blobs = LocalBlobStore(config.blobs, reserve_bytes=config.disk_reserve_bytes)
+        closing.push_async_callback(blobs.close)
+        node = _node(config)
+        closing.push_async_callback(node.close)
+        feed = EventFeed(database)
+        database.after_events = feed.wake
+        addresses = AddressBook(node)
+        descriptor_store = _descriptor_store(sealer)
+        access = Access(config, clock)
+        registry = _registry(config, access)
+        watcher = Watcher(node, database, registry, network=config.network, clock=clock)
+        yield Services(
+            config=config,
+            clock=clock,
+            database=database,
+            blobs=blobs,
+            sealer=sealer,
+            node=node,
+            addresses=addresses,
+            descriptors=descriptor_store,
+            feed=feed,
+            access=access,
+            registry=registry,
+            watcher=watcher,
+            purchases=Purchases(
+                config=config,
+                store=database,
+                registry=registry,
+                access=access,
+                descriptors=descriptor_store,
+                addresses=addresses,
+                watcher=watcher,
+                clock=clock,
+            ),
+            metrics=Metrics(),
+        )
+
+
+def read_master_key(path: Path) -> bytes:
+    """The 32 bytes of the master key file. Raises MasterKeyUnusable if others could have read it."""
+    try:
+        mode = path.stat().st_mode
+        key = path.read_bytes()
+    except OSError as exc:
+        raise MasterKeyUnusable(
+            f"The master key {path} cannot be read ({exc.strerror}). Restore it from your backup: without it "
+            "no release secret opens."
+        ) from exc
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise MasterKeyUnusable(f"Others can read the master key. Run: chmod 600 {path}")
+    if len(key) != MASTER_KEY_SIZE_BYTES:
+        raise MasterKeyUnusable(
+            f"The master key {path} is {len(key)} bytes, not {MASTER_KEY_SIZE_BYTES}. Restore your backup."
+        )
+    return key
+
+
+def write_master_key(path: Path) -> None:
+    """A fresh master key, for its owner alone. Never overwrites: that would lose every release secret."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, os.urandom(MASTER_KEY_SIZE_BYTES))
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _node(config: Config) -> Bitcoind:
+    cookie = config.node.rpc_cookie_file
+    return Bitcoind(
+        config.node.rpc_url,
+        cookie_file=Path(cookie).expanduser() if cookie else None,
+        user=config.node.rpc_user,
+        password=config.node.rpc_password,
+    )
+
+
+def _descriptor_store(sealer: Sealer) -> DescriptorStore:
+    return DescriptorStore(
+        seal=lambda text, row_id: sealer.seal(text, table=descriptors.name, row_id=row_id),
+        unseal=lambda sealed, row_id: sealer.open(sealed, table=descriptors.name, row_id=row_id),
+    )
+
+
+def _registry(config: Config, access: Access) -> InvoiceRegistry:
+    async def sold(tx: Transaction, offer_id: str) -> int:
+        return await registry.sold(tx, offer_id)
+
+    registry = InvoiceRegistry(on_change=access.on_change, quote=OfferQuotes(config, sold=sold))
+    return registry

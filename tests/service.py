@@ -1,0 +1,121 @@
+"""The real server for tests: SQLite and blobs in a temporary folder, real HTTP on a free loopback port.
+
+    async with running_server(tmp_path) as server:
+        async with server.session() as http:
+            ...
+
+It runs in the test's own process and loop. No bitcoin node is needed: pass `node=NodeConfig(..)` for one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from msgspec import structs
+
+from bitcache import accounts
+from bitcache.accounts import IssuedToken
+from bitcache.app import Role, run
+from bitcache.config import Config, NodeConfig
+from bitcache.db.migrate import upgrade
+from bitcache.services import Services, now, open_services, write_master_key
+from payments.ports import Transaction
+from regtest.processes import free_ports
+
+START_S = 30
+
+
+@dataclass
+class Clock:
+    """A clock that tests move by hand."""
+
+    ahead_s: int = 0
+
+    def __call__(self) -> int:
+        return now() + self.ahead_s
+
+    def advance(self, seconds: int) -> None:
+        self.ahead_s += seconds
+
+
+@dataclass
+class RunningServer:
+    services: Services
+    clock: Clock
+    _sellers: int = field(default=0)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.services.config.listen}"
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/api/v1"
+
+    def session(self, token: str | None = None) -> aiohttp.ClientSession:
+        """An HTTP client, signed in with `token`; use with `async with`. Paths are relative to the server."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return aiohttp.ClientSession(self.url, headers=headers)
+
+    async def new_seller(self, name: str | None = None) -> IssuedToken:
+        """A fresh account with a token."""
+        self._sellers += 1
+        chosen = name or f"seller {self._sellers}"
+
+        async def made(tx: Transaction) -> IssuedToken:
+            at = self.services.clock()
+            account_id = await accounts.register(tx, name=chosen, now=at)
+            return await accounts.issue_token(tx, account_id, label="test", now=at)
+
+        return await self.services.database.write(made)
+
+
+def test_config(folder: Path, **changes: object) -> Config:
+    """A configuration for a server in `folder` on a free port; `changes` are fields of Config."""
+    port = free_ports(1)[0]
+    config = Config(
+        data_folder=folder,
+        network="regtest",
+        # Nobody listens there: a server without a node.
+        node=NodeConfig(rpc_url=f"http://127.0.0.1:{free_ports(1)[0]}", rpc_user="none", rpc_password="none"),
+        listen=f"127.0.0.1:{port}",
+        public_url=f"http://127.0.0.1:{port}",
+        disk_reserve_bytes=0,
+    )
+    return structs.replace(config, **changes)
+
+
+test_config.__test__ = False  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def running_server(
+    folder: Path,
+    *,
+    role: Role = Role.ALL,
+    prepare: Callable[[Config], Config] = lambda config: config,
+    **changes: object,
+) -> AsyncIterator[RunningServer]:
+    """A server in `folder`, stopped at the end as SIGTERM would."""
+    config = prepare(test_config(folder, **changes))
+    if not config.master_key.exists():
+        write_master_key(config.master_key)
+    clock = Clock()
+    async with open_services(config, clock=clock) as services:
+        await upgrade(services.database)
+        started = asyncio.Event()
+        running = asyncio.create_task(run(services, role=role, ready=started.set))
+        starting = asyncio.create_task(started.wait())
+        await asyncio.wait({running, starting}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        try:
+            if running.done():
+                await running
+            assert started.is_set(), "the server did not start"
+            yield RunningServer(services, clock)
+        finally:
+            services.stopping.set()
+            await running
