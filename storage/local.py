@@ -66,7 +66,7 @@ class LocalBlobStore:
     async def finish(self, file_id: str, size_bytes: int) -> None:
         await self._run(lambda: self._finish(file_id, size_bytes))
 
-    async def open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange:
+    async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange:
         finished, _ = self._paths(file_id)
         # A finished blob keeps its size, and asking a thread costs more than all other checks of a request.
         size_bytes = self._finished_sizes.get(file_id)

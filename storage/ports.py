@@ -67,7 +67,7 @@ class BlobStore(Protocol):
         The caller knows that every part was acknowledged. Raises BlobMissing, BlobIncomplete.
         """
 
-    async def open_range(self, file_id: str, *, offset: int, length: int) -> LocalRange | StreamRange:
+    async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange | StreamRange:
         """Bytes [offset, offset + length) of a finished blob. Raises BlobMissing, RangeOutside."""
 
     async def delete(self, file_id: str) -> None:
