@@ -1,0 +1,58 @@
+# All that a newcomer runs. Needs git, make (GNU make 3.81 or newer) and python3 (3.11 to 3.13), nothing else.
+
+PYTHON = python3
+RUN = .venv/bin/python
+# Which tests: make test TESTS=tests/test_regtest_world.py
+TESTS = tests
+# Literally what was given: names may hold spaces, quotes and dollars, so the shell must never see them.
+DEMO_FILE := $(value FILE)
+export DEMO_FILE
+unexport FILE
+
+help:
+	@echo 'make demo    sell and buy a file on a real bitcoin node (FILE=path takes yours)'
+	@echo 'make serve   a server with sample data, left running to play with'
+	@echo 'make test    all tests (TESTS=path runs some)'
+	@echo 'make check   formatting, lint, types, and which package may use which'
+	@echo 'make format  mend formatting and what the linter can mend'
+	@echo 'make vectors write the test vectors anew'
+	@echo 'make clean   remove what the above have made; make distclean: .venv too'
+
+demo: .venv/installed-runtime
+	@$(RUN) -m regtest.demo
+
+serve: .venv/installed-runtime
+	@$(RUN) -m regtest.serve
+
+test: .venv/installed-dev
+	$(RUN) -m pytest -n 2 --dist worksteal $(TESTS)
+
+check: .venv/installed-dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports
+
+format: .venv/installed-dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+vectors: .venv/installed-dev
+	@for maker in tests/vectors/make_*.py; do echo "$$maker"; $(RUN) "$$maker" || exit 1; done
+
+venv: .venv/installed-dev
+
+.venv/installed-runtime: pyproject.toml constraints.txt
+	@$(PYTHON) regtest/bootstrap.py
+
+.venv/installed-dev: pyproject.toml constraints.txt
+	@$(PYTHON) regtest/bootstrap.py --dev
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
+
+.PHONY: help demo serve test check format vectors venv clean distclean
