@@ -59,7 +59,7 @@ async def run(services: Services, *, role: Role = Role.ALL, ready: Callable[[], 
     """Run every loop of `role` until `services.stopping` is set."""
     await services.feed.start()
     async with asyncio.TaskGroup() as tasks:
-        loops = [tasks.create_task(services.feed.run())]
+        loops = [tasks.create_task(services.feed.run()), tasks.create_task(services.grants.run())]
         if role is not Role.WEB:
             loops.append(tasks.create_task(_watch(services)))
         if role is Role.WATCHER:

@@ -59,7 +59,7 @@ class Claims:
             return grant, await self._claim_view(tx, grant)
 
         grant, view = await self._store.write(claimed)
-        self._book.doubt_grant(grant.id)
+        self._book.doubt(grant.id)
         return view
 
     async def _claim_view(self, tx: Transaction, grant: Grant) -> ClaimView:

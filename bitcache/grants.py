@@ -6,13 +6,17 @@ and one look-up. A grant is read from the database when it is first used, when i
 change, and on every request while the feed is silent. A response that runs is not cut; the next request is.
 """
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from msgspec import json
 from sqlalchemy import select, update
 
+from bitcache.access import TOPIC as INVOICE_TOPIC
 from bitcache.access import InvoiceEvent
 from bitcache.db.tables import grants, offers, parcels
 from bitcache.errors import (
@@ -23,10 +27,14 @@ from bitcache.errors import (
     GrantTokenInvalid,
     TakenDown,
 )
+from bitcache.events import Event
 from bitcache.grant_tokens import GrantClaims, id_text, open_token, raw_id, seal_token
 from payments.ports import Clock, Store, Transaction
 from payments.tables import invoices
 
+log = logging.getLogger(__name__)
+
+OFFER_TOPIC = "offer"
 FEED_AGE_MAX_S = 30
 """A feed silent for longer may have lost something: the database is asked instead."""
 PARCELS_SERVED_MAX = 20
@@ -34,6 +42,7 @@ PARCELS_SERVED_MAX = 20
 CONNECTIONS_MAX = 4
 RETRY_BUSY_S = 5
 RETRY_EXHAUSTED_S = 3_600
+FLUSH_INTERVAL_S = 20
 IDLE_S = 3_600
 ENTRIES_MAX = 100_000
 LOAD_ATTEMPTS_MAX = 3
@@ -91,10 +100,14 @@ class GrantBook:
         store: Store,
         key: bytes,
         token_lifetime_s: int,
+        feed_looked_at: Callable[[], float],
         clock: Clock,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`key`: 32 bytes, the same in every process and after every start."""
+        """`key`: 32 bytes, the same in every process and after every start.
+
+        `feed_looked_at`: monotonic time at which the event feed had last handed on everything there was.
+        """
         self._store = store
         self._key = key
         self._token_lifetime_s = token_lifetime_s
@@ -102,7 +115,7 @@ class GrantBook:
         self._monotonic = monotonic
         self._entries: dict[bytes, Entry] = {}
         self._changes = 0
-        self._feed_at = float("-inf")
+        self._feed_looked_at = feed_looked_at
 
     # Tokens.
 
@@ -157,31 +170,20 @@ class GrantBook:
 
     # What the feed and local commits tell.
 
-    def beat(self) -> None:
-        """The feed is alive, and everything it had to say was said."""
-        self._feed_at = self._monotonic()
+    def on_event(self, event: Event) -> None:
+        """For `EventFeed.listen`: what changed is read again before its next use."""
+        if event.topic == INVOICE_TOPIC:
+            self.doubt(json.decode(event.json, type=InvoiceEvent).grant_id)
+        elif event.topic == OFFER_TOPIC:
+            self._changes += 1
+            for entry in self._entries.values():
+                entry.fresh = entry.fresh and entry.offer_id != event.subject
 
-    def apply(self, event: InvoiceEvent) -> None:
-        """An invoice changed, and with it perhaps a grant in use."""
-        self._changes += 1
-        entry = self._entries.get(raw_id(event.grant_id))
-        if entry is None:
-            return
-        entry.bytes_allowed = event.bytes_allowed
-        # Whether it is suspended or unpaid, and under which limit, only the database says.
-        entry.fresh = False
-
-    def doubt_grant(self, grant_id: str) -> None:
-        """One grant changed here just now: read it again before use."""
+    def doubt(self, grant_id: str) -> None:
+        """This grant changed: read it again before its next use."""
         self._changes += 1
         entry = self._entries.get(raw_id(grant_id))
         if entry is not None:
-            entry.fresh = False
-
-    def doubt(self) -> None:
-        """Events may have been missed, or something else changed: read every grant again before use."""
-        self._changes += 1
-        for entry in self._entries.values():
             entry.fresh = False
 
     # Counting.
@@ -206,8 +208,17 @@ class GrantBook:
             entry.bytes_unwritten -= length
         self._forget_idle()
 
+    async def run(self) -> None:
+        """Flush for ever. A database that is away for a while loses no count."""
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("bytes served were not written down; they are with the next flush")
+
     def _feed_is_stale(self) -> bool:
-        return self._monotonic() - self._feed_at > FEED_AGE_MAX_S
+        return self._monotonic() - self._feed_looked_at() > FEED_AGE_MAX_S
 
     async def _load(self, grant_id: bytes) -> Entry:
         """The grant as committed, into the entry that counts its bytes and connections."""

@@ -6,14 +6,18 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bitcache.access import Access
+from bitcache.api.events_stream import InvoiceStreams
+from bitcache.claims import Claims
 from bitcache.config import Config
+from bitcache.contents import Contents
 from bitcache.db.engine import Database
 from bitcache.errors import MasterKeyUnusable
 from bitcache.events import EventFeed
+from bitcache.grants import GrantBook
 from bitcache.metrics import Metrics
 from bitcache.on_sale import OfferQuotes
 from bitcache.purchases import Purchases
@@ -46,8 +50,12 @@ class Services:
     registry: InvoiceRegistry
     watcher: Watcher
     purchases: Purchases
+    grants: GrantBook
+    claims: Claims
+    contents: Contents
+    streams: InvoiceStreams
     metrics: Metrics
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event
     """Set when the server shuts down: long answers, such as event streams, end."""
 
 
@@ -74,6 +82,26 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
         access = Access(config, clock)
         registry = _registry(config, access)
         watcher = Watcher(node, database, registry, network=config.network, clock=clock)
+        purchases = Purchases(
+            config=config,
+            store=database,
+            registry=registry,
+            access=access,
+            descriptors=descriptor_store,
+            addresses=addresses,
+            watcher=watcher,
+            clock=clock,
+        )
+        grants = GrantBook(
+            store=database,
+            key=sealer.mac_key("grant-token"),
+            token_lifetime_s=config.grant_token_lifetime_s,
+            feed_looked_at=lambda: feed.looked_at,
+            clock=clock,
+        )
+        feed.listen(grants.on_event)
+        closing.push_async_callback(grants.flush)
+        stopping = asyncio.Event()
         yield Services(
             config=config,
             clock=clock,
@@ -87,17 +115,17 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             access=access,
             registry=registry,
             watcher=watcher,
-            purchases=Purchases(
-                config=config,
-                store=database,
-                registry=registry,
-                access=access,
-                descriptors=descriptor_store,
-                addresses=addresses,
-                watcher=watcher,
-                clock=clock,
+            purchases=purchases,
+            grants=grants,
+            claims=Claims(
+                store=database, registry=registry, access=access, book=grants, sealer=sealer, clock=clock
+            ),
+            contents=Contents(database),
+            streams=InvoiceStreams(
+                store=database, feed=feed, purchases=purchases, clock=clock, stopping=stopping
             ),
             metrics=Metrics(),
+            stopping=stopping,
         )
 
 

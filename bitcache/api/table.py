@@ -1,6 +1,6 @@
 """Every route there is. The server and the OpenAPI document are made from this."""
 
-from bitcache.api import system
+from bitcache.api import content, invoices, system
 from bitcache.api.routing import Route
 
-ROUTES: tuple[Route, ...] = (*system.ROUTES,)
+ROUTES: tuple[Route, ...] = (*system.ROUTES, *invoices.ROUTES, *content.ROUTES)

@@ -1,0 +1,196 @@
+"""Ciphertext for who has a grant, and the digests to check it with for everybody.
+
+    GET, HEAD /offers/{offer_id}/files/{file_id}/content    Authorization: Bearer bcg_...
+    GET       /offers/{offer_id}/files/{file_id}/digests    public
+
+The ETag is the root of the digests, strong, and the bytes never change: a download goes on where it broke.
+"""
+
+import asyncio
+from contextlib import aclosing
+from typing import BinaryIO
+
+from aiohttp import hdrs, web
+
+from bitcache.api.auth import bearer_token
+from bitcache.api.byte_range import ByteRange, content_range, requested_range
+from bitcache.api.routing import Auth, Call, Header, Route
+from bitcache.contents import StoredFile
+from bitcache.errors import GrantMissing, OfferGone
+from bitcache.grants import Entry, Passage
+from storage.errors import BlobMissing, StorageError
+from storage.ports import LocalRange, StreamRange
+
+API = "/api/v1"
+SLICE_BYTES = 4 * 1024 * 1024
+SLICE_S_MAX = 300
+"""A buyer who takes less than 4 MiB in that time holds a connection for nothing."""
+CONTENT_TYPE = "application/octet-stream"
+CONTENT_CACHE_CONTROL = "private, no-transform"
+DIGESTS_CACHE_CONTROL = "public, max-age=31536000, immutable, no-transform"
+
+
+async def get_content(call: Call) -> web.StreamResponse:
+    """200 or 206 with the bytes, for a grant that allows them now."""
+    entry = await admit(call)
+    return await send_content(call, entry)
+
+
+async def admit(call: Call) -> Entry:
+    """The grant in the request's Authorization.
+
+    Raises what `GrantBook.check` does, GrantMissing without one.
+    """
+    offer_id = call.path("offer_id")
+    token = bearer_token(call.http)
+    if token is None:
+        await call.services.contents.check_offer(offer_id)
+        raise GrantMissing(offer_id)
+    return await call.services.grants.check(token, offer_id)
+
+
+async def send_content(call: Call, entry: Entry) -> web.StreamResponse:
+    """What the request asks for of the file.
+
+    Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone.
+    """
+    request, services = call.http, call.services
+    file_id = call.path("file_id")
+    stored = await services.contents.file(entry.parcel_id, file_id)
+    if request.method == hdrs.METH_HEAD:
+        response = _response(stored, ByteRange(0, stored.size_bytes, partial=False))
+        await response.prepare(request)
+        return response
+    chosen = requested_range(
+        request.headers.get(hdrs.RANGE),
+        request.headers.get(hdrs.IF_RANGE),
+        etag=stored.etag,
+        size_bytes=stored.size_bytes,
+    )
+    with services.grants.passage(entry, chosen.length) as passage:
+        try:
+            source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
+        except BlobMissing as exc:
+            raise OfferGone("The files were kept as long as promised, and are gone now.") from exc
+        response = _response(stored, chosen)
+        await response.prepare(request)
+        try:
+            match source:
+                case LocalRange():
+                    await _send_file(request, source, passage)
+                case StreamRange():
+                    await _send_pieces(response, source, passage)
+            await response.write_eof()
+        except (OSError, RuntimeError, StorageError) as exc:
+            # The answer has begun: another one must not be put into the middle of it.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("a download broke off") from exc
+    return response
+
+
+async def get_digests(call: Call) -> web.StreamResponse:
+    """The SHA-256 of each chunk, 32 bytes each, in order. Their SHA-256 is the root."""
+    digests, etag = await call.services.contents.digests(call.path("offer_id"), call.path("file_id"))
+    headers = {hdrs.CACHE_CONTROL: DIGESTS_CACHE_CONTROL, hdrs.ETAG: etag}
+    return web.Response(body=digests, content_type=CONTENT_TYPE, headers=headers)
+
+
+def _response(stored: StoredFile, chosen: ByteRange) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=206 if chosen.partial else 200,
+        headers={
+            hdrs.CONTENT_TYPE: CONTENT_TYPE,
+            hdrs.ACCEPT_RANGES: "bytes",
+            hdrs.ETAG: stored.etag,
+            hdrs.CACHE_CONTROL: CONTENT_CACHE_CONTROL,
+        },
+    )
+    response.content_length = chosen.length
+    if chosen.partial:
+        response.headers[hdrs.CONTENT_RANGE] = content_range(chosen, stored.size_bytes)
+    return response
+
+
+async def _send_file(request: web.Request, source: LocalRange, passage: Passage) -> None:
+    """From the page cache to the socket by the kernel, in slices, so that what was sent is known if it
+    breaks."""
+    with source.path.open("rb", buffering=0) as file:
+        offset, end = source.offset, source.offset + source.length
+        while offset < end:
+            length = min(SLICE_BYTES, end - offset)
+            async with asyncio.timeout(SLICE_S_MAX):
+                await _send_slice(request, file, offset, length)
+            passage.sent(length)
+            offset += length
+
+
+async def _send_slice(request: web.Request, file: BinaryIO, offset: int, length: int) -> None:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the buyer left")
+    sent = await asyncio.get_running_loop().sendfile(transport, file, offset, length)
+    if sent != length:
+        raise OSError(f"a finished blob ends at {offset + sent}")
+
+
+async def _send_pieces(response: web.StreamResponse, source: StreamRange, passage: Passage) -> None:
+    async with aclosing(source.pieces) as pieces:  # type: ignore[type-var]
+        async for piece in pieces:
+            async with asyncio.timeout(SLICE_S_MAX):
+                await response.write(piece)
+            passage.sent(len(piece))
+
+
+RANGE_HEADERS = (
+    Header("Range", "one range of bytes; several at once, or nonsense, give the whole file"),
+    Header("If-Range", "the ETag: the range only if the file is still the same"),
+)
+CONTENT_HEADERS = (
+    Header("ETag", "the root of the digests, quoted; strong"),
+    Header("Accept-Ranges", "`bytes`"),
+    Header("Content-Range", "of a 206, and of a 416 with the size"),
+    Header("Cache-Control", CONTENT_CACHE_CONTROL),
+)
+CONTENT_PROBLEMS = (
+    "token-invalid",
+    "payment-required",
+    "grant-suspended",
+    "grant-foreign",
+    "not-found",
+    "offer-gone",
+    "range-unsatisfiable",
+    "grant-exhausted",
+    "taken-down",
+)
+
+
+def _content_route(method: str, operation_id: str) -> Route:
+    return Route(
+        method=method,
+        path=f"{API}/offers/{{offer_id}}/files/{{file_id}}/content",
+        handler=get_content,
+        operation_id=operation_id,
+        summary="The ciphertext of one file, whole or a range of it",
+        responses={200: CONTENT_TYPE, 206: CONTENT_TYPE} if method == "GET" else {200: None},
+        problems=CONTENT_PROBLEMS,
+        auth=Auth.GRANT,
+        request_headers=RANGE_HEADERS,
+        response_headers=CONTENT_HEADERS,
+    )
+
+
+ROUTES = (
+    _content_route("GET", "getContent"),
+    _content_route("HEAD", "headContent"),
+    Route(
+        method="GET",
+        path=f"{API}/offers/{{offer_id}}/files/{{file_id}}/digests",
+        handler=get_digests,
+        operation_id="getDigests",
+        summary="SHA-256 of every chunk of the ciphertext, 32 bytes each",
+        responses={200: CONTENT_TYPE},
+        problems=("not-found", "taken-down"),
+        response_headers=(Header("ETag", "the root of the digests, quoted; strong"),),
+    ),
+)

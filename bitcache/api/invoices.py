@@ -1,0 +1,141 @@
+"""Paying: ask for an invoice, watch it, claim what it opened.
+
+    POST /offers/{offer_id}/invoices
+    GET  /invoices/{invoice_id}, /invoices/{invoice_id}/events
+    POST /invoices/{invoice_id}/claim, /invoices/{invoice_id}/renew
+    GET  /invoices                                             the seller's list
+
+Who holds an invoice's id sees its state and address, nothing else; claiming takes the secret.
+"""
+
+from aiohttp import web
+
+from bitcache.api import events_stream
+from bitcache.api.client_address import client_address
+from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
+from bitcache.api.wire import ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
+from bitcache.errors import ValueRefused
+from storage import base64url
+
+API = "/api/v1"
+
+
+async def create_invoice(call: Call) -> Answer:
+    """201, or 200 with the invoice that the same claim hash got before."""
+    asked = call.body(InvoiceRequest)
+    client = client_of(call)
+    claim_hash = _octets(asked.claim_hash, "claim_hash")
+    purchase = await call.services.purchases.buy(call.path("offer_id"), claim_hash, client)
+    location = f"{API}/invoices/{purchase.invoice.invoice_id}"
+    return Answer(201 if purchase.created else 200, purchase.invoice, {"Location": location})
+
+
+async def get_invoice(call: Call) -> Answer:
+    return Answer(200, await call.services.purchases.view(call.path("invoice_id")))
+
+
+async def get_invoice_events(call: Call) -> web.StreamResponse:
+    return await call.services.streams.serve(call.http, call.path("invoice_id"))
+
+
+async def claim_invoice(call: Call) -> Answer:
+    secret = _octets(call.body(ClaimRequest).claim_secret, "claim_secret")
+    return Answer(200, await call.services.claims.claim(call.path("invoice_id"), secret))
+
+
+async def renew_invoice(call: Call) -> Answer:
+    return Answer(200, await call.services.purchases.renew(call.path("invoice_id")))
+
+
+async def list_invoices(call: Call) -> Answer:
+    after, limit = call.page()
+    items = await call.services.purchases.page(call.seller.account_id, after=after, limit=limit + 1)
+    more = len(items) > limit
+    items = items[:limit]
+    return Answer(200, InvoiceList(items=items, next=items[-1].invoice_id if more else None))
+
+
+def client_of(call: Call) -> str:
+    """Whose allowance of unpaid invoices counts."""
+    request = call.http
+    forwarded_for = ",".join(request.headers.getall("X-Forwarded-For", [])) or None
+    return client_address(request.remote, forwarded_for, call.services.config.proxies)
+
+
+def _octets(text: str, field: str) -> bytes:
+    try:
+        return base64url.decode(text)
+    except ValueError as exc:
+        raise ValueRefused(f"`{field}` is not base64url of 32 bytes: {exc}.", field=field) from exc
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path=f"{API}/offers/{{offer_id}}/invoices",
+        handler=create_invoice,
+        operation_id="createInvoice",
+        summary="Ask to pay: an address and an amount, held for a while",
+        request=InvoiceRequest,
+        responses={200: InvoiceView, 201: InvoiceView},
+        problems=(
+            "not-found",
+            "seller-not-payable",
+            "offer-unavailable",
+            "too-many-invoices",
+            "taken-down",
+            "node-offline",
+            "descriptor-invalid",
+        ),
+        response_headers=(Header("Location", "of the invoice"),),
+    ),
+    Route(
+        method="GET",
+        path=f"{API}/invoices/{{invoice_id}}",
+        handler=get_invoice,
+        operation_id="getInvoice",
+        summary="How an invoice stands now",
+        responses={200: InvoiceView},
+        problems=("not-found",),
+    ),
+    Route(
+        method="GET",
+        path=f"{API}/invoices/{{invoice_id}}/events",
+        handler=get_invoice_events,
+        operation_id="getInvoiceEvents",
+        summary="How an invoice stands, now and at every change, as server-sent events",
+        responses={200: events_stream.CONTENT_TYPE},
+        problems=("not-found", "too-many-requests"),
+        request_headers=(Header("Last-Event-ID", "accepted; the full state comes first in any case"),),
+    ),
+    Route(
+        method="POST",
+        path=f"{API}/invoices/{{invoice_id}}/claim",
+        handler=claim_invoice,
+        operation_id="claimInvoice",
+        summary="A grant token and, when the payment allows it, the release secret",
+        request=ClaimRequest,
+        responses={200: ClaimView},
+        problems=("not-found", "claim-refused", "taken-down"),
+    ),
+    Route(
+        method="POST",
+        path=f"{API}/invoices/{{invoice_id}}/renew",
+        handler=renew_invoice,
+        operation_id="renewInvoice",
+        summary="Today's price for an invoice whose price has expired",
+        responses={200: InvoiceView},
+        problems=("not-found", "invoice-not-renewable", "node-offline"),
+    ),
+    Route(
+        method="GET",
+        path=f"{API}/invoices",
+        handler=list_invoices,
+        operation_id="listInvoices",
+        summary="The seller's invoices, newest first",
+        responses={200: InvoiceList},
+        problems=("not-found",),
+        auth=Auth.SELLER,
+        query=PAGE_QUERY,
+    ),
+)
