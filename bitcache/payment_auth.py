@@ -89,6 +89,30 @@ class Charge:
     valid_until: int
 
 
+class PaymentDemanded(BitcacheError):
+    """The content is for sale: pay the challenge, or ask for an invoice where it says."""
+
+    def __init__(self, challenge: Challenge) -> None:
+        super().__init__(
+            "These files are for sale. Pay the challenge in WWW-Authenticate, or ask for an invoice where it "
+            "says. If you have paid already, claim with your receipt."
+        )
+        self.www_authenticate = challenge_header(challenge)
+
+
+class PaymentUnconfirmed(BitcacheError):
+    """Money came for this invoice, not (yet) enough or not deep enough. Never answered with a challenge."""
+
+    def __init__(self, *, invoice_id: str, due_sat: Sat, retry_after_s: int) -> None:
+        super().__init__(
+            f"A payment arrived, and {due_sat} sat are still due to the same address."
+            if due_sat
+            else "The payment arrived and is not deep enough in the chain yet. Do not pay again; ask again."
+        )
+        self.invoice_id = invoice_id
+        self.retry_after_s = retry_after_s
+
+
 class Challenger:
     """Writes challenges and recognises them. `challenge_key` and `claim_key` are 32 secret bytes each."""
 

@@ -1,0 +1,300 @@
+"""Who may have content: grants, and whoever pays over HTTP itself with a challenge. Shell.
+
+A client that repeats its request with a challenge it has paid is never asked to pay twice:
+
+    bytes allowed                 admitted, with a Payment-Receipt
+    unlocked, then taken back     403 grant-suspended
+    something came, not enough    held for a while, then 503 payment-unconfirmed without a challenge
+    nothing came, node blind      held for a while, then 503 node-offline: the payment may be there
+    nothing came                  held for a while, then 402 with the very same challenge
+    nothing came, price expired   held for a while, then 402 with a new challenge
+
+Clients exist that pay every challenge they get, three times within 10 ms; the hold gives the node time to see
+the first payment before they are told that there is none.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+from urllib.parse import urlsplit
+
+from bitcache.api.wire import InvoiceView
+from bitcache.claims import Claims
+from bitcache.config import Config
+from bitcache.errors import (
+    ClaimRefused,
+    GrantForeign,
+    GrantMissing,
+    GrantSuspended,
+    NodeOffline,
+    OfferUnavailable,
+    TakenDown,
+    TokenInvalid,
+)
+from bitcache.events import EventFeed
+from bitcache.grants import Entry, GrantBook
+from bitcache.on_sale import load_sale_offer, sale_state
+from bitcache.payment_auth import (
+    NONCE_BYTES,
+    BoundChallenge,
+    Challenge,
+    Challenger,
+    Charge,
+    PaymentDemanded,
+    PaymentUnconfirmed,
+    accepts_charge,
+    is_payment,
+    receipt_header,
+)
+from bitcache.purchases import Purchases
+from bitcache.sealing import Sealer
+from payments.money import Sat, sat_rounded_up
+from payments.ports import Clock, Store, Transaction
+from payments.registry import InvoiceRegistry
+
+HOLD_S = 25.0
+"""Clients of the scheme wait 35 s for the answer to a paid request."""
+HELD_MAX = 1_000
+"""Requests held at once; those beyond are answered at once, so that waiting costs nobody the server."""
+RETRY_AFTER_S = 30
+CHALLENGE_KEY_PURPOSE = "payment-challenge"
+CLAIM_KEY_PURPOSE = "payment-claim"
+
+
+class Verdict(Enum):
+    """What an invoice's standing means for who echoes its challenge."""
+
+    ADMITTED = "admitted"
+    SUSPENDED = "suspended"
+    UNCONFIRMED = "unconfirmed"
+    UNPAID = "unpaid"
+
+
+def verdict(invoice: InvoiceView) -> Verdict:
+    """Pure. Any output at all, even one that was lost again, means that it is not UNPAID."""
+    if invoice.bytes_allowed:
+        return Verdict.ADMITTED
+    if invoice.suspended:
+        return Verdict.SUSPENDED
+    return Verdict.UNCONFIRMED if invoice.outputs else Verdict.UNPAID
+
+
+def reference_of(invoice: InvoiceView) -> str:
+    """What a receipt names: the first outpoint in a block, else in the mempool, else the invoice. Pure."""
+    for presence in ("block", "mempool"):
+        for output in invoice.outputs:
+            if output.presence == presence:
+                return f"{output.txid}:{output.vout}"
+    return invoice.invoice_id
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What of a content request matters for access."""
+
+    offer_id: str
+    authorization: str | None
+    client: str
+    """Whose cap of unpaid invoices counts."""
+    wants_invoice: bool
+    """It can pay a bound challenge, and it is one that is meant to fetch the whole file."""
+
+    @classmethod
+    def of(cls, *, method: str, headers: Mapping[str, str], offer_id: str, client: str) -> "Ask":
+        """Only a whole GET may cost the seller an address: crawlers send HEAD and Range by the dozen."""
+        return cls(
+            offer_id=offer_id,
+            authorization=headers.get("Authorization"),
+            client=client,
+            wants_invoice=method == "GET"
+            and "Range" not in headers
+            and accepts_charge(headers.get("Accept-Payment", "")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The grant under which the content is served."""
+
+    grant: Entry
+    headers: Mapping[str, str]
+    """To send with the content: `Payment-Receipt` for a paid challenge."""
+
+
+class PaymentGate:
+    """In front of every content request and, for paid challenges, of claims."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        registry: InvoiceRegistry,
+        purchases: Purchases,
+        claims: Claims,
+        book: GrantBook,
+        feed: EventFeed,
+        sealer: Sealer,
+        clock: Clock,
+        hold_s: float = HOLD_S,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._registry = registry
+        self._purchases = purchases
+        self._claims = claims
+        self._book = book
+        self._feed = feed
+        self._clock = clock
+        self._hold_s = hold_s
+        self._held = 0
+        self._challenger = Challenger(
+            challenge_key=sealer.mac_key(CHALLENGE_KEY_PURPOSE),
+            claim_key=sealer.mac_key(CLAIM_KEY_PURPOSE),
+            realm=urlsplit(config.public_url).netloc,
+        )
+
+    async def admit(self, ask: Ask) -> Admission:
+        """Let the request in, or raise the answer.
+
+        Raises PaymentDemanded, PaymentUnconfirmed, CredentialInvalid, TokenInvalid, GrantTokenInvalid,
+        GrantForeign, GrantSuspended, NotFound, OfferUnavailable, TakenDown, NodeOffline, and for those who
+        ask for an invoice what `Purchases.buy` raises.
+        """
+        if ask.authorization is None:
+            raise await self._demand(ask)
+        if is_payment(ask.authorization):
+            return await self._redeem(ask, ask.authorization)
+        scheme, _, token = ask.authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise TokenInvalid(
+                "Content takes `Authorization: Bearer bcg_...` or `Payment`. Claim for a token."
+            )
+        try:
+            return Admission(await self._book.check(token.strip(), ask.offer_id), {})
+        except GrantMissing as missing:
+            raise await self._not_yet(missing, ask) from missing
+
+    def claim_secret(self, authorization: str, invoice_id: str) -> bytes:
+        """The claim secret that a paid challenge stands for. Raises CredentialInvalid, ClaimRefused."""
+        bound = self._challenger.recognise(authorization)
+        if bound.invoice_id != invoice_id:
+            raise ClaimRefused
+        return self._challenger.claim_secret(bound.nonce)
+
+    # Challenges
+
+    async def _demand(self, ask: Ask) -> PaymentDemanded:
+        """The answer to who has not paid: an invitation, or for who can pay it a bound challenge."""
+        if not ask.wants_invoice:
+            return PaymentDemanded(await self._invitation(ask.offer_id))
+        nonce = os.urandom(NONCE_BYTES)
+        purchase = await self._purchases.buy(ask.offer_id, self._challenger.claim_hash(nonce), ask.client)
+        return PaymentDemanded(self._challenger.bound(self._charge(purchase.invoice, nonce)))
+
+    async def _invitation(self, offer_id: str) -> Challenge:
+        now = self._clock()
+
+        async def looked(tx: Transaction) -> tuple[Sat, int]:
+            offer = await load_sale_offer(tx, offer_id, now)
+            state = await sale_state(tx, offer, self._registry.sold, now)
+            if state == "taken_down":
+                raise TakenDown(offer_id)
+            if state != "open":
+                raise OfferUnavailable(offer_id, state)
+            return sat_rounded_up(offer.price_msat), offer.bytes_at
+
+        amount_sat, confirmations = await self._store.read(looked)
+        return self._challenger.invitation(
+            amount_sat=amount_sat,
+            network=self._config.network,
+            confirmations=confirmations,
+            invoice_url=self._url(f"offers/{offer_id}/invoices"),
+            expires_at=now + self._config.price_hold_s,
+        )
+
+    def _charge(self, invoice: InvoiceView, nonce: bytes) -> Charge:
+        return Charge(
+            amount_sat=Sat(invoice.due_sat),
+            invoice_id=invoice.invoice_id,
+            address=invoice.address,
+            network=self._config.network,
+            confirmations=invoice.policy.bytes_at,
+            uri=invoice.uri,
+            status_url=self._url(f"invoices/{invoice.invoice_id}"),
+            nonce=nonce,
+            valid_until=invoice.valid_until,
+        )
+
+    def _url(self, path: str) -> str:
+        return f"{self._config.public_url}/api/v1/{path}"
+
+    # Paid challenges
+
+    async def _redeem(self, ask: Ask, authorization: str) -> Admission:
+        bound = self._challenger.recognise(authorization)
+        if (await self._purchases.view(bound.invoice_id)).offer_id != ask.offer_id:
+            raise GrantForeign
+        invoice = await self._awaited(bound.invoice_id)
+        match verdict(invoice):
+            case Verdict.ADMITTED:
+                return await self._admission(invoice, bound, ask.offer_id)
+            case Verdict.SUSPENDED:
+                raise GrantSuspended(invoice.invoice_id)
+            case Verdict.UNCONFIRMED:
+                raise _unconfirmed(invoice)
+            case Verdict.UNPAID:
+                raise await self._unpaid(invoice, bound, ask)
+            case _ as never:
+                assert_never(never)
+
+    async def _admission(self, invoice: InvoiceView, bound: BoundChallenge, offer_id: str) -> Admission:
+        secret = self._challenger.claim_secret(bound.nonce)
+        claim = await self._claims.claim(invoice.invoice_id, secret)
+        receipt = receipt_header(
+            reference=reference_of(invoice), invoice_id=invoice.invoice_id, now=self._clock()
+        )
+        return Admission(await self._book.check(claim.grant_token, offer_id), {"Payment-Receipt": receipt})
+
+    async def _unpaid(self, invoice: InvoiceView, bound: BoundChallenge, ask: Ask) -> Exception:
+        if not invoice.node_online:
+            return NodeOffline()
+        if self._clock() < bound.expires_at:
+            # The same recipient: a client that is idempotent per recipient does not pay it again.
+            return PaymentDemanded(bound.challenge)
+        return await self._demand(ask)
+
+    async def _not_yet(self, missing: GrantMissing, ask: Ask) -> Exception:
+        """The answer to a grant whose bytes are not allowed yet. Its holder has an invoice: never another."""
+        if missing.invoice_id is not None:
+            invoice = await self._purchases.view(missing.invoice_id)
+            if verdict(invoice) is Verdict.UNCONFIRMED:
+                return _unconfirmed(invoice)
+        return PaymentDemanded(await self._invitation(ask.offer_id))
+
+    async def _awaited(self, invoice_id: str) -> InvoiceView:
+        """The invoice once it is decided (admitted or suspended), or as it stands when the wait is over."""
+        with self._feed.subscribe(invoice_id) as changes:
+            invoice = await self._purchases.view(invoice_id)
+            if self._held >= HELD_MAX:
+                return invoice
+            self._held += 1
+            try:
+                async with asyncio.timeout(self._hold_s):
+                    while verdict(invoice) in (Verdict.UNCONFIRMED, Verdict.UNPAID):
+                        await changes.next()
+                        invoice = await self._purchases.view(invoice_id)
+            except TimeoutError:
+                return await self._purchases.view(invoice_id)
+            finally:
+                self._held -= 1
+            return invoice
+
+
+def _unconfirmed(invoice: InvoiceView) -> PaymentUnconfirmed:
+    return PaymentUnconfirmed(
+        invoice_id=invoice.invoice_id, due_sat=Sat(invoice.due_sat), retry_after_s=RETRY_AFTER_S
+    )
