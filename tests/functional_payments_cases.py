@@ -1,4 +1,4 @@
-"""Every way a payment can go, on a real node: what was paid, what the chain did, where invoice and books stand.
+"""Every way a payment can go, on a real node: what the chain did, and where invoice and books stand then.
 
 One story per test. The watcher is driven by hand, so that each test knows what was looked at.
 """
@@ -23,14 +23,26 @@ PRICE_MSAT = PRICE_SAT * 1000
 
 
 @pytest.fixture
-async def shop(own_world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_shop(own_world, tmp_path) as shop:
+async def shop(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Shop]:
+    async with open_shop(world, tmp_path) as shop:
         yield shop
 
 
 @pytest.fixture
 async def buyer(shop: Shop) -> BitWallet:
     return await BitWallet.create(shop.world, coin_count=3)
+
+
+@pytest.fixture
+async def own_shop(own_world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Shop]:
+    """For stories in which nodes stop, forget, or have their clocks moved."""
+    async with open_shop(own_world, tmp_path) as shop:
+        yield shop
+
+
+@pytest.fixture
+async def own_buyer(own_shop: Shop) -> BitWallet:
+    return await BitWallet.create(own_shop.world, coin_count=3)
 
 
 def address_of(record: InvoiceRecord) -> str:
@@ -130,46 +142,46 @@ async def test_two_invoices_paid_by_one_transaction(shop: Shop, buyer: BitWallet
     assert (await shop.balances())[direct(SELLER)] == 2 * PRICE_MSAT
 
 
-async def test_late_and_still_for_sale_gets_todays_price(shop: Shop, buyer: BitWallet) -> None:
-    record = await shop.invoice()
-    await shop.pass_time(shop.hold_s + 60)
-    assert (await shop.look(record)).standing.status is Status.EXPIRED
-    shop.price_sat = Sat(PRICE_SAT + 5_000)
+async def test_late_and_still_for_sale_gets_todays_price(own_shop: Shop, own_buyer: BitWallet) -> None:
+    record = await own_shop.invoice()
+    await own_shop.pass_time(own_shop.hold_s + 60)
+    assert (await own_shop.look(record)).standing.status is Status.EXPIRED
+    own_shop.price_sat = Sat(PRICE_SAT + 5_000)
 
-    payment = await buyer.pay([(address_of(record), PRICE_SAT)])
-    record = await seen(shop, record, payment.txid)
+    payment = await own_buyer.pay([(address_of(record), PRICE_SAT)])
+    record = await seen(own_shop, record, payment.txid)
     assert len(record.invoice.terms) == 2
     assert Flag.LATE in record.standing.flags
     assert record.standing.due_sat == 5_000
-    rest = await buyer.pay([(address_of(record), 5_000)])
-    await seen(shop, record, rest.txid)
-    await shop.world.mine()
-    record = await shop.look(record)
+    rest = await own_buyer.pay([(address_of(record), 5_000)])
+    await seen(own_shop, record, rest.txid)
+    await own_shop.world.mine()
+    record = await own_shop.look(record)
     assert record.standing.status is Status.SETTLED
     assert len(record.invoice.terms) == 2, "looking again appends nothing"
 
 
-async def test_late_and_no_longer_for_sale_is_owed(shop: Shop, buyer: BitWallet) -> None:
-    record = await shop.invoice()
-    await shop.pass_time(shop.hold_s + 60)
-    await shop.look(record)
-    shop.price_sat = None
+async def test_late_and_no_longer_for_sale_is_owed(own_shop: Shop, own_buyer: BitWallet) -> None:
+    record = await own_shop.invoice()
+    await own_shop.pass_time(own_shop.hold_s + 60)
+    await own_shop.look(record)
+    own_shop.price_sat = None
 
-    payment = await buyer.pay([(address_of(record), PRICE_SAT)])
-    await seen(shop, record, payment.txid)
-    await shop.world.mine()
-    record = await shop.look(record)
+    payment = await own_buyer.pay([(address_of(record), PRICE_SAT)])
+    await seen(own_shop, record, payment.txid)
+    await own_shop.world.mine()
+    record = await own_shop.look(record)
     assert record.standing.status is Status.EXPIRED
     assert not record.standing.covered
-    assert await shop.balances() == {chain(): -PRICE_MSAT, owed(record.invoice.id): PRICE_MSAT}
+    assert await own_shop.balances() == {chain(): -PRICE_MSAT, owed(record.invoice.id): PRICE_MSAT}
 
 
-async def test_our_outage_moves_the_deadline(shop: Shop, buyer: BitWallet) -> None:
-    record = await shop.invoice()
+async def test_our_outage_moves_the_deadline(own_shop: Shop, own_buyer: BitWallet) -> None:
+    record = await own_shop.invoice()
     # Nobody looked for longer than the price was held; the buyer paid in that time.
-    await shop.pass_time(shop.hold_s + 60, watched=False)
-    payment = await buyer.pay([(address_of(record), PRICE_SAT)])
-    record = await seen(shop, record, payment.txid)
+    await own_shop.pass_time(own_shop.hold_s + 60, watched=False)
+    payment = await own_buyer.pay([(address_of(record), PRICE_SAT)])
+    record = await seen(own_shop, record, payment.txid)
     assert record.standing.status is Status.SEEN
     assert Flag.LATE not in record.standing.flags
     assert len(record.invoice.terms) == 1
@@ -227,15 +239,17 @@ async def test_double_spend_undone_by_a_reorg(shop: Shop, buyer: BitWallet) -> N
     assert record.standing.status is not Status.SETTLED
 
 
-async def test_evicted_and_resubmitted(shop: Shop, buyer: BitWallet) -> None:
-    record = await shop.invoice()
-    payment = await buyer.pay([(address_of(record), PRICE_SAT)])
-    await seen(shop, record, payment.txid)
-    await shop.world.evict(payment.txid, everywhere=True)
-    assert payment.txid not in await shop.world.server.rpc("getrawmempool")
-    record = await shop.look(record)
+async def test_evicted_and_resubmitted(own_shop: Shop, own_buyer: BitWallet) -> None:
+    record = await own_shop.invoice()
+    payment = await own_buyer.pay([(address_of(record), PRICE_SAT)])
+    await seen(own_shop, record, payment.txid)
+    await own_shop.world.evict(payment.txid, everywhere=True)
+    assert payment.txid not in await own_shop.world.server.rpc("getrawmempool")
+    record = await own_shop.look(record)
     assert record.standing.status is Status.SEEN
-    assert payment.txid in await shop.world.server.rpc("getrawmempool"), "its bytes were kept and sent again"
+    assert payment.txid in await own_shop.world.server.rpc("getrawmempool"), (
+        "its bytes were kept and sent again"
+    )
 
 
 async def test_reorg_after_settling_and_back(shop: Shop, buyer: BitWallet) -> None:
@@ -273,17 +287,17 @@ async def test_reorg_that_keeps_the_payment_never_flickers(shop: Shop, buyer: Bi
     assert all(after.standing.status is Status.SETTLED for _, after in shop.changes[before:])
 
 
-async def test_node_out_and_back(shop: Shop, buyer: BitWallet) -> None:
-    record = await shop.invoice()
-    await shop.world.server_out()
-    await shop.watcher.poll_once()
-    assert not shop.watcher.condition.online
-    assert shop.watcher.condition.trouble is not None
-    await buyer.pay([(address_of(record), PRICE_SAT)])
-    await shop.world.mine(sync=False)
-    await shop.world.server_in()
-    record = await shop.look(record)
-    assert shop.watcher.condition.online
+async def test_node_out_and_back(own_shop: Shop, own_buyer: BitWallet) -> None:
+    record = await own_shop.invoice()
+    await own_shop.world.server_out()
+    await own_shop.watcher.poll_once()
+    assert not own_shop.watcher.condition.online
+    assert own_shop.watcher.condition.trouble is not None
+    await own_buyer.pay([(address_of(record), PRICE_SAT)])
+    await own_shop.world.mine(sync=False)
+    await own_shop.world.server_in()
+    record = await own_shop.look(record)
+    assert own_shop.watcher.condition.online
     assert record.standing.status is Status.SETTLED
 
 

@@ -1,0 +1,174 @@
+"""One look at our node, compared with our records: which blocks to connect, and what the mempool holds.
+Writes nothing.
+
+What is seen is consistent: if the tip moves while we look, the view is not complete and the caller looks
+again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from payments import chain_store
+from payments.bitcoind import Bitcoind, BroadcastOutcome
+from payments.block import ParsedBlock, scan_block
+from payments.chain_store import BlockRef, PayingTransaction
+from payments.errors import NodeMisconfigured
+from payments.node_fitness import ChainInfo
+from payments.ports import Store
+from payments.transaction import parse_transaction
+from payments.watch_list import WatchList
+
+BLOCKS_PER_VIEW = 144
+TRANSACTIONS_PER_FETCH = 2_000
+FEERATE_TARGET_BLOCKS = 6
+"""A payment below this estimate may wait for days: no ciphertext is given on it before a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A payment that is new in the mempool."""
+
+    payment: PayingTransaction
+    entered_at: int
+    """When our node first had it, Unix seconds."""
+    prefetch_fit: bool
+    """Likely to confirm soon: a fair feerate, and no unconfirmed parents."""
+
+
+@dataclass(slots=True)
+class NodeView:
+    """What the node has that our records have not."""
+
+    fork: BlockRef | None = None
+    """The last block we share with the node, where our records went on differently; else None."""
+    start: list[BlockRef] = field(default_factory=list)
+    """On the first start: the blocks that are taken as they are, lowest first."""
+    blocks: list[tuple[BlockRef, ParsedBlock]] = field(default_factory=list)
+    """To connect, lowest first."""
+    complete: bool = True
+    """The blocks reach the node's tip and the mempool was seen; else look again after recording this."""
+    arrivals: list[Arrival] = field(default_factory=list)
+    mempool: frozenset[str] = frozenset()
+    outside_mempool: dict[str, bool] = field(default_factory=dict)
+    """Unconfirmed payments not in the mempool: whether one of its transactions spends their inputs."""
+
+
+class NodeObserver:
+    """Looks at the node on the watcher's behalf."""
+
+    def __init__(self, node: Bitcoind, store: Store, watch_list: WatchList) -> None:
+        self._node = node
+        self._store = store
+        self._watch_list = watch_list
+
+    async def look(self, chain: ChainInfo, mempool_known: frozenset[str]) -> NodeView:
+        """What is new since our records and `mempool_known`, the node's tip being that of `chain`."""
+        view = NodeView()
+        known = await self._store.read(chain_store.tip)
+        if known is None:
+            view.start = await self._recent_blocks(chain)
+        elif known.hash != chain.best_hash:
+            await self._look_at_chain(view, known, chain)
+        if view.complete:
+            await self._look_at_mempool(view, mempool_known)
+            # A block that came meanwhile took transactions out of the mempool: look again, rather than call
+            # them missing.
+            view.complete = (await self._node.chain_info()).best_hash == chain.best_hash
+        return view
+
+    async def arrivals_among(self, txids: Sequence[str]) -> list[Arrival]:
+        """Those of these mempool transactions that pay us."""
+        arrivals: list[Arrival] = []
+        for txid, raw in (await self._node.raw_transactions(txids)).items():
+            if raw is None:
+                continue  # it left again
+            transaction = parse_transaction(raw)
+            outputs = self._watch_list.outputs_among(transaction.outputs)
+            if not outputs:
+                continue
+            entry = await self._node.mempool_entry(txid)
+            if entry is None:
+                continue
+            estimate = await self._node.estimate_feerate(FEERATE_TARGET_BLOCKS)
+            feerate_sat_kvb = entry.fee_sat * 1000 // entry.vsize_vbytes
+            arrivals.append(
+                Arrival(
+                    payment=PayingTransaction(
+                        txid=txid, raw=raw, inputs=transaction.inputs, outputs=outputs, coinbase=False
+                    ),
+                    entered_at=entry.entered_at,
+                    prefetch_fit=entry.ancestor_count == 1
+                    and (estimate is None or feerate_sat_kvb >= estimate),
+                )
+            )
+        return arrivals
+
+    async def _recent_blocks(self, chain: ChainInfo) -> list[BlockRef]:
+        """Where a new service starts: at the tip, knowing enough blocks below it to recognise a reorg."""
+        heights = range(max(0, chain.blocks - BLOCKS_PER_VIEW), chain.blocks + 1)
+        hashes = [await self._node.block_hash(height) for height in heights]
+        return [
+            BlockRef(height, block_hash)
+            for height, block_hash in zip(heights, hashes, strict=True)
+            if block_hash
+        ]
+
+    async def _look_at_chain(self, view: NodeView, known: BlockRef, chain: ChainInfo) -> None:
+        fork = await self._fork(known)
+        view.fork = fork if fork != known else None
+        last_height = min(chain.blocks, fork.height + BLOCKS_PER_VIEW)
+        previous_hash = fork.hash
+        for height in range(fork.height + 1, last_height + 1):
+            block_hash = await self._node.block_hash(height)
+            block = await self._scanned(block_hash) if block_hash is not None else None
+            if block is None or block.previous_hash != previous_hash:
+                view.complete = False  # the chain was reorganised meanwhile
+                return
+            view.blocks.append((BlockRef(height, block.hash), block))
+            previous_hash = block.hash
+        view.complete = last_height == chain.blocks
+
+    async def _scanned(self, block_hash: str) -> ParsedBlock:
+        raw = await self._node.raw_block(block_hash)
+        block = await asyncio.to_thread(
+            scan_block,
+            raw,
+            watched_scripts=self._watch_list.scripts,
+            watched_outpoints=self._watch_list.outpoints,
+        )
+        # What this block pays the next may spend again after a reorg: its inputs are watched from here on.
+        self._watch_list.add(self._watch_list.payments_in(block))
+        return block
+
+    async def _fork(self, known: BlockRef) -> BlockRef:
+        """The highest block that is both in our records and in the node's active chain."""
+        height = known.height
+        while True:
+            ours = await self._store.read(partial(chain_store.active_below, height=height, limit=100))
+            for block in ours:
+                if await self._node.block_hash(block.height) == block.hash:
+                    return block
+            if not ours:
+                raise NodeMisconfigured(
+                    "the node's chain shares no block with our records: it is not the node used before. "
+                    "Give the service its own node back, or a new database"
+                )
+            height = ours[-1].height - 1
+
+    async def _look_at_mempool(self, view: NodeView, mempool_known: frozenset[str]) -> None:
+        view.mempool = frozenset((await self._node.raw_mempool()).txids)
+        fresh = sorted(view.mempool - mempool_known)
+        for start in range(0, len(fresh), TRANSACTIONS_PER_FETCH):
+            view.arrivals += await self.arrivals_among(fresh[start : start + TRANSACTIONS_PER_FETCH])
+        for payment in await self._store.read(chain_store.unconfirmed):
+            if payment.txid in view.mempool:
+                continue
+            spent = bool(payment.inputs) and bool(await self._node.spending_transactions(payment.inputs))
+            view.outside_mempool[payment.txid] = spent
+            if not spent:
+                # The buyer paid, and our node forgot: offer it again, and again with every look.
+                answer = await self._node.send_raw_transaction(payment.raw)
+                if answer.outcome is BroadcastOutcome.ACCEPTED:
+                    view.mempool |= {payment.txid}
