@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+# Below those that the system gives to outgoing connections: one of these could take the port of a node
+# that is down for a moment.
+LISTENING_PORTS = range(15_000, 32_000)
+# Not the global generator: Hypothesis seeds that one alike in every test worker.
+_random = random.SystemRandom()
 
 # dash takes no `--` after `kill -KILL`.
 GUARD = """
@@ -101,14 +108,13 @@ class GuardedProcess:
 
 def free_ports(count: int) -> list[int]:
     """`count` different TCP ports of the loopback address that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = _random.choice(LISTENING_PORTS)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                ports.add(port)
+    return list(ports)
 
 
 def remove_folder(folder: Path) -> None:

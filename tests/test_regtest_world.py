@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 
 from regtest.errors import NodeUnreachable, RpcRefused
-from regtest.install import BitcoindInstallation, find_bitcoind
+from regtest.install import BitcoindInstallation
 from regtest.node import RegtestNode, btc, sat, wait_until
 from regtest.wallet import BitWallet, OutsideWallet
 from regtest.world import CHAIN_BLOCKS, RegtestWorld
-
-
-def test_found_bitcoind_runs(bitcoind: BitcoindInstallation) -> None:
-    answer = subprocess.run([bitcoind.path, "-version"], capture_output=True, text=True, check=True)
-    assert bitcoind.version in answer.stdout
 
 
 async def test_world_is_synced_and_out_of_initial_download(world: RegtestWorld) -> None:
@@ -218,12 +213,6 @@ async def test_closed_node_leaves_neither_process_nor_folder(bitcoind: BitcoindI
     assert not node.folder.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-def test_unusable_bitcoind_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITCOIND", "/nonexistent/bitcoind")
-    with pytest.raises(Exception, match="BITCOIND=/nonexistent/bitcoind does not run"):
-        find_bitcoind()
 
 
 def _listens(port: int) -> bool:
