@@ -1,1 +1,1 @@
-"""What sellers and buyers run: upload, pay, download, verify. Trusts the server with nothing but availability."""
+"""What sellers and buyers run: upload, pay, download, verify. Only availability is the server's to give."""

@@ -40,13 +40,14 @@ class ServerUnreachable(ClientError):
 
 
 class ServerProblem(ClientError):
-    """The server said no (RFC 9457). `name` is the last part of the problem's type, `detail` its own words."""
+    """The server said no (RFC 9457). `name` ends the problem's type, `detail` is the server's words."""
 
-    def __init__(self, name: str, status: int, detail: str) -> None:
+    def __init__(self, name: str, status: int, detail: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(f"{detail or 'The server refused'} ({name}, HTTP {status})")
         self.name = name
         self.status = status
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 class ServerAnswerWrong(ClientError):
@@ -69,10 +70,14 @@ class ParcelAltered(ClientError):
 
 
 class FileAltered(ClientError):
-    """Bytes of one file are not those the seller uploaded; `__cause__` is the storage error that proves it."""
+    """What the server gave for one file is not what the seller uploaded.
 
-    def __init__(self, path: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
+    `kind` is the class name of the storage error that proves it, which is the cause.
+    """
+
+    def __init__(self, path: str, cause: Exception) -> None:
+        self.kind = type(cause).__name__
+        super().__init__(f"{path}: {cause} ({self.kind})")
         self.path = path
 
 
@@ -84,7 +89,7 @@ class PaymentPending(ClientError):
 
 
 class PaymentWithdrawn(ClientError):
-    """The chain took the payment back. What was downloaded is kept; the receipt works again once it is back."""
+    """The chain took the payment back. What was downloaded is kept; the receipt works again later."""
 
 
 class InvoiceExpired(ClientError):

@@ -1,0 +1,157 @@
+"""A paid parcel onto the disk: claim, fetch in parallel, verify, decrypt, and name the files only then.
+
+Kill it at any moment and start it again: chunks that arrived are proven and kept (`chunk_files`). Where the
+policy gives the bytes before the key, ciphertext flows into the work folder until the key comes.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+from bitcache.api import wire
+from bitcache.client.api import ServerApi
+from bitcache.client.chunk_files import PlainFile, SealedFile
+from bitcache.client.errors import PaymentPending, PaymentWithdrawn, ServerProblem, SpaceMissing
+from bitcache.client.filling import fill
+from bitcache.client.grant import Grant
+from bitcache.client.invoices import follow
+from bitcache.client.link import Receipt
+from bitcache.client.parcel import OpenedParcel, ParcelFile, check_unchanged, file_keys, open_parcel
+from bitcache.client.progress import Progress
+from bitcache.client.target import Target
+from bitcache.client.transfer import Transfer
+from bitcache.client.work_folder import WorkFolder
+from storage import base64url
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Download:
+    """One parcel into one target: `await run()` once. `on_invoice` hears of the payment meanwhile."""
+
+    def __init__(
+        self,
+        api: ServerApi,
+        receipt: Receipt,
+        offer_id: str,
+        parcel: OpenedParcel,
+        target: Target,
+        *,
+        progress: Progress,
+        on_invoice: Callable[[wire.InvoiceView], None],
+        force: bool = False,
+    ) -> None:
+        self._api = api
+        self._receipt = receipt
+        self._parcel = parcel
+        self._target = target
+        self._force = force
+        self._progress = progress
+        self._on_invoice = on_invoice
+        self._grant = Grant(api, receipt)
+        self._transfer = Transfer(api, offer_id, self._grant, on_bytes=progress.advance)
+
+    async def run(self) -> list[Path]:
+        """The final places of the files, all whole and verified.
+
+        Raises TargetExists, TargetUnsafe, SpaceMissing, AlreadyRunning; PaymentPending, PaymentWithdrawn;
+        ParcelAltered, FileAltered, storage's ReleaseSecretWrong; ServerProblem, ServerUnreachable, OSError.
+        """
+        try:
+            with WorkFolder(self._target, self._receipt.invoice_id) as work:
+                await self._run(work)
+        except OSError as exc:
+            if exc.errno in _DISK_FULL:
+                raise self._space_missing(self._parcel.plain_bytes) from exc
+            raise
+        finally:
+            self._transfer.close()
+        return [self._target.shown(file.path) for file in self._parcel.files]
+
+    async def _run(self, work: WorkFolder) -> None:
+        files = [file for file in self._parcel.files if not work.is_placed(file)]
+        needed_bytes = sum(work.bytes_to_come(file) for file in files)
+        if needed_bytes > self._target.free_bytes():
+            raise self._space_missing(needed_bytes)
+        if not self._force:
+            for file in files:
+                self._target.check_free(file.path)
+        release_secret = await self._wait_for_key(work)
+        keys = file_keys(self._parcel, link_secret=self._receipt.link_secret, release_secret=release_secret)
+        await self._fetch_plain(work, [file for file in files if not work.is_whole(file)], keys)
+        for file in files:
+            self._target.place(work.descriptor, work.whole_name(file), file.path, force=self._force)
+        work.remove()
+
+    async def _wait_for_key(self, work: WorkFolder) -> bytes:
+        """The release secret, as soon as the policy gives it; ciphertext flows meanwhile if it may."""
+        claim = await self._claim()
+        if claim.release_secret is not None:
+            return base64url.decode(claim.release_secret)
+        if not claim.bytes_allowed:
+            return await self._key_comes()
+        key = asyncio.create_task(self._key_comes())
+        ciphertext = asyncio.create_task(self._prefetch(work))
+        try:
+            await asyncio.wait({key, ciphertext}, return_when=asyncio.FIRST_COMPLETED)
+            if not key.done():
+                await ciphertext
+            return await key
+        finally:
+            key.cancel()
+            ciphertext.cancel()
+            await asyncio.gather(key, ciphertext, return_exceptions=True)
+
+    async def _key_comes(self) -> bytes:
+        async for invoice in follow(self._api, self._receipt.invoice_id):
+            self._on_invoice(invoice)
+            if invoice.key_allowed:
+                claim = await self._claim()
+                if claim.release_secret is not None:
+                    return base64url.decode(claim.release_secret)
+            if invoice.status in {"expired", "cancelled"}:
+                raise PaymentPending("The invoice ended before the payment was complete. Keep the receipt.")
+        raise AssertionError("an invoice is followed without end")
+
+    async def _claim(self) -> wire.ClaimView:
+        claim = await self._grant.renew()
+        claimed = open_parcel(self._receipt.link_secret, files=claim.files, sealed_metadata=claim.metadata)
+        check_unchanged(self._parcel, claimed)
+        return claim
+
+    async def _prefetch(self, work: WorkFolder) -> None:
+        """Ciphertext of all files into the work folder; ends early where the server wants more money."""
+
+        async def open_sealed(file: ParcelFile) -> SealedFile:
+            verifier = await self._transfer.verifier(file)
+            return await self._transfer.in_thread(work.open_sealed, file, verifier)
+
+        async def nothing(file: ParcelFile, sealed: SealedFile) -> None:
+            pass
+
+        self._progress.start("encrypted", self._parcel.cipher_bytes)
+        files = [file for file in self._parcel.files if not (work.is_placed(file) or work.is_whole(file))]
+        try:
+            await fill(files, self._transfer, open_sink=open_sealed, on_full=nothing, progress=self._progress)
+        except (PaymentWithdrawn, ServerProblem):
+            return  # the invoice, which we follow meanwhile, tells what happened
+
+    async def _fetch_plain(self, work: WorkFolder, files: list[ParcelFile], keys: tuple[bytes, ...]) -> None:
+        async def open_plain(file: ParcelFile) -> PlainFile:
+            verifier = await self._transfer.verifier(file)
+            return await self._transfer.in_thread(work.open_plain, file, keys[file.position], verifier)
+
+        async def finish(file: ParcelFile, plain: PlainFile) -> None:
+            await self._transfer.in_thread(plain.finish)
+            work.mark_whole(file)
+
+        self._progress.start("decrypted", sum(file.cipher_bytes for file in files))
+        await fill(files, self._transfer, open_sink=open_plain, on_full=finish, progress=self._progress)
+
+    def _space_missing(self, needed_bytes: int) -> SpaceMissing:
+        return SpaceMissing(
+            needed_bytes=needed_bytes,
+            free_bytes=self._target.free_bytes(),
+            folder=str(self._target.folder),
+        )

@@ -1,0 +1,151 @@
+"""Ciphertext from the server into chunk files: ranges of whole chunks, several at a time.
+
+The server is believed in nothing: ranges and lengths must be as asked, every chunk is verified before it is
+kept, and no answer may be longer than what was asked for.
+"""
+
+import asyncio
+import functools
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import aiohttp
+
+from bitcache.client.api import ServerApi
+from bitcache.client.chunk_files import ChunkSink, ChunkVerifier
+from bitcache.client.errors import PaymentWithdrawn, ServerAnswerWrong, ServerProblem
+from bitcache.client.grant import Grant
+from bitcache.client.parcel import ParcelFile
+from bitcache.client.retry import CONNECTION_TROUBLE, Pauses, may_pass, unreachable
+from storage import stream
+from storage.digests import DIGEST_SIZE_BYTES
+
+RANGE_CHUNKS = 8
+"""8 MiB per request: fewer cost round trips, more would be sent again after a cut."""
+LANES = 4
+THREADS = 3
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ChunkRange:
+    """Chunks [first, end) of one file."""
+
+    first: int
+    end: int
+
+
+def plan_ranges(missing: Sequence[int], *, range_chunks: int = RANGE_CHUNKS) -> Iterator[ChunkRange]:
+    """The ascending `missing` chunks as runs of at most `range_chunks`."""
+    at = 0
+    while at < len(missing):
+        first, length = missing[at], 1
+        while length < range_chunks and at + length < len(missing) and missing[at + length] == first + length:
+            length += 1
+        yield ChunkRange(first, first + length)
+        at += length
+
+
+class Transfer:
+    """Fetches ranges of the files of one offer. Owns its threads: `close()` when done."""
+
+    def __init__(
+        self, api: ServerApi, offer_id: str, grant: Grant, *, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._api = api
+        self._offer_id = offer_id
+        self._grant = grant
+        self._on_bytes = on_bytes
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="chunks")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)
+
+    async def in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run blocking work where it does not hold up the network; once begun, wait for its end."""
+        work = functools.partial(function, *args, **kwargs)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread still uses files that the caller is about to close.
+            await asyncio.wait({future})
+            raise
+
+    async def verifier(self, file: ParcelFile) -> ChunkVerifier:
+        """What proves the chunks of `file`: its digests, which have the seller's root. Raises FileAltered."""
+        if file.chunk_count == 1:
+            return ChunkVerifier(file, None)
+        path = f"/offers/{self._offer_id}/files/{file.file_id}/digests"
+        length_bytes = DIGEST_SIZE_BYTES * file.chunk_count
+        return ChunkVerifier(file, await self._api.get_bytes(path, length_bytes=length_bytes))
+
+    async def fetch(self, file: ParcelFile, chunks: ChunkRange, sink: ChunkSink) -> None:
+        """Bring `chunks` into `sink`, going on after cuts from the last chunk that arrived.
+
+        Raises FileAltered, ServerAnswerWrong, ServerProblem, ServerUnreachable, PaymentWithdrawn, OSError.
+        """
+        pauses = Pauses(self._api.retry_for_s)
+        first = chunks.first
+        token_renewed = False
+        while first < chunks.end:
+            try:
+                async for index, chunk in self._chunks(file, first, chunks.end):
+                    await self.in_thread(sink.put, index, chunk)
+                    self._on_bytes(len(chunk))
+                    first = index + 1
+                    token_renewed = False
+                    pauses.reset()
+            except ServerProblem as problem:
+                if problem.status == 401 and not token_renewed:
+                    token_renewed = True
+                    await self._grant.renew()
+                elif problem.status in {402, 403}:
+                    raise PaymentWithdrawn(
+                        f"The server stopped: {problem.detail} What was downloaded is kept. Run the command "
+                        "with the receipt again once the payment is confirmed."
+                    ) from problem
+                elif not may_pass(problem) or not await pauses.wait(problem.retry_after_s):
+                    raise
+            except CONNECTION_TROUBLE as exc:
+                if not await pauses.wait():
+                    raise unreachable(self._api.base_url, exc) from exc
+
+    async def _chunks(self, file: ParcelFile, first: int, end: int) -> AsyncIterator[tuple[int, bytes]]:
+        start = first * stream.CHUNK_SIZE_BYTES
+        stop = min(end * stream.CHUNK_SIZE_BYTES, file.cipher_bytes)
+        path = f"/offers/{self._offer_id}/files/{file.file_id}/content"
+        async with self._api.stream(
+            path,
+            headers={"Range": f"bytes={start}-{stop - 1}"},
+            authorization=f"Bearer {await self._grant.token()}",
+        ) as response:
+            _check_range(response, start=start, stop=stop, size_bytes=file.cipher_bytes)
+            for index in range(first, end):
+                _, length = stream.chunk_span(index, file.cipher_bytes)
+                try:
+                    yield index, await response.content.readexactly(length)
+                except asyncio.IncompleteReadError as exc:
+                    raise ServerAnswerWrong("The server sent fewer bytes than it announced.") from exc
+            if await response.content.readany():
+                response.close()
+                raise ServerAnswerWrong("The server sent more bytes than were asked for.")
+
+
+def _check_range(response: aiohttp.ClientResponse, *, start: int, stop: int, size_bytes: int) -> None:
+    """Raises ServerAnswerWrong unless the answer holds bytes [start, stop) of `size_bytes`."""
+    if response.content_length not in {None, stop - start}:
+        raise ServerAnswerWrong("The server answers with another number of bytes than were asked for.")
+    if response.status == 200 and (start, stop) == (0, size_bytes):
+        return
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    told = None if match is None else tuple(map(int, match.groups()))
+    if response.status != 206 or told != (start, stop - 1, size_bytes):
+        raise ServerAnswerWrong("The server answers with another range than was asked for.")
