@@ -177,7 +177,7 @@ def _encode(method: str, params: Sequence[Any], call_id: int) -> bytes:
 def _decode(body: bytes | msgspec.Raw, wanted: type[T], method: str) -> T:
     try:
         return msgspec.json.decode(body, type=wanted)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise NodeUnavailable(f"the node's answer to {method} is not what Bitcoin Core gives: {exc}") from exc
 
 
