@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
+from bitcache.api.payment_gate import PaymentGate
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -20,8 +21,10 @@ from bitcache.events import EventFeed
 from bitcache.grants import GrantBook
 from bitcache.metrics import Metrics
 from bitcache.on_sale import OfferQuotes
+from bitcache.part_buffers import PartBuffers
 from bitcache.purchases import Purchases
 from bitcache.sealing import MASTER_KEY_SIZE_BYTES, Sealer
+from bitcache.uploads import Uploads
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
 from payments.descriptors import DescriptorStore
@@ -50,8 +53,11 @@ class Services:
     registry: InvoiceRegistry
     watcher: Watcher
     purchases: Purchases
+    uploads: Uploads
+    part_buffers: PartBuffers
     grants: GrantBook
     claims: Claims
+    gate: PaymentGate
     contents: Contents
     streams: InvoiceStreams
     metrics: Metrics
@@ -100,6 +106,9 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             clock=clock,
         )
         feed.listen(grants.on_event)
+        claims = Claims(
+            store=database, registry=registry, access=access, book=grants, sealer=sealer, clock=clock
+        )
         closing.push_async_callback(grants.flush)
         stopping = asyncio.Event()
         yield Services(
@@ -117,13 +126,24 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             watcher=watcher,
             purchases=purchases,
             grants=grants,
-            claims=Claims(
-                store=database, registry=registry, access=access, book=grants, sealer=sealer, clock=clock
+            claims=claims,
+            gate=PaymentGate(
+                config=config,
+                store=database,
+                registry=registry,
+                purchases=purchases,
+                claims=claims,
+                book=grants,
+                feed=feed,
+                sealer=sealer,
+                clock=clock,
             ),
             contents=Contents(database),
             streams=InvoiceStreams(
                 store=database, feed=feed, purchases=purchases, clock=clock, stopping=stopping
             ),
+            uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
+            part_buffers=PartBuffers(),
             metrics=Metrics(),
             stopping=stopping,
         )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+import aiohttp
 import msgspec
 from aiohttp import web
 from msgspec import Struct
@@ -47,10 +48,15 @@ async def read_body(request: web.Request, *, limit_bytes: int) -> bytes:
 
 
 async def read_piece(request: web.Request) -> bytes:
-    """What has arrived of the body; empty at its end. Raises BodyTooSlow."""
+    """What has arrived of the body, uncopied; empty at its end. Raises BodyTooSlow, RequestInvalid."""
     try:
         async with asyncio.timeout(BODY_IDLE_S):
-            return await request.content.readany()
+            while True:
+                piece, end_of_piece = await request.content.readchunk()
+                if piece or not end_of_piece:
+                    return piece
+    except aiohttp.ClientPayloadError as exc:
+        raise RequestInvalid("The body ended before its announced length. Send it again.") from exc
     except TimeoutError as exc:
         raise BodyTooSlow(f"Nothing came for {BODY_IDLE_S} s. Send the request again.") from exc
 

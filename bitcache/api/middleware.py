@@ -67,7 +67,7 @@ def _of_error(request: web.Request, exc: Exception) -> web.StreamResponse:
     problem = problem_of(exc)
     if problem is None:
         if isinstance(exc, ConnectionError):
-            raise exc  # the other side left; there is nobody to answer
+            return problem_response(PROBLEMS["bad-request"])  # the other side left: nobody reads this
         log.exception("request %s failed", request[REQUEST_ID])
         return problem_response(PROBLEMS["internal-error"])
     if problem.status >= 500:

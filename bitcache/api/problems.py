@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from bitcache import errors
+from bitcache import errors, payment_auth
 from bitcache.api.wire import ProblemView
 from payments import errors as payments_errors
 from storage import errors as storage_errors
@@ -33,6 +33,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("bad-request", 400, "The request cannot be understood"),
         Problem("token-missing", 401, "A token is needed"),
         Problem("token-invalid", 401, "The token is not valid"),
+        Problem("credential-invalid", 401, "The payment credential is not valid"),
         Problem("payment-required", 402, "Not paid for yet"),
         Problem("registration-closed", 403, "No new accounts"),
         Problem("invite-invalid", 403, "An invitation is needed"),
@@ -45,7 +46,6 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("name-taken", 409, "The name is taken"),
         Problem("idempotency-key-reused", 409, "The key was used for another request"),
         Problem("part-conflict", 409, "Other bytes are stored"),
-        Problem("file-complete", 409, "The file is complete"),
         Problem("file-incomplete", 409, "A file is not complete"),
         Problem("file-in-use", 409, "A parcel holds the file"),
         Problem("parcel-sealed", 409, "The parcel is sealed"),
@@ -97,7 +97,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.PartLengthWrong: "part-size-wrong",
     errors.PartDigestsWrong: "part-digest-mismatch",
     errors.PartsMissing: "parts-missing",
-    errors.FileComplete: "file-complete",
+    errors.PartConflicting: "part-conflict",
     errors.FileIncomplete: "file-incomplete",
     errors.FileInUse: "file-in-use",
     errors.ParcelSealed: "parcel-sealed",
@@ -114,6 +114,9 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.GrantTokenInvalid: "token-invalid",
     errors.GrantForeign: "grant-foreign",
     errors.GrantMissing: "payment-required",
+    payment_auth.PaymentDemanded: "payment-required",
+    payment_auth.PaymentUnconfirmed: "payment-unconfirmed",
+    payment_auth.CredentialInvalid: "credential-invalid",
     errors.GrantSuspended: "grant-suspended",
     errors.GrantExhausted: "grant-exhausted",
     errors.FileNotInOffer: "not-found",
@@ -126,7 +129,6 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     payments_errors.NodeUnavailable: "node-offline",
     payments_errors.NodeMisconfigured: "node-offline",
     storage_errors.FileIdInvalid: "not-found",
-    storage_errors.PartConflict: "part-conflict",
     storage_errors.PartSizeWrong: "part-size-wrong",
     storage_errors.DigestMismatch: "part-digest-mismatch",
     storage_errors.DigestsInvalid: "invalid-value",
@@ -167,6 +169,8 @@ def problem_response(problem: Problem, error: Exception | None = None) -> web.Re
     headers = {"Cache-Control": "no-store"}
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="bitcache"'
+    if isinstance(error, payment_auth.PaymentDemanded):
+        headers["WWW-Authenticate"] = error.www_authenticate
     if view.retry_after_s is not None:
         headers["Retry-After"] = str(view.retry_after_s)
     if isinstance(error, errors.RangeUnsatisfiable):

@@ -1,6 +1,10 @@
 """Every route there is. The server and the OpenAPI document are made from this."""
 
-from bitcache.api import content, invoices, system
+from bitcache import VERSION
+from bitcache import VERSION
+from bitcache.api import content, files, invoices, system
+from bitcache.api.openapi import document_route
 from bitcache.api.routing import Route
 
-ROUTES: tuple[Route, ...] = (*system.ROUTES, *invoices.ROUTES, *content.ROUTES)
+_ROUTES: tuple[Route, ...] = (*system.ROUTES, *files.ROUTES, *invoices.ROUTES, *content.ROUTES)
+ROUTES = (*_ROUTES, document_route(_ROUTES, version=VERSION))
