@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,8 @@ async def test_server_node_has_rest_zmq_and_no_wallet(world: RegtestWorld) -> No
         (notifier["type"], notifier["address"]) for notifier in await world.server.rpc("getzmqnotifications")
     ]
     assert (topic, address) == ("pubsequence", world.server.zmq_url)
+    with urllib.request.urlopen(f"{world.server.rpc_url}/rest/chaininfo.json", timeout=10) as response:
+        assert json.load(response)["chain"] == "regtest"
     with pytest.raises(RpcRefused):
         await world.server.rpc("listwallets")
 
