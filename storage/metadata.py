@@ -10,7 +10,6 @@ disk and memory.
 import os
 import re
 import unicodedata
-from typing import Annotated
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -116,15 +115,11 @@ def encode_metadata(metadata: ParcelMetadata) -> bytes:
 # The document as it is on the wire: the same members, binary as text.
 
 
-# Bounded here, since Python refuses even to print an integer of 5,000 digits.
-_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-
-
 class _WireFile(msgspec.Struct, frozen=True):
     path: str
     media_type: str
-    size_bytes: _Int64
-    modified_at: _Int64
+    size_bytes: int
+    modified_at: int
     header: str
     root: str
 
@@ -135,7 +130,7 @@ class _WirePreview(msgspec.Struct, frozen=True):
 
 
 class _WireMetadata(msgspec.Struct, frozen=True):
-    version: _Int64
+    version: int
     title: str
     note: str
     preview: _WirePreview | None
@@ -176,7 +171,7 @@ def _decode(document: bytes) -> ParcelMetadata:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MetadataInvalid(f"it is not the expected JSON ({exc})") from exc
     if wire.version != METADATA_VERSION:
-        raise MetadataInvalid(f"it has version {wire.version}; a newer Bitcache may read it")
+        raise MetadataInvalid(f"version is not {METADATA_VERSION}; a newer Bitcache may read it")
     return ParcelMetadata(
         title=wire.title,
         note=wire.note,

@@ -161,6 +161,7 @@ async def test_ranges_outside_the_blob(store: BlobStore, offset: int, length: in
 
 async def test_delete_forgets_and_may_be_said_twice(store: BlobStore) -> None:
     await upload(store, FILE_ID, TAIL)
+    assert await read(store, FILE_ID, 0, len(TAIL)) == TAIL
     await store.write_part(OTHER_ID, 0, TAIL)
     for file_id in (FILE_ID, OTHER_ID, FILE_ID, "z" * 26):
         await store.delete(file_id)

@@ -125,6 +125,8 @@ def test_the_metadata_proves_the_release_secret() -> None:
         proven(flipped(LINK_SECRET, 0), RELEASE_SECRET, commitment, check)
     with pytest.raises(ReleaseSecretWrong):
         proven(LINK_SECRET, RELEASE_SECRET, commitment, flipped(check, 31))
+    with pytest.raises(ReleaseSecretWrong):
+        proven(LINK_SECRET, RELEASE_SECRET, flipped(commitment, 0), check)
 
 
 # Digests

@@ -152,8 +152,8 @@ def test_unknown_members_are_ignored() -> None:
 
 
 INVALID_MEMBERS = [
-    ("version", 0, "version 0"),
-    ("version", 2, "version 2"),
+    ("version", 0, "version is not 1"),
+    ("version", 2, "version is not 1"),
     ("version", "1", "version"),
     ("title", "x" * 513, "title is longer"),
     ("title", "two\nlines", "U+000A"),
@@ -251,6 +251,16 @@ def test_hostile_paths(paths: list[str]) -> None:
 def test_bytes_that_are_no_document(text: bytes) -> None:
     with pytest.raises(MetadataInvalid):
         open_metadata(LINK_SECRET, forge(text))
+
+
+@pytest.mark.parametrize("member", ["version", "size_bytes", "modified_at"])
+@pytest.mark.parametrize("digits", [20, 4_000, 5_000])
+def test_integers_too_long_for_any_field(member: str, digits: int) -> None:
+    plain = {"version": "1", "size_bytes": "7", "modified_at": "1700000000"}[member]
+    text = encode_metadata(parcel()).decode().replace(f'"{member}":{plain}', f'"{member}":{"9" * digits}')
+    with pytest.raises(MetadataInvalid) as refused:
+        open_metadata(LINK_SECRET, forge(text.encode()))
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("wrong", [{"title": "a\nb"}, {"files": ()}, {"key_check": b""}])
