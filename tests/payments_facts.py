@@ -96,7 +96,7 @@ times = st.sampled_from(
         UNTIL + 2_000,
     ]
 )
-tips = st.integers(TIP - 4, TIP + 110)
+tips = st.integers(TIP - 9, TIP) | st.integers(TIP + 90, TIP + 110)
 policies = st.builds(
     Policy,
     bytes_at=st.integers(0, 3),
@@ -106,7 +106,7 @@ policies = st.builds(
 )
 terms = st.builds(
     Term,
-    amount_sat=st.sampled_from([Sat(0), Sat(1_000), Sat(4_000), PRICE_SAT, Sat(9_000)]),
+    amount_sat=st.sampled_from([PRICE_SAT, Sat(1_000), Sat(4_000), Sat(9_000), Sat(15_000), Sat(0)]),
     valid_until=st.sampled_from([UNTIL, UNTIL + 1_000, UNTIL + 2_000]),
     offered_at=st.sampled_from([0, CREATED_AT + 100, UNTIL]),
 )

@@ -137,6 +137,8 @@ CASES = [
     Case("renewed cheaper: the cheaper term is the price", (paid("a", 5_000, confirmations=1),),
          Status.SETTLED, 1, 0,
          (Flag.OVER,), invoice=invoice_of(*CHEAPER), now=UNTIL + 6_000),
+    Case("an earlier term that outlives the last", (), Status.OPEN, -1, 5_000, now=UNTIL + 50,
+         invoice=invoice_of(Term(PRICE_SAT, UNTIL + 100), Term(Sat(4_000), UNTIL))),
     # Where the transactions are.
     Case("out of sight", (paid("a", 5_000, presence=MISSING),), Status.SEEN, 0, 0, (Flag.MISSING,)),
     Case("part out of sight", (paid("a", 4_000, presence=MISSING),), Status.SEEN, -1, 1_000,
@@ -220,6 +222,8 @@ def test_the_price_shown_is_the_nearest_open_one() -> None:
     assert (found.price_sat, found.due_sat, found.valid_until) == (6_000, 6_000, UNTIL + 9_000)
     both_open = standing(invoice_of(*RENEWED), (), CHAIN, NOW)
     assert (both_open.price_sat, both_open.due_sat) == (5_000, 5_000)
+    last_second = standing(invoice_of(*RENEWED), (), CHAIN, UNTIL)
+    assert (last_second.price_sat, last_second.due_sat) == (5_000, 5_000)
     all_run_out = standing(invoice_of(*RENEWED), (), CHAIN, UNTIL + 9_001)
     assert (all_run_out.price_sat, all_run_out.due_sat) == (5_000, 5_000)
 
