@@ -1,23 +1,25 @@
 """Ciphertext for who has a grant, and the digests to check it with for everybody.
 
-    GET, HEAD /offers/{offer_id}/files/{file_id}/content    Authorization: Bearer bcg_...
+    GET, HEAD /offers/{offer_id}/files/{file_id}/content    Authorization: Bearer bcg_..., or Payment
     GET       /offers/{offer_id}/files/{file_id}/digests    public
 
 The ETag is the root of the digests, strong, and the bytes never change: a download goes on where it broke.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import BinaryIO
 
 from aiohttp import hdrs, web
 
-from bitcache.api.auth import bearer_token
 from bitcache.api.byte_range import ByteRange, content_range, requested_range
+from bitcache.api.invoices import client_of
+from bitcache.api.payment_gate import Admission, Ask
 from bitcache.api.routing import Auth, Call, Header, Route
 from bitcache.contents import StoredFile
-from bitcache.errors import GrantMissing, OfferGone
-from bitcache.grants import Entry, Passage
+from bitcache.errors import OfferGone
+from bitcache.grants import Passage
 from storage.errors import BlobMissing, StorageError
 from storage.ports import LocalRange, StreamRange
 
@@ -31,34 +33,29 @@ DIGESTS_CACHE_CONTROL = "public, max-age=31536000, immutable, no-transform"
 
 
 async def get_content(call: Call) -> web.StreamResponse:
-    """200 or 206 with the bytes, for a grant that allows them now."""
-    entry = await admit(call)
-    return await send_content(call, entry)
+    """200 or 206 with the bytes, for a grant or a paid challenge that allows them now."""
+    admission = await call.services.gate.admit(
+        Ask.of(
+            method=call.http.method,
+            headers=call.http.headers,
+            offer_id=call.path("offer_id"),
+            client=client_of(call),
+        )
+    )
+    return await send_content(call, admission)
 
 
-async def admit(call: Call) -> Entry:
-    """The grant in the request's Authorization.
-
-    Raises what `GrantBook.check` does, GrantMissing without one.
-    """
-    offer_id = call.path("offer_id")
-    token = bearer_token(call.http)
-    if token is None:
-        await call.services.contents.check_offer(offer_id)
-        raise GrantMissing(offer_id)
-    return await call.services.grants.check(token, offer_id)
-
-
-async def send_content(call: Call, entry: Entry) -> web.StreamResponse:
+async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     """What the request asks for of the file.
 
     Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone.
     """
     request, services = call.http, call.services
     file_id = call.path("file_id")
-    stored = await services.contents.file(entry.parcel_id, file_id)
+    grant = admission.grant
+    stored = await services.contents.file(grant.parcel_id, file_id)
     if request.method == hdrs.METH_HEAD:
-        response = _response(stored, ByteRange(0, stored.size_bytes, partial=False))
+        response = _response(stored, ByteRange(0, stored.size_bytes, partial=False), admission.headers)
         await response.prepare(request)
         return response
     chosen = requested_range(
@@ -67,12 +64,12 @@ async def send_content(call: Call, entry: Entry) -> web.StreamResponse:
         etag=stored.etag,
         size_bytes=stored.size_bytes,
     )
-    with services.grants.passage(entry, chosen.length) as passage:
+    with services.grants.passage(grant, chosen.length) as passage:
         try:
             source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
         except BlobMissing as exc:
             raise OfferGone("The files were kept as long as promised, and are gone now.") from exc
-        response = _response(stored, chosen)
+        response = _response(stored, chosen, admission.headers)
         await response.prepare(request)
         try:
             match source:
@@ -96,7 +93,7 @@ async def get_digests(call: Call) -> web.StreamResponse:
     return web.Response(body=digests, content_type=CONTENT_TYPE, headers=headers)
 
 
-def _response(stored: StoredFile, chosen: ByteRange) -> web.StreamResponse:
+def _response(stored: StoredFile, chosen: ByteRange, more_headers: Mapping[str, str]) -> web.StreamResponse:
     response = web.StreamResponse(
         status=206 if chosen.partial else 200,
         headers={
@@ -104,6 +101,7 @@ def _response(stored: StoredFile, chosen: ByteRange) -> web.StreamResponse:
             hdrs.ACCEPT_RANGES: "bytes",
             hdrs.ETAG: stored.etag,
             hdrs.CACHE_CONTROL: CONTENT_CACHE_CONTROL,
+            **more_headers,
         },
     )
     response.content_length = chosen.length
@@ -142,7 +140,10 @@ async def _send_pieces(response: web.StreamResponse, source: StreamRange, passag
             passage.sent(len(piece))
 
 
-RANGE_HEADERS = (
+CONTENT_REQUEST_HEADERS = (
+    Header(
+        "Accept-Payment", "`bitcoin/charge`: a 402 of a whole GET is to carry a challenge that can be paid"
+    ),
     Header("Range", "one range of bytes; several at once, or nonsense, give the whole file"),
     Header("If-Range", "the ETag: the range only if the file is still the same"),
 )
@@ -151,10 +152,17 @@ CONTENT_HEADERS = (
     Header("Accept-Ranges", "`bytes`"),
     Header("Content-Range", "of a 206, and of a 416 with the size"),
     Header("Cache-Control", CONTENT_CACHE_CONTROL),
+    Header("Payment-Receipt", "for a paid challenge: what paid it"),
 )
 CONTENT_PROBLEMS = (
     "token-invalid",
+    "credential-invalid",
     "payment-required",
+    "payment-unconfirmed",
+    "offer-unavailable",
+    "too-many-invoices",
+    "seller-not-payable",
+    "node-offline",
     "grant-suspended",
     "grant-foreign",
     "not-found",
@@ -175,7 +183,7 @@ def _content_route(method: str, operation_id: str) -> Route:
         responses={200: CONTENT_TYPE, 206: CONTENT_TYPE} if method == "GET" else {200: None},
         problems=CONTENT_PROBLEMS,
         auth=Auth.GRANT,
-        request_headers=RANGE_HEADERS,
+        request_headers=CONTENT_REQUEST_HEADERS,
         response_headers=CONTENT_HEADERS,
     )
 

@@ -9,12 +9,14 @@ Who holds an invoice's id sees its state and address, nothing else; claiming tak
 """
 
 from aiohttp import web
+from msgspec import UNSET
 
 from bitcache.api import events_stream
 from bitcache.api.client_address import client_address
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
 from bitcache.api.wire import ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
 from bitcache.errors import ValueRefused
+from bitcache.payment_auth import is_payment
 from storage import base64url
 
 API = "/api/v1"
@@ -39,8 +41,8 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 
 async def claim_invoice(call: Call) -> Answer:
-    secret = _octets(call.body(ClaimRequest).claim_secret, "claim_secret")
-    return Answer(200, await call.services.claims.claim(call.path("invoice_id"), secret))
+    invoice_id = call.path("invoice_id")
+    return Answer(200, await call.services.claims.claim(invoice_id, _claim_secret(call, invoice_id)))
 
 
 async def renew_invoice(call: Call) -> Answer:
@@ -60,6 +62,17 @@ def client_of(call: Call) -> str:
     request = call.http
     forwarded_for = ",".join(request.headers.getall("X-Forwarded-For", [])) or None
     return client_address(request.remote, forwarded_for, call.services.config.proxies)
+
+
+def _claim_secret(call: Call, invoice_id: str) -> bytes:
+    """The secret in the body or, for who paid a challenge, the one that the echoed challenge stands for."""
+    claim_secret = call.body(ClaimRequest).claim_secret
+    if claim_secret is not UNSET:
+        return _octets(claim_secret, "claim_secret")
+    authorization = call.http.headers.get("Authorization", "")
+    if not is_payment(authorization):
+        raise ValueRefused("Send the invoice's `claim_secret`, or a paid challenge.", field="claim_secret")
+    return call.services.gate.claim_secret(authorization, invoice_id)
 
 
 def _octets(text: str, field: str) -> bytes:
@@ -116,7 +129,8 @@ ROUTES = (
         summary="A grant token and, when the payment allows it, the release secret",
         request=ClaimRequest,
         responses={200: ClaimView},
-        problems=("not-found", "claim-refused", "taken-down"),
+        problems=("not-found", "claim-refused", "credential-invalid", "taken-down"),
+        request_headers=(Header("Authorization", "`Payment ...`, in place of `claim_secret`"),),
     ),
     Route(
         method="POST",

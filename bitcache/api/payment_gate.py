@@ -139,8 +139,9 @@ class PaymentGate:
         feed: EventFeed,
         sealer: Sealer,
         clock: Clock,
-        hold_s: float = HOLD_S,
     ) -> None:
+        self.hold_s = HOLD_S
+        """How long a paid challenge waits for its money."""
         self._config = config
         self._store = store
         self._registry = registry
@@ -149,7 +150,6 @@ class PaymentGate:
         self._book = book
         self._feed = feed
         self._clock = clock
-        self._hold_s = hold_s
         self._held = 0
         self._challenger = Challenger(
             challenge_key=sealer.mac_key(CHALLENGE_KEY_PURPOSE),
@@ -283,7 +283,7 @@ class PaymentGate:
                 return invoice
             self._held += 1
             try:
-                async with asyncio.timeout(self._hold_s):
+                async with asyncio.timeout(self.hold_s):
                     while verdict(invoice) in (Verdict.UNCONFIRMED, Verdict.UNPAID):
                         await changes.next()
                         invoice = await self._purchases.view(invoice_id)

@@ -282,7 +282,8 @@ class InvoiceSummary(Response, frozen=True):
 
 
 class ClaimRequest(Request, frozen=True):
-    claim_secret: Digest
+    claim_secret: Digest | UnsetType = UNSET
+    """Left out by who sends a paid challenge in `Authorization: Payment` instead."""
 
 
 class ClaimView(Response, frozen=True):
