@@ -39,7 +39,7 @@ PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
 
 _FILE_ID = re.compile(r"[a-z2-7]{26}")
 _UPLOADING_SUFFIX = ".uploading"
-_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 T = TypeVar("T")
 
@@ -95,7 +95,13 @@ class LocalBlobStore:
         await asyncio.to_thread(self._workers.shutdown)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        future = asyncio.get_running_loop().run_in_executor(self._workers, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread goes on regardless: nobody may reuse its buffer or write the part again before it ends.
+            await asyncio.wait({future})
+            raise
 
     def _write_part(self, file_id: str, part_no: int, data: Bytes) -> None:
         finished, uploading = self._paths(file_id)

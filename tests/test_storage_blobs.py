@@ -378,3 +378,32 @@ async def test_a_slow_disk_does_not_hold_the_loop(
         assert not writing.done()
         may_go_on.set()
         await writing
+
+
+async def test_a_cancelled_write_ends_before_the_cancellation_does(
+    local: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    entered, may_go_on = asyncio.Event(), threading.Event()
+    pwrite = os.pwrite
+
+    def slow_pwrite(file: int, rest: memoryview, offset: int) -> int:
+        loop.call_soon_threadsafe(entered.set)
+        assert may_go_on.wait(10)
+        return pwrite(file, rest, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow_pwrite)
+    buffer = bytearray(TAIL)
+    writing = asyncio.create_task(local.write_part(FILE_ID, 0, buffer))
+    async with asyncio.timeout(10):
+        await entered.wait()
+        writing.cancel()
+        for _ in range(10):  # turns of the loop, more than an early end would need
+            await asyncio.sleep(0)
+        assert not writing.done()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    buffer[:] = bytes(len(buffer))  # ours again
+    await local.finish(FILE_ID, len(TAIL))
+    assert await read(local, FILE_ID, 0, len(TAIL)) == TAIL
