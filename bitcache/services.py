@@ -12,6 +12,7 @@ from pathlib import Path
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
+from bitcache.api.rate_limits import RateLimit
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -20,6 +21,7 @@ from bitcache.errors import MasterKeyUnusable
 from bitcache.events import EventFeed
 from bitcache.grants import GrantBook
 from bitcache.metrics import Metrics
+from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.purchases import Purchases
@@ -34,6 +36,8 @@ from payments.tables import descriptors
 from payments.watcher import Watcher
 from storage.local import LocalBlobStore
 from storage.ports import BlobStore
+
+REGISTRATIONS_PER_HOUR = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class Services:
     watcher: Watcher
     purchases: Purchases
     uploads: Uploads
+    offers: Offers
+    registration_limit: RateLimit
     part_buffers: PartBuffers
     grants: GrantBook
     claims: Claims
@@ -144,6 +150,8 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             ),
             uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
             part_buffers=PartBuffers(),
+            offers=Offers(config=config, sold=registry.sold),
+            registration_limit=RateLimit(count=REGISTRATIONS_PER_HOUR, period_s=3600),
             metrics=Metrics(),
             stopping=stopping,
         )

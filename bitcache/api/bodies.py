@@ -11,6 +11,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from bitcache.errors import BodyTooLarge, BodyTooSlow, RequestInvalid, ValueRefused
+from storage import base64url
 
 BODY_IDLE_S = 60
 """A body may pause that long; a slow line is no reason to give up, a dead one is."""
@@ -69,6 +70,14 @@ def decode(octets: bytes, kind: type[RequestStruct]) -> RequestStruct:
         raise ValueRefused(f"{exc}.", field=_field_of(str(exc))) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise RequestInvalid(f"The body is not a JSON document: {exc}.") from exc
+
+
+def octets(text: str, field: str) -> bytes:
+    """The bytes of a base64url member of a body. Raises ValueRefused."""
+    try:
+        return base64url.decode(text)
+    except ValueError as exc:
+        raise ValueRefused(f"`{field}`: {exc}.", field=field) from exc
 
 
 def _field_of(message: str) -> str | None:

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from bitcache import uploads
-from bitcache.api.bodies import read_piece
+from bitcache.api.bodies import octets, read_piece
 from bitcache.api.routing import Answer, Auth, BodyKind, Call, Header, Route
 from bitcache.api.wire import FileCompletion, FileRequest, FileView
 from bitcache.errors import BodyTooSlow, PartLengthWrong, RequestInvalid
@@ -60,7 +60,7 @@ async def put_part(call: Call) -> Answer:
 
 async def complete(call: Call) -> Answer:
     services, account_id, file_id = call.services, call.seller.account_id, call.path("file_id")
-    root = base64url.decode(call.body(FileCompletion).root)
+    root = octets(call.body(FileCompletion).root, "root")
     stored = await services.uploads.complete(account_id, file_id, root)
     return Answer(200, await services.database.read(lambda tx: _view(services, tx, stored)))
 

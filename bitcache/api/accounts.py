@@ -1,0 +1,213 @@
+"""Sellers: registration, tokens, and the wallet they are paid into."""
+
+import hmac
+
+from aiohttp import web
+from msgspec import UNSET
+
+from bitcache import accounts, payout_wallet
+from bitcache.accounts import Account, IssuedToken
+from bitcache.api.invoices import client_of
+from bitcache.api.routing import Answer, Auth, Call, Route
+from bitcache.api.wire import AccountPatch, AccountRequest, AccountView, PayoutView, TokenRequest, TokenView
+from bitcache.errors import InviteInvalid, RegistrationClosed
+from bitcache.payout_wallet import PayoutWallet
+from bitcache.services import Services
+from payments.addresses import PayoutDescriptor, normalise_descriptor
+from payments.descriptors import DescriptorUsage
+from payments.errors import NodeMisconfigured, NodeUnavailable
+from payments.ports import Transaction
+
+
+async def register(call: Call) -> Answer:
+    """Takes no Idempotency-Key: nobody is known yet to whom the kept answer, a token, would belong."""
+    services, asked = call.services, call.body(AccountRequest)
+    services.registration_limit.check(client_of(call))
+    _check_registration(services, asked)
+
+    async def made(tx: Transaction) -> IssuedToken:
+        now = services.clock()
+        account_id = await accounts.register(tx, name=asked.name, now=now)
+        return await accounts.issue_token(tx, account_id, label="registration", now=now)
+
+    return Answer(201, _token_view(await services.database.write(made)))
+
+
+async def issue_token(call: Call) -> Answer | web.StreamResponse:
+    label, now = call.body(TokenRequest).label, call.services.clock()
+
+    async def make(tx: Transaction) -> Answer:
+        issued = await accounts.issue_token(tx, call.seller.account_id, label=label, now=now)
+        return Answer(201, _token_view(issued))
+
+    return await call.create(make)
+
+
+async def revoke_token(call: Call) -> Answer:
+    async def revoked(tx: Transaction) -> None:
+        await accounts.revoke_token(
+            tx, call.seller.account_id, call.path("token_id"), now=call.services.clock()
+        )
+
+    await call.services.database.write(revoked)
+    return Answer(204)
+
+
+async def show(call: Call) -> Answer:
+    return Answer(200, await _view(call.services, call.seller.account_id))
+
+
+async def change(call: Call) -> Answer:
+    services, asked, account_id = call.services, call.body(AccountPatch), call.seller.account_id
+    descriptor = None
+    if asked.payout_descriptor is not UNSET:
+        # The node is asked before the transaction: nobody's writes wait for it.
+        descriptor = await normalise_descriptor(
+            services.node, asked.payout_descriptor, services.config.network
+        )
+
+    async def changed(tx: Transaction) -> None:
+        if asked.name is not UNSET:
+            await accounts.rename(tx, account_id, name=asked.name)
+        await _change_payout(services, tx, account_id, descriptor, asked)
+
+    await services.database.write(changed)
+    return Answer(200, await _view(services, account_id))
+
+
+async def _change_payout(
+    services: Services,
+    tx: Transaction,
+    account_id: str,
+    descriptor: PayoutDescriptor | None,
+    asked: AccountPatch,
+) -> None:
+    now = services.clock()
+    start_index = 0 if asked.start_index is UNSET else asked.start_index
+    if descriptor is not None:
+        await payout_wallet.set_descriptor(
+            tx,
+            services.descriptors,
+            account_id,
+            descriptor,
+            start_index=start_index,
+            delay_s=services.config.payout_change_delay_s,
+            now=now,
+        )
+    elif asked.start_index is not UNSET:
+        await payout_wallet.raise_next_index(
+            tx, services.descriptors, account_id, start_index=start_index, now=now
+        )
+
+
+def _check_registration(services: Services, asked: AccountRequest) -> None:
+    config = services.config
+    if config.registration == "closed":
+        raise RegistrationClosed("This server opens no accounts by itself. Ask its operator for one.")
+    if config.registration == "invite":
+        invite = (asked.invite or "").encode()
+        if not any(hmac.compare_digest(invite, code.encode()) for code in config.invite_codes):
+            raise InviteInvalid("Registration needs a valid invitation code. Ask the operator for one.")
+
+
+def _token_view(issued: IssuedToken) -> TokenView:
+    return TokenView(token_id=issued.token_id, token=issued.token, account_id=issued.account_id)
+
+
+async def _view(services: Services, account_id: str) -> AccountView:
+    async def look(
+        tx: Transaction,
+    ) -> tuple[Account, PayoutWallet | None, list[PayoutDescriptor], DescriptorUsage | None]:
+        account = await accounts.load(tx, account_id)
+        wallet = await payout_wallet.wallet(tx, account_id, now=services.clock())
+        if wallet is None:
+            return account, None, [], None
+        ids = [wallet.descriptor_id, wallet.pending_descriptor_id]
+        descriptors = [await services.descriptors.load(tx, known) for known in ids if known is not None]
+        return account, wallet, descriptors, await services.descriptors.usage(tx, wallet.descriptor_id)
+
+    account, wallet, descriptors, usage = await services.database.read(look)
+    payout = None
+    if wallet is not None and usage is not None:
+        payout = PayoutView(
+            descriptor=descriptors[0].text,
+            first_addresses=await _first_addresses(services, descriptors[0]),
+            next_index=usage.next_index,
+            highest_index_used=usage.highest_index_used,
+            unused_streak=usage.unused_streak,
+            advice=payout_wallet.gap_limit_advice(usage),
+            pending_descriptor=descriptors[1].text if wallet.pending_descriptor_id else None,
+            pending_until=wallet.pending_until,
+        )
+    own_max = account.bytes_max
+    return AccountView(
+        account_id=account.id,
+        name=account.name,
+        created_at=account.created_at,
+        bytes_stored=account.bytes_stored,
+        bytes_max=services.config.account_bytes_max if own_max is None else own_max,
+        payout=payout,
+    )
+
+
+async def _first_addresses(services: Services, descriptor: PayoutDescriptor) -> list[str]:
+    """To compare with one's wallet; none while the node is away."""
+    try:
+        return [derived.address for derived in await services.addresses.first_addresses(descriptor)]
+    except (NodeUnavailable, NodeMisconfigured):
+        return []
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/api/v1/accounts",
+        handler=register,
+        operation_id="createAccount",
+        summary="Open an account, where the operator allows it; the token is shown this once",
+        request=AccountRequest,
+        responses={201: TokenView},
+        problems=("registration-closed", "invite-invalid", "name-taken", "too-many-requests"),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/tokens",
+        handler=issue_token,
+        operation_id="createToken",
+        summary="One more token of the account; it is shown this once",
+        request=TokenRequest,
+        responses={201: TokenView},
+        auth=Auth.SELLER,
+        idempotent=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/api/v1/tokens/{token_id}",
+        handler=revoke_token,
+        operation_id="revokeToken",
+        summary="Revoke a token of the account at once",
+        responses={204: None},
+        problems=("not-found",),
+        auth=Auth.SELLER,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/account",
+        handler=show,
+        operation_id="getAccount",
+        summary="The account: bytes stored, and the wallet it is paid into",
+        responses={200: AccountView},
+        auth=Auth.SELLER,
+    ),
+    Route(
+        method="PATCH",
+        path="/api/v1/account",
+        handler=change,
+        operation_id="updateAccount",
+        summary="Rename the account, or set the wallet it is paid into",
+        request=AccountPatch,
+        responses={200: AccountView},
+        problems=("descriptor-invalid", "name-taken", "node-offline"),
+        auth=Auth.SELLER,
+    ),
+)

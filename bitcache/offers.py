@@ -1,0 +1,241 @@
+"""Offers: the terms on which a parcel may be downloaded. Changing one changes new invoices only."""
+
+from dataclasses import dataclass
+
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Row, Select, and_, insert, or_, select, update
+
+from bitcache.config import Config
+from bitcache.db.tables import accounts, files, offers, parcel_files, parcels
+from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, ValueRefused
+from bitcache.ids import new_id
+from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state
+from payments.invoice import Policy
+from payments.money import MAX_MONEY_SAT, MSAT_PER_SAT
+from payments.policy import validate_policy
+from payments.ports import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    price_msat: int
+    bytes_at: int
+    key_at: int
+    expires_at: int | None
+    max_downloads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedFile:
+    file_id: str
+    size_bytes: int
+    root: bytes
+    wrapped_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One row of `offers` with what is said of its parcel, and what follows from the time and the sales."""
+
+    id: str
+    parcel_id: str
+    seller_name: str
+    created_at: int
+    terms: Terms
+    size_bytes: int
+    files_count: int
+    sales: int
+    state: SaleState
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a seller changes; UNSET leaves it as it is."""
+
+    price_msat: int | UnsetType = UNSET
+    expires_at: int | UnsetType | None = UNSET
+    max_downloads: int | UnsetType | None = UNSET
+    close: bool = False
+
+
+class Offers:
+    """Everything about offers that is not buying."""
+
+    def __init__(self, *, config: Config, sold: Sold) -> None:
+        self._config = config
+        self._sold = sold
+
+    async def create(
+        self, tx: Transaction, account_id: str, parcel_id: str, terms: Terms, *, now: int
+    ) -> Offer:
+        """Raises NotFound, ParcelNotSealed, ValueRefused, PolicyInvalid."""
+        parcel = (
+            await tx.execute(
+                select(parcels.c.sealed_at, parcels.c.meterable).where(
+                    parcels.c.id == parcel_id,
+                    parcels.c.account_id == account_id,
+                    parcels.c.deleted_at.is_(None),
+                )
+            )
+        ).first()
+        if parcel is None:
+            raise NotFound("parcel", parcel_id)
+        if parcel.sealed_at is None:
+            raise ParcelNotSealed("Seal the parcel first: buyers must be sure that it never changes.")
+        self._check(terms, meterable=parcel.meterable, now=now)
+        offer_id = new_id()
+        await tx.execute(
+            insert(offers).values(
+                id=offer_id,
+                account_id=account_id,
+                parcel_id=parcel_id,
+                created_at=now,
+                price_msat=terms.price_msat,
+                bytes_at=terms.bytes_at,
+                key_at=terms.key_at,
+                expires_at=terms.expires_at,
+                max_downloads=terms.max_downloads,
+            )
+        )
+        return await self.load(tx, offer_id, now=now)
+
+    async def change(
+        self, tx: Transaction, account_id: str, offer_id: str, changes: Changes, *, now: int
+    ) -> Offer:
+        """Raises NotFound, OfferNotOpen (closed for ever), ValueRefused."""
+        row = await self._own(tx, account_id, offer_id)
+        edits: dict[str, int | None] = {}
+        if changes.price_msat is not UNSET:
+            self._check_price(changes.price_msat)
+            edits["price_msat"] = changes.price_msat
+        if changes.expires_at is not UNSET:
+            _check_expiry(changes.expires_at, now)
+            edits["expires_at"] = changes.expires_at
+        if changes.max_downloads is not UNSET:
+            edits["max_downloads"] = changes.max_downloads
+        if edits and row.closed_at is not None:
+            raise OfferNotOpen("The offer is closed for good. Make a new offer for the parcel.")
+        if changes.close and row.closed_at is None:
+            edits["closed_at"] = now
+        if edits:
+            await tx.execute(update(offers).where(offers.c.id == offer_id).values(**edits))
+        return await self.load(tx, offer_id, now=now)
+
+    async def load(self, tx: Transaction, offer_id: str, *, now: int) -> Offer:
+        """Raises NotFound."""
+        row = (await tx.execute(_joined().where(offers.c.id == offer_id))).first()
+        if row is None:
+            raise NotFound("offer", offer_id)
+        return await self._offer(tx, row, now)
+
+    async def page(
+        self, tx: Transaction, account_id: str, *, after: str | None, limit: int, now: int
+    ) -> list[Offer]:
+        """The seller's offers, newest first, those after the offer `after`. Raises NotFound."""
+        chosen = _joined().where(offers.c.account_id == account_id)
+        if after is not None:
+            last = await self._own(tx, account_id, after)
+            chosen = chosen.where(
+                or_(
+                    offers.c.created_at < last.created_at,
+                    and_(offers.c.created_at == last.created_at, offers.c.id < after),
+                )
+            )
+        newest_first = chosen.order_by(offers.c.created_at.desc(), offers.c.id.desc()).limit(limit)
+        return [await self._offer(tx, row, now) for row in (await tx.execute(newest_first)).all()]
+
+    async def _offer(self, tx: Transaction, row: Row[tuple[object, ...]], now: int) -> Offer:
+        return Offer(
+            id=row.id,
+            parcel_id=row.parcel_id,
+            seller_name=row.seller_name,
+            created_at=row.created_at,
+            terms=Terms(
+                price_msat=row.price_msat,
+                bytes_at=row.bytes_at,
+                key_at=row.key_at,
+                expires_at=row.expires_at,
+                max_downloads=row.max_downloads,
+            ),
+            size_bytes=row.size_bytes,
+            files_count=row.files_count,
+            sales=await self._sold(tx, row.id),
+            state=await sale_state(tx, await load_sale_offer(tx, row.id, now), self._sold, now),
+        )
+
+    async def _own(self, tx: Transaction, account_id: str, offer_id: str) -> Row[tuple[object, ...]]:
+        row = (
+            await tx.execute(select(offers).where(offers.c.id == offer_id, offers.c.account_id == account_id))
+        ).first()
+        if row is None:
+            raise NotFound("offer", offer_id)
+        return row
+
+    def _check(self, terms: Terms, *, meterable: bool, now: int) -> None:
+        self._check_price(terms.price_msat)
+        _check_expiry(terms.expires_at, now)
+        validate_policy(Policy(bytes_at=terms.bytes_at, key_at=terms.key_at))
+        if terms.bytes_at == 0 and terms.key_at > 0:
+            if not self._config.prefetch_allowed:
+                raise ValueRefused("This server serves no bytes before a confirmation.", field="policy")
+            if meterable:
+                raise ValueRefused(
+                    "A meterable parcel serves no bytes before the key: choose bytes_at = key_at.",
+                    field="policy",
+                )
+        cap_sat = self._config.zero_conf_key_cap_sat
+        if terms.key_at == 0 and terms.price_msat > cap_sat * MSAT_PER_SAT:
+            raise ValueRefused(
+                f"Above {cap_sat} sat this server gives no key before a confirmation: choose key_at >= 1.",
+                field="policy",
+            )
+
+    def _check_price(self, price_msat: int) -> None:
+        floor_sat = self._config.price_floor_sat
+        if 0 < price_msat < floor_sat * MSAT_PER_SAT:
+            raise ValueRefused(
+                f"The least price here is {floor_sat} sat: below it the buyer's fee is more than the price. "
+                "Or make it free.",
+                field="price",
+            )
+        if price_msat > MAX_MONEY_SAT * MSAT_PER_SAT:
+            raise ValueRefused("There are not so many bitcoins.", field="price")
+
+
+async def offered_files(tx: Transaction, parcel_id: str) -> list[OfferedFile]:
+    """The parcel's files in their order."""
+    rows = await tx.execute(
+        select(parcel_files.c.file_id, files.c.size_bytes, files.c.root, parcel_files.c.wrapped_key)
+        .join(files, files.c.id == parcel_files.c.file_id)
+        .where(parcel_files.c.parcel_id == parcel_id)
+        .order_by(parcel_files.c.position)
+    )
+    return [OfferedFile(**row._mapping) for row in rows.all()]
+
+
+async def sealed_metadata(tx: Transaction, parcel_id: str) -> bytes:
+    """What the seller sealed for who has the link. Raises OfferGone once the parcel was swept away."""
+    metadata = await tx.scalar(select(parcels.c.metadata).where(parcels.c.id == parcel_id))
+    if metadata is None:
+        raise OfferGone(
+            "The files of this offer are gone: its seller deleted them and every right has ended."
+        )
+    return bytes(metadata)
+
+
+def _joined() -> Select[tuple[object, ...]]:
+    return (
+        select(
+            offers,
+            accounts.c.name.label("seller_name"),
+            parcels.c.size_bytes,
+            parcels.c.files_count,
+        )
+        .join(accounts, accounts.c.id == offers.c.account_id)
+        .join(parcels, parcels.c.id == offers.c.parcel_id)
+    )
+
+
+def _check_expiry(expires_at: int | None, now: int) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise ValueRefused("`expires_at` is in the past. Give a later time, or none.", field="expires_at")

@@ -1,0 +1,114 @@
+"""The wallet a seller is paid into: set, changed with a delay, and watched for its gap limit.
+
+The first descriptor counts at once. A change waits, and is told of, so that a thief of a token cannot turn
+the income around unseen.
+"""
+
+from dataclasses import dataclass
+
+from msgspec import Struct
+from sqlalchemy import select, update
+
+from bitcache import events
+from bitcache.db.tables import accounts
+from bitcache.errors import NotFound, ValueRefused
+from payments.addresses import PayoutDescriptor
+from payments.descriptors import DescriptorStore, DescriptorUsage
+from payments.ports import Transaction
+
+TOPIC = "payout"
+GAP_LIMIT_WARNING = 15
+"""Wallets look 20 unused addresses ahead; from here on the seller is told."""
+GAP_LIMIT_HEADROOM = 100
+
+
+class PayoutChanged(Struct, frozen=True):
+    """An `events` row of topic "payout": the wallet changes at this time."""
+
+    effective_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutWallet:
+    descriptor_id: str
+    pending_descriptor_id: str | None
+    pending_until: int | None
+
+
+async def set_descriptor(
+    tx: Transaction,
+    store: DescriptorStore,
+    account_id: str,
+    descriptor: PayoutDescriptor,
+    *,
+    start_index: int,
+    delay_s: int,
+    now: int,
+) -> None:
+    """Pay into this wallet: the first one from now, another after `delay_s`; the present one calls that off."""
+    current = await wallet(tx, account_id, now=now)
+    await store.register(tx, descriptor, start_index=start_index, now=now)
+    if current is not None and descriptor.id == current.pending_descriptor_id:
+        return
+    if current is None or descriptor.id == current.descriptor_id:
+        changed = PayoutWallet(descriptor.id, None, None)
+    else:
+        # What became due meanwhile is in force: the new change starts from there.
+        changed = PayoutWallet(current.descriptor_id, descriptor.id, now + delay_s)
+    await tx.execute(
+        update(accounts)
+        .where(accounts.c.id == account_id)
+        .values(
+            descriptor_id=changed.descriptor_id,
+            pending_descriptor_id=changed.pending_descriptor_id,
+            pending_until=changed.pending_until,
+        )
+    )
+    told = PayoutChanged(effective_at=changed.pending_until or now)
+    await events.append(tx, topic=TOPIC, subject=account_id, payload=told, now=now)
+
+
+async def raise_next_index(
+    tx: Transaction, store: DescriptorStore, account_id: str, *, start_index: int, now: int
+) -> None:
+    """Skip addresses of the wallet in force; the index never goes back. Raises ValueRefused without one."""
+    current = await wallet(tx, account_id, now=now)
+    if current is None:
+        raise ValueRefused("Set `payout_descriptor` first, or together with it.", field="start_index")
+    descriptor = await store.load(tx, current.descriptor_id)
+    await store.register(tx, descriptor, start_index=start_index, now=now)
+
+
+async def wallet(tx: Transaction, account_id: str, *, now: int) -> PayoutWallet | None:
+    """The wallet in force at `now`, a due change counted; None before the first. Raises NotFound."""
+    row = (
+        await tx.execute(
+            select(
+                accounts.c.descriptor_id, accounts.c.pending_descriptor_id, accounts.c.pending_until
+            ).where(accounts.c.id == account_id)
+        )
+    ).first()
+    if row is None:
+        raise NotFound("account", account_id)
+    if row.pending_descriptor_id is not None and row.pending_until <= now:
+        return PayoutWallet(row.pending_descriptor_id, None, None)
+    if row.descriptor_id is None:
+        return None
+    return PayoutWallet(row.descriptor_id, row.pending_descriptor_id, row.pending_until)
+
+
+def gap_limit_advice(usage: DescriptorUsage) -> str | None:
+    """How to make a wallet find payments behind many unused addresses; None while that is not needed."""
+    if usage.unused_streak < GAP_LIMIT_WARNING or usage.highest_index_used is None:
+        return None
+    limit = usage.unused_streak + GAP_LIMIT_HEADROOM
+    last = usage.highest_index_used + GAP_LIMIT_HEADROOM
+    return (
+        f"{usage.unused_streak} addresses in a row were handed out and never paid. Most wallets stop looking "
+        f"after 20 unused ones: raise your wallet's gap limit to {limit}, or it may not show the next payment. "
+        f"Electrum: View > Show Console, then `wallet.change_gap_limit({limit})`. "
+        f"Sparrow: Settings > Advanced > Gap limit {limit}, then Apply. "
+        f"Bitcoin Core: `bitcoin-cli keypoolrefill {limit}` for the wallet that owns the keys, or import the "
+        f'descriptor again with `"range": [0, {last}]`. '
+        "The coins are yours either way: only the view is limited."
+    )
