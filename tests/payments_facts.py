@@ -24,7 +24,7 @@ from payments.invoice import (
 )
 from payments.money import Sat
 
-LAWS = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+LAWS = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 """A law holds or not; how fast this machine checks it is no part of it."""
 
 CREATED_AT = 10_000
