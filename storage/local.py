@@ -99,7 +99,7 @@ class LocalBlobStore:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            # The thread goes on regardless: nobody may reuse its buffer or write the part again before it ends.
+            # The thread goes on: nobody may reuse its buffer, or write the part again, before it ends.
             await asyncio.wait({future})
             raise
 
