@@ -41,7 +41,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rpc_password: str | None = None
     zmq_sequence_url: str | None = None
     """Where the node publishes `-zmqpubsequence`; without it polling alone finds payments."""
-    poll_interval_s: Annotated[int, Meta(ge=1, le=60)] = 2
+    poll_interval_s: Annotated[int, Meta(ge=1, le=15)] = 2
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +66,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     upload_expiry_s: Positive = 7 * 86_400
 
     price_floor_sat: Count = 1_000
-    price_hold_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
+    price_hold_s: Annotated[int, Meta(ge=5, le=86_400)] = 900
     paid_retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
     open_invoices_per_seller_max: Positive = 1_000
     open_invoices_per_client_max: Positive = 10

@@ -25,6 +25,7 @@ TRANSACTIONS_PER_BATCH = 50
 ADDRESSES_PER_BATCH = 500
 
 # Bitcoin Core's src/rpc/protocol.h.
+RPC_METHOD_NOT_FOUND = -32601
 RPC_INVALID_ADDRESS_OR_KEY = -5
 RPC_INVALID_PARAMETER = -8
 RPC_TRANSACTION_ALREADY_IN_CHAIN = -27
@@ -49,6 +50,8 @@ class NetworkInfo(Struct, frozen=True, kw_only=True):
     user_agent: str = field(name="subversion")
     connections: int
     network_active: bool = field(name="networkactive")
+    time_offset_s: int = field(name="timeoffset")
+    """By how much the peers' clocks are ahead of the node's."""
 
 
 class BlockHeader(Struct, frozen=True, kw_only=True):
@@ -267,6 +270,15 @@ class Bitcoind:
             answers = await self._rpc.batch([("validateaddress", [a]) for a in wanted], answer=_AddressWire)
             scripts += [_script_pubkey(answer) for answer in answers]
         return scripts
+
+    async def loaded_wallets(self) -> list[str]:
+        """Names of the wallets the node has open; none when it was built or started without wallets."""
+        try:
+            return await self._rpc.call("listwallets", answer=list[str])
+        except NodeRefused as exc:
+            if exc.code == RPC_METHOD_NOT_FOUND:
+                return []
+            raise
 
     async def zmq_notifications(self) -> list[ZmqNotification]:
         return await self._rpc.call("getzmqnotifications", answer=list[ZmqNotification])

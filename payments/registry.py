@@ -28,6 +28,9 @@ from payments.ports import OnChange, Quote, Transaction
 from payments.records import InvoiceRecord, IssuedAddress
 from payments.tables import invoice_terms, invoices, received_outputs, transfers
 
+DEPTH_TOLD = 6
+"""Confirmations are told at least this far, or as far as the policy asks."""
+
 
 class InvoiceRegistry:
     """Creates, loads and re-derives invoices. Holds no state: everything is in the caller's transaction."""
@@ -112,15 +115,17 @@ class InvoiceRegistry:
         chain = await chain_store.view(tx, now)
         return [await _record(tx, row, chain, now) for row in (await tx.execute(newest_first)).all()]
 
-    async def refresh(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> None:
-        """Derive each invoice again from the facts in the database, and book and tell what changed."""
+    async def refresh(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> int:
+        """Derive each invoice again from the facts, book and tell what changed; how many did."""
         chain = await chain_store.view(tx, now)
+        changed = 0
         for invoice_id in sorted(set(invoice_ids)):
             row = await _row(tx, invoice_id, lock=True)
             record = await _record(tx, row, chain, now)
             record = await self._renewed_for_late_money(tx, record, chain, now)
-            await _book(tx, record, chain, now)
-            await self._store_standing(tx, row, record, now)
+            booked = await _book(tx, record, chain, now)
+            changed += await self._store_standing(tx, row, record, now) or booked
+        return changed
 
     async def renew(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
         """Append one term at today's price, because the buyer asks for it.
@@ -203,19 +208,22 @@ class InvoiceRegistry:
 
     async def _store_standing(
         self, tx: Transaction, row: Row[tuple[object, ...]], record: InvoiceRecord, now: int
-    ) -> None:
+    ) -> bool:
         before = _decode(row.standing)
         after = record.standing
         changes: dict[str, object] = {"review_at": _review_at(after, now)}
-        if _visible(before) != _visible(after):
+        telling_depth = max(DEPTH_TOLD, record.invoice.policy.key_at)
+        if _visible(before, telling_depth) != _visible(after, telling_depth):
             changes |= {"status": after.status, "standing": _encode(after)}
         if row.released_at is None and after.status is Status.SETTLED:
             changes["released_at"] = now
             record = replace(record, released_at=now)
         if any(getattr(row, name) != value for name, value in changes.items()):
             await tx.execute(update(invoices).where(invoices.c.id == row.id).values(**changes))
-        if "standing" in changes:
-            await self._on_change(tx, before, record)
+        if "standing" not in changes:
+            return False
+        await self._on_change(tx, before, record)
+        return True
 
 
 async def _row(tx: Transaction, invoice_id: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
@@ -279,7 +287,7 @@ async def _insert_term(tx: Transaction, invoice_id: str, position: int, term: Te
     )
 
 
-async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> None:
+async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> bool:
     rows = (await tx.execute(select(transfers).where(transfers.c.reference == record.invoice.id))).all()
     booked = [
         ledger.Transfer(
@@ -297,6 +305,7 @@ async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: i
     missing = ledger.reconcile(desired, booked, reference=record.invoice.id, now=now)
     if missing:
         await tx.execute(insert(transfers), [asdict(transfer) for transfer in missing])
+    return bool(missing)
 
 
 def _review_at(current: Standing, now: int) -> int | None:
@@ -304,9 +313,9 @@ def _review_at(current: Standing, now: int) -> int | None:
     return current.valid_until if waits else None
 
 
-def _visible(current: Standing) -> Standing:
-    """Without what moves by itself: deeper than settled, no confirmation changes anything for anyone."""
-    return replace(current, depth=min(current.depth, 6), valid_until=0)
+def _visible(current: Standing, telling_depth: int) -> Standing:
+    """Without what moves by itself: below `telling_depth` no confirmation changes anything for anyone."""
+    return replace(current, depth=min(current.depth, telling_depth), valid_until=0)
 
 
 def _encode(current: Standing) -> str:

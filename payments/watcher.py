@@ -135,7 +135,8 @@ class Watcher:
 
     async def _record(self, tx: Transaction, *, view: NodeView, now: int) -> None:
         concerned: set[str] = set()
-        await chain_store.beat(tx, now=now, online=view.complete, trouble=None)
+        trouble = None if view.complete else "catching up with the chain: wait"
+        await chain_store.beat(tx, now=now, online=view.complete, trouble=trouble)
         for ref in view.start:
             await chain_store.connect(tx, ref, now=now)
         if view.fork is not None:

@@ -1,0 +1,216 @@
+"""Is this service fit to take money? Each check says what it found and, if that is wrong, how to mend it."""
+
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+from bitcache.config import LOCAL_HOSTS, Config
+from bitcache.db import migrate
+from bitcache.errors import MasterKeyUnusable
+from bitcache.services import Services, read_master_key
+from payments import chain_store
+from payments.bitcoind import Bitcoind
+from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
+from payments.node_fitness import NodeInfo, fitness
+from payments.ports import Transaction
+
+CLOCK_OFFSET_S_MAX = 60
+RECOMPUTE_BATCH = 200
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    verdict: Verdict
+    words: str
+    """What was found."""
+    mend: str = ""
+    """What to do about it; empty when it is well."""
+
+
+def check_master_key(config: Config) -> Finding:
+    try:
+        read_master_key(config.master_key)
+    except MasterKeyUnusable as exc:
+        return Finding("master key", Verdict.WRONG, "unusable", str(exc))
+    return Finding("master key", Verdict.OK, f"{config.master_key}, for its owner alone")
+
+
+def check_public_url(config: Config) -> Finding:
+    scheme, _, rest = config.public_url.partition("://")
+    host = rest.split("/", 1)[0].rsplit(":", 1)[0].strip("[]")
+    if scheme == "https" or host in LOCAL_HOSTS:
+        return Finding("public_url", Verdict.OK, config.public_url)
+    return Finding(
+        "public_url",
+        Verdict.WARNING,
+        f"{config.public_url} is neither https nor localhost",
+        "Put a proxy with a certificate before the server and set `public_url` to its https address: "
+        "browsers decrypt nowhere else.",
+    )
+
+
+def check_disk(config: Config) -> Finding:
+    folder = _existing(config.blobs)
+    free_bytes = shutil.disk_usage(folder).free
+    words = f"{free_bytes / 2**30:.1f} GiB free at {config.blobs}"
+    if free_bytes <= config.disk_reserve_bytes:
+        return Finding(
+            "disk",
+            Verdict.WRONG,
+            words,
+            f"Uploads are refused below the reserve of {config.disk_reserve_bytes / 2**30:.1f} GiB: "
+            "free some space, or lower `disk_reserve_bytes`.",
+        )
+    return Finding("disk", Verdict.OK, words)
+
+
+async def check_database(services: Services) -> Finding:
+    try:
+        differences = await migrate.differences(services.database)
+    except Exception as exc:  # whatever driver: it cannot be used
+        return Finding(
+            "database",
+            Verdict.WRONG,
+            f"cannot be read: {type(exc).__name__}",
+            f"See that {services.database.url!r} exists and may be opened.",
+        )
+    if differences:
+        return Finding(
+            "database",
+            Verdict.WRONG,
+            "its tables are not those of this version",
+            "Start the server once: it migrates the database.",
+        )
+    return Finding("database", Verdict.OK, f"{services.database.url.get_backend_name()}, up to date")
+
+
+async def check_node(services: Services) -> AsyncIterator[Finding]:
+    """All that concerns the bitcoin node; only the first finding when it does not answer."""
+    config, node = services.config, services.node
+    try:
+        info = await node.node_info()
+        network = await node.network_info()
+    except (NodeUnavailable, NodeMisconfigured, NodeRefused) as exc:
+        yield Finding("node", Verdict.WRONG, f"no answer from {config.node.rpc_url}", str(exc))
+        return
+    verdict = fitness(info, services.clock(), config.network)
+    words = f"{network.user_agent} on {info.chain.chain}, block {info.chain.blocks}"
+    yield (
+        Finding("node", Verdict.OK, words)
+        if verdict.usable
+        else Finding("node", Verdict.WRONG, words, verdict.words)
+    )
+    yield _clock_finding(network.time_offset_s)
+    yield await _rest_finding(node, info)
+    yield await _events_finding(node, config)
+    yield await _wallets_finding(node)
+    yield await _pruning_finding(services, info)
+
+
+async def check_watcher(services: Services) -> Finding:
+    state = await services.database.read(chain_store.watcher_state_of)
+    if state is None:
+        return Finding("watcher", Verdict.WARNING, "has never run", "Start the server: bitcache serve")
+    age_s = services.clock() - state.beat_at
+    if state.trouble is not None:
+        return Finding("watcher", Verdict.WRONG, f"in trouble {age_s} s ago", state.trouble)
+    if age_s > chain_store.OUTAGE_S_MIN:
+        return Finding(
+            "watcher", Verdict.WARNING, f"last ran {age_s} s ago", "Start the server: bitcache serve"
+        )
+    return Finding("watcher", Verdict.OK, f"ran {age_s} s ago")
+
+
+async def recompute(services: Services) -> tuple[int, int]:
+    """Derive every invoice's status and bookings again from the facts; (invoices, those that changed)."""
+    ids = await services.database.read(services.registry.all_ids)
+    changed = 0
+    for start in range(0, len(ids), RECOMPUTE_BATCH):
+        batch = ids[start : start + RECOMPUTE_BATCH]
+        changed += await services.database.write(partial(_recompute, services=services, ids=batch))
+    return len(ids), changed
+
+
+async def _recompute(tx: Transaction, *, services: Services, ids: list[str]) -> int:
+    return await services.registry.refresh(tx, ids, now=services.clock())
+
+
+def _clock_finding(offset_s: int) -> Finding:
+    if abs(offset_s) > CLOCK_OFFSET_S_MAX:
+        return Finding(
+            "clock",
+            Verdict.WARNING,
+            f"{-offset_s:+d} s against the node's peers",
+            "Deadlines are judged by it: turn on time synchronisation (NTP).",
+        )
+    return Finding("clock", Verdict.OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+
+
+async def _rest_finding(node: Bitcoind, info: NodeInfo) -> Finding:
+    try:
+        await node.raw_block(info.chain.best_hash)
+    except (NodeMisconfigured, BlockUnavailable, NodeUnavailable) as exc:
+        return Finding("REST", Verdict.WRONG, "blocks cannot be had", str(exc))
+    return Finding("REST", Verdict.OK, "serves blocks")
+
+
+async def _events_finding(node: Bitcoind, config: Config) -> Finding:
+    published = [note.address for note in await node.zmq_notifications() if note.type == "pubsequence"]
+    if not published:
+        return Finding(
+            "ZMQ",
+            Verdict.WARNING,
+            "the node publishes no `sequence` events: payments are seen only at the next poll",
+            "Set `zmqpubsequence=tcp://127.0.0.1:28332` in its bitcoin.conf and restart it.",
+        )
+    if config.node.zmq_sequence_url is None:
+        return Finding(
+            "ZMQ",
+            Verdict.WARNING,
+            "the node publishes events, and this service does not listen",
+            f'Set `zmq_sequence_url = "{published[0]}"` under [node].',
+        )
+    return Finding("ZMQ", Verdict.OK, config.node.zmq_sequence_url)
+
+
+async def _wallets_finding(node: Bitcoind) -> Finding:
+    wallets = await node.loaded_wallets()
+    if wallets:
+        return Finding(
+            "wallets",
+            Verdict.WARNING,
+            f"the node has {len(wallets)} open: blocks are heard of later, and money lies on this machine",
+            "Set `disablewallet=1` in its bitcoin.conf, or keep wallets on another node.",
+        )
+    return Finding("wallets", Verdict.OK, "none open on the node")
+
+
+async def _pruning_finding(services: Services, info: NodeInfo) -> Finding:
+    scanned = await services.database.read(chain_store.tip)
+    lowest = info.chain.prune_height
+    if lowest is not None and scanned is not None and scanned.height + 1 < lowest:
+        return Finding(
+            "pruning",
+            Verdict.WRONG,
+            f"the node keeps blocks from {lowest}, the last one scanned here is {scanned.height}",
+            "Payments in between cannot be found: let the node download the chain anew, with more to keep "
+            "(`prune` in its bitcoin.conf).",
+        )
+    return Finding("pruning", Verdict.OK, "no block is missing")
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
