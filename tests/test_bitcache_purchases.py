@@ -11,9 +11,9 @@ import pytest_asyncio
 from sqlalchemy import func, select, update
 
 from bitcache.api.client_address import client_address
-from bitcache.db.tables import accounts, grants, offers
+from bitcache.db.tables import accounts, offers
 from bitcache.purchases import new_reference
-from payments.tables import descriptors, invoices
+from payments.tables import invoices
 from regtest.world import RegtestWorld
 from storage import base64url
 from tests.till import RELEASE_SECRET, Bought, Sold, Till, open_nodeless_till, open_till, pretend_node_online
@@ -158,6 +158,8 @@ async def test_a_reorg_suspends_the_grant_and_mining_again_restores_it(
         assert "reorged" in view["flags"] or view["status"] != "settled"
         assert await till.status_of(sold.content, token) == (403, "grant-suspended")
         assert (await till.claim(bought))[1]["release_secret"] is None
+        # The node drops a payment of coins that the reorg made too young again; the watcher offers it anew.
+        await own_world.mempool_wait(view["outputs"][0]["txid"], node=own_world.outside)
         await own_world.mine()
         await till.until(bought, lambda view: bool(view["key_allowed"]), "the payment in a block again")
         assert (await till.status_of(sold.content, token))[0] == 200
@@ -377,9 +379,6 @@ async def test_a_change_of_wallet_counts_from_its_time_on(till: Till) -> None:
             assert used == old
         else:
             assert (await refusal(till, sold))[0] == 422
-    assert (
-        await services.database.read(lambda tx: tx.scalar(select(func.count()).select_from(descriptors))) >= 1
-    )
 
 
 # Small things.
