@@ -12,6 +12,7 @@ import bdkpython as bdk
 import pytest
 import pytest_asyncio
 from bitcoin.base58 import CBase58Data
+from msgspec.structs import replace
 
 from payments.addresses import (
     ADDRESSES_AHEAD_MIN,
@@ -306,6 +307,11 @@ async def test_ensure_of_a_filled_window_asks_nothing_of_the_node(node: Bitcoind
     assert counting.derivations == 2
 
 
+async def test_a_private_key_that_only_the_node_recognises_is_refused(node: Bitcoind) -> None:
+    with pytest.raises(DescriptorInvalid, match="private key"):
+        await normalise_descriptor(WaryNode(node), f"wpkh({KEY}/0/*)", "regtest")
+
+
 class CountingNode:
     """A node that counts how often it is asked to derive."""
 
@@ -322,3 +328,10 @@ class CountingNode:
 
     async def validate_addresses(self, addresses: Sequence[str]) -> list[bytes | None]:
         return await self._node.validate_addresses(addresses)
+
+
+class WaryNode(CountingNode):
+    """A node that finds private keys where we see none."""
+
+    async def descriptor_info(self, descriptor: str) -> DescriptorInfo:
+        return replace(await super().descriptor_info(descriptor), has_private_keys=True)

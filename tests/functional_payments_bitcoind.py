@@ -259,7 +259,6 @@ def http(status: str, body: bytes, *, length: int | None = None) -> bytes:
         http("200 OK", b"[" * 100_000),
         http("200 OK", b'{"id":0,"result":' + b"[" * 100_000),
         http("200 OK", b"{}", length=1_000),
-        http("302 Found\r\nLocation: http://127.0.0.1:1/", b""),
         http("200 OK", b"{" + b" " * (65 << 20)),
         b"nonsense\r\n\r\n",
     ],
@@ -275,7 +274,6 @@ def http(status: str, body: bytes, *, length: int | None = None) -> bytes:
         "nested deeply",
         "result nested deeply",
         "shorter than announced",
-        "redirects",
         "too long",
         "not HTTP",
     ],
@@ -293,6 +291,25 @@ async def test_a_sick_node_is_unavailable(answer: bytes | None) -> None:
         with pytest.raises(NodeUnavailable):
             await node.chain_info()
         assert time.monotonic() - started < 10
+
+
+async def test_credentials_follow_no_redirect() -> None:
+    visitors = 0
+
+    async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visitors
+        visitors += 1
+
+    async with listener(elsewhere) as other_url:
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(http(f"307 Temporary Redirect\r\nLocation: {other_url}/", b""))
+
+        async with listener(serve) as url, Bitcoind(url, user="u", password="p") as node:
+            with pytest.raises(NodeUnavailable):
+                await node.chain_info()
+    assert visitors == 0
 
 
 async def test_a_batch_answered_in_part_is_unavailable() -> None:
