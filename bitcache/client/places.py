@@ -27,6 +27,10 @@ def receipts_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return _folder("XDG_DATA_HOME", environment) / "receipts"
 
 
+def parcels_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    return _folder("XDG_DATA_HOME", environment) / "parcels"
+
+
 def uploads_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return _folder("XDG_STATE_HOME", environment) / "uploads"
 

@@ -96,8 +96,17 @@ class ParcelBook:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, kept: KeptParcel) -> None:
-        write_private(self._folder / f"{kept.parcel_id}.json", msgspec.json.encode(kept))
+    def keep(self, server: str, parcel_id: str, link_secret: bytes, *, title: str) -> KeptParcel:
+        """Keep the secret of a parcel, durably."""
+        kept = KeptParcel(
+            server=server,
+            parcel_id=parcel_id,
+            link_secret=base64url.encode(link_secret),
+            title=title,
+            created_at=int(time.time()),
+        )
+        write_private(self._folder / f"{parcel_id}.json", msgspec.json.encode(kept))
+        return kept
 
     def get(self, server: str, parcel_id: str) -> KeptParcel | None:
         """None for a parcel of another computer or another server."""

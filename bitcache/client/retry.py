@@ -14,7 +14,7 @@ FIRST_PAUSE_S = 0.25
 PAUSE_MAX_S = 10.0
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 # Waiting a minute does not mend these, and the user should know at once.
-TOLD_AT_ONCE = frozenset({"node-offline"})
+TOLD_AT_ONCE = frozenset({"node-offline", "too-many-invoices"})
 
 # What aiohttp and the system raise for a connection that broke or never came.
 CONNECTION_TROUBLE = (aiohttp.ClientError, TimeoutError, ConnectionError)

@@ -1,0 +1,240 @@
+"""One run of `get`: show what is sold, the receipt and the address; wait; download."""
+
+import shlex
+from pathlib import Path
+
+from bitcache.api import wire
+from bitcache.cli.common import RichProgress, confirm, show_sat, show_size, tell_event
+from bitcache.cli.output import print_json, print_text, printable, say
+from bitcache.cli.payment_words import payment_request, payment_uri, standing_words
+from bitcache.client import places
+from bitcache.client.api import ServerApi
+from bitcache.client.download import Download
+from bitcache.client.errors import InvoiceExpired, PaymentPending, WalletRefused
+from bitcache.client.invoices import follow
+from bitcache.client.link import Link, parse
+from bitcache.client.parcel import OpenedParcel
+from bitcache.client.purchase import Purchase, buy, look, recall, renewed
+from bitcache.client.receipts import ReceiptBook
+from bitcache.client.target import Target, choose_target
+from bitcache.client.wallets import BitcoindWallet, WalletAddress
+
+LINES_SHOWN_MAX = 20
+
+
+class Get:
+    """`await run(link_or_receipt)` once. Without `wait` it ends with the invoice while nothing is paid."""
+
+    def __init__(
+        self,
+        *,
+        output: Path | None,
+        wallet: WalletAddress | None,
+        wait: bool,
+        yes: bool,
+        force: bool,
+        as_json: bool,
+    ) -> None:
+        self._output = output
+        self._wallet = wallet
+        self._wait = wait
+        self._yes = yes
+        self._force = force
+        self._as_json = as_json
+        self._book = ReceiptBook(places.receipts_folder())
+        self._shown = ""
+
+    async def run(self, text: str) -> None:
+        where = parse(text)
+        async with ServerApi(where.server) as api:
+            if isinstance(where, Link):
+                offer, parcel = await look(api, where)
+                self._show_offer(offer, parcel)
+                with choose_target(self._output, [file.path for file in parcel.files]) as target:
+                    # Before anybody pays, not after.
+                    self._check_target(target, parcel, where)
+                    purchase = await buy(api, where, offer, parcel, self._book)
+                    await self._finish(api, purchase, target)
+            else:
+                purchase = await recall(api, where)
+                self._say_parcel(purchase.parcel)
+                with choose_target(self._output, [file.path for file in purchase.parcel.files]) as target:
+                    await self._finish(api, purchase, target)
+
+    async def _finish(self, api: ServerApi, purchase: Purchase, target: Target) -> None:
+        invoice = await renewed(api, purchase.invoice)
+        if not (invoice.bytes_allowed or invoice.key_allowed):
+            self._show_receipt(purchase)
+            self._show_invoice(invoice, with_address=True)
+            if self._wallet is not None and invoice.due_sat:
+                await self._pay(api, purchase, invoice)
+            if not self._wait:
+                self._end_with_invoice(purchase, invoice)
+                return
+            await self._wait_for_payment(api, invoice.invoice_id)
+        elif not self._wait and not invoice.key_allowed:
+            self._end_with_invoice(purchase, invoice)
+            return
+        with RichProgress(as_json=self._as_json) as progress:
+            download = Download(
+                api,
+                purchase.receipt,
+                invoice.offer_id,
+                purchase.parcel,
+                target,
+                force=self._force,
+                progress=progress,
+                on_invoice=self._show_invoice,
+            )
+            paths = await download.run()
+        self._end_with_files(purchase, paths)
+
+    async def _wait_for_payment(self, api: ServerApi, invoice_id: str) -> None:
+        async for invoice in follow(api, invoice_id):
+            self._show_invoice(invoice)
+            if invoice.bytes_allowed or invoice.key_allowed:
+                return
+            if invoice.status in {"expired", "cancelled"}:
+                if not invoice.received_sat:
+                    raise InvoiceExpired(
+                        "The time to pay is over and nothing came. Run the same command again for a new "
+                        "invoice. If you did pay, keep the receipt: it works once the payment is seen."
+                    )
+                self._show_invoice(await renewed(api, invoice), with_address=True)
+
+    async def _pay(self, api: ServerApi, purchase: Purchase, invoice: wire.InvoiceView) -> None:
+        assert self._wallet is not None
+        if not invoice.node_online:
+            raise PaymentPending("The server's bitcoin node is away: do not pay now. Try again later.")
+        network = purchase.network
+        if network is None:
+            network = (await api.get(f"/offers/{invoice.offer_id}", wire.OfferView)).network
+        question = f"Pay {show_sat(invoice.due_sat)} and the fee to {printable(invoice.address or '')}?"
+        if not self._yes and not confirm(question):
+            raise WalletRefused("Nothing was paid. Answer y, or add --yes.")
+        wallet = BitcoindWallet(self._wallet, network)
+        payment = await wallet.prepare(invoice, self._book.payment_path(invoice.invoice_id))
+        if payment.address != invoice.address:
+            raise WalletRefused("The kept payment is for another address. Pay by hand to the address shown.")
+        if any(output.txid == payment.txid for output in invoice.outputs):
+            raise WalletRefused(
+                f"The wallet has paid already, and {show_sat(invoice.due_sat)} more is due. Pay that by hand."
+            )
+        await wallet.broadcast(payment)
+        self._tell(
+            f"Paid {show_sat(payment.amount_sat)} and {show_sat(payment.fee_sat)} fee: {payment.txid}",
+            "paid",
+            txid=payment.txid,
+            amount_sat=payment.amount_sat,
+            fee_sat=payment.fee_sat,
+        )
+
+    def _check_target(self, target: Target, parcel: OpenedParcel, link: Link) -> None:
+        """Raises TargetExists, unless an earlier run may have put the files there."""
+        if self._force or self._book.newest(link) is not None:
+            return
+        for file in parcel.files:
+            target.check_free(file.path)
+
+    def _show_offer(self, offer: wire.OfferView, parcel: OpenedParcel) -> None:
+        self._say_parcel(parcel)
+        price_sat = offer.price.amount_msat // 1000
+        self._say(
+            f"Price   {show_sat(price_sat) if price_sat else 'free'}, from {printable(offer.seller_name)}"
+        )
+        self._say(f"Kept    {offer.paid_retention_days} days after payment")
+        if offer.policy.bytes_at < offer.policy.key_at:
+            self._say("Encrypted files are sent before the payment is confirmed, the key after.")
+        if offer.state != "open":
+            self._say(f"This offer is {offer.state.replace('_', ' ')}: it takes no new payments.")
+
+    def _say_parcel(self, parcel: OpenedParcel) -> None:
+        metadata = parcel.metadata
+        self._say(f"Title   {printable(metadata.title)}")
+        for line in metadata.note.splitlines()[:LINES_SHOWN_MAX]:
+            self._say(f"        {printable(line)}")
+        for file in parcel.files[:LINES_SHOWN_MAX]:
+            self._say(f"File    {printable(file.path)}  {show_size(file.plain_bytes)}")
+        if len(parcel.files) > LINES_SHOWN_MAX:
+            self._say(f"        and {len(parcel.files) - LINES_SHOWN_MAX} more")
+        self._say(f"Size    {show_size(parcel.plain_bytes)} in {len(parcel.files)} files")
+
+    def _show_receipt(self, purchase: Purchase) -> None:
+        """Before the address: who pays must already hold what the payment is worth."""
+        self._say(f"\nReceipt {purchase.receipt}")
+        self._say(
+            "        Keep it: it downloads this again, from any device. It is saved on this computer.\n"
+        )
+
+    def _show_invoice(self, invoice: wire.InvoiceView, *, with_address: bool = False) -> None:
+        if self._as_json:
+            tell_event(
+                "invoice",
+                status=invoice.status,
+                flags=invoice.flags,
+                confirmations=invoice.confirmations,
+                due_sat=invoice.due_sat,
+                suspended=invoice.suspended,
+            )
+            return
+        words = standing_words(invoice)
+        # A top-up goes to the same address, for another amount.
+        if with_address or ("partial" in invoice.flags and words != self._shown):
+            for line in payment_request(invoice):
+                say(line)
+        if words != self._shown:
+            self._shown = words
+            say(words)
+
+    def _end_with_invoice(self, purchase: Purchase, invoice: wire.InvoiceView) -> None:
+        if self._as_json:
+            print_json({**_receipt_facts(purchase), **_invoice_facts(invoice)})
+            return
+        print_text(str(purchase.receipt))
+        say(f"Once it is paid: bitcache get {shlex.quote(str(purchase.receipt))}")
+
+    def _end_with_files(self, purchase: Purchase, paths: list[Path]) -> None:
+        if self._as_json:
+            files = [
+                {"path": str(path), "size_bytes": file.plain_bytes}
+                for path, file in zip(paths, purchase.parcel.files, strict=True)
+            ]
+            print_json({**_receipt_facts(purchase), "status": "done", "files": files})
+            return
+        for path in paths:
+            print_text(printable(str(path)))
+        say("Downloaded, verified and decrypted.")
+
+    def _tell(self, words: str, event: str, **facts: object) -> None:
+        if self._as_json:
+            tell_event(event, **facts)
+        else:
+            say(words)
+
+    def _say(self, words: str) -> None:
+        if not self._as_json:
+            say(words)
+
+
+def _receipt_facts(purchase: Purchase) -> dict[str, object]:
+    return {
+        "invoice_id": purchase.receipt.invoice_id,
+        "receipt": str(purchase.receipt),
+        "title": purchase.parcel.metadata.title,
+    }
+
+
+def _invoice_facts(invoice: wire.InvoiceView) -> dict[str, object]:
+    return {
+        "status": invoice.status,
+        "flags": invoice.flags,
+        "address": invoice.address,
+        "amount_sat": invoice.due_sat,
+        "price_sat": invoice.price_sat,
+        "received_sat": invoice.received_sat,
+        "uri": payment_uri(invoice),
+        "valid_until": invoice.valid_until,
+        "reference": invoice.reference,
+        "confirmations": invoice.confirmations,
+        "node_online": invoice.node_online,
+    }

@@ -1,0 +1,208 @@
+"""What a seller runs about money and identity: `login`, `payout`, `earnings`. Mounts `goods` and `offers`."""
+
+import os
+from datetime import tzinfo
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+
+from bitcache.api import wire
+from bitcache.cli import goods, offers
+from bitcache.cli.common import (
+    TOKEN_VARIABLE,
+    confirm,
+    day_start,
+    read_text,
+    seller_api,
+    show_sat,
+    show_time,
+)
+from bitcache.cli.output import (
+    CommandFailed,
+    JsonFlag,
+    UsageWrong,
+    expected_errors,
+    print_json,
+    print_text,
+    printable,
+    run,
+    say,
+)
+from bitcache.client import credentials, places
+from bitcache.client.api import ServerApi
+from bitcache.client.credentials import Credentials, check_token
+from bitcache.client.link import check_server
+
+app = typer.Typer()
+app.add_typer(goods.app)
+app.add_typer(offers.app)
+payout = typer.Typer(help="The wallet that buyers pay to: yours, which the server can watch but not spend.")
+app.add_typer(payout, name="payout")
+
+WHY_DEDICATED = (
+    "Use an account or wallet of its own for sales: every sale takes its next address, so other payments to\n"
+    "the same account would collide with buyers', and whoever runs the server sees all its addresses."
+)
+
+
+@app.command("login", epilog="Example: bitcache login https://files.example.org < token.txt")
+@expected_errors
+def login(
+    url: Annotated[str, typer.Argument(help="Address of the server.")],
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="The access token; other users of this computer can see arguments. "
+            "Default: $BITCACHE_TOKEN, else stdin."
+        ),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Read the token from this file.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Sign in as a seller. The token is kept on this computer, readable by you alone."""
+    given = token if token is not None else os.environ.get(TOKEN_VARIABLE)
+    if given is None and token_file is None:
+        say("Paste the access token and press Enter, then Ctrl-D:")
+        given = "-"
+    text = read_text(given if token_file is None else token, token_file, what="access token")
+    known = Credentials(check_server(url), check_token(text))
+
+    async def sign_in() -> wire.AccountView:
+        async with ServerApi(known.server, known.token) as api:
+            return await api.get("/account", wire.AccountView)
+
+    account = run(sign_in())
+    credentials.save(places.config_folder(), known)
+    if json_output:
+        print_json({"server": known.server, "account_id": account.account_id, "name": account.name})
+        return
+    print_text(f"Signed in to {known.server} as {printable(account.name)}.")
+    if account.payout is None:
+        say("Next: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB, so that buyers can pay you.")
+
+
+@payout.command(
+    "set",
+    epilog='Example: bitcache payout set "wpkh([d34db33f/84h/0h/1h]xpub.../0/*)" --start-index 0. '
+    "Never give a private key (xprv): the server refuses it.",
+)
+@expected_errors
+def payout_set(
+    descriptor: Annotated[
+        str | None, typer.Argument(metavar="DESCRIPTOR|XPUB", help="Public descriptor or xpub; - for stdin.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the descriptor or xpub from this file.")] = None,
+    start_index: Annotated[
+        int | None, typer.Option(min=0, max=2_000_000_000, help="First address index to use.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether the addresses match.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Set the wallet that buyers pay to, and compare its first addresses."""
+    text = read_text(descriptor, file, what="descriptor")
+    patch = wire.AccountPatch(payout_descriptor=text)
+    if start_index is not None:
+        patch = wire.AccountPatch(payout_descriptor=text, start_index=start_index)
+
+    async def change() -> wire.AccountView:
+        async with seller_api() as api:
+            return await api.patch("/account", patch, wire.AccountView)
+
+    view = run(change()).payout
+    if view is None:
+        raise CommandFailed("The server did not keep the wallet. Try again, or tell its operator.")
+    if json_output:
+        print_json(view)
+        return
+    _print_payout(view)
+    say(WHY_DEDICATED)
+    if not yes and not confirm("Are these the first addresses in your wallet?"):
+        raise CommandFailed(
+            "Then money would go elsewhere. Look up your wallet's public descriptor and run `payout set` "
+            "again before anybody buys. (If they are the same: add --yes.)"
+        )
+
+
+@payout.command("show", epilog="Example: bitcache payout show --json")
+@expected_errors
+def payout_show(json_output: JsonFlag = False) -> None:
+    """Show the wallet, its first addresses, and how many addresses were handed out."""
+
+    async def ask() -> wire.AccountView:
+        async with seller_api() as api:
+            return await api.get("/account", wire.AccountView)
+
+    view = run(ask()).payout
+    if json_output:
+        print_json({"payout": view})
+    elif view is None:
+        say("No wallet is set. Run: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB")
+    else:
+        _print_payout(view)
+
+
+@app.command(
+    "earnings", epilog="Example: bitcache earnings --since 2030-01-01 --tz Europe/Paris --csv > sales.csv"
+)
+@expected_errors
+def earnings(
+    since: Annotated[str | None, typer.Option(help="First day, like 2030-01-31.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day.")] = None,
+    tz: Annotated[str, typer.Option(help="Time zone of the days, like Europe/Paris.")] = "UTC",
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Show what was earned, per day and parcel."""
+    if csv and json_output:
+        raise UsageWrong("Choose --csv or --json.")
+    zone = _zone(tz)
+    query = {"tz": tz}
+    if since is not None:
+        query["since"] = str(day_start(since, zone=zone))
+    if until is not None:
+        query["until"] = str(day_start(until, zone=zone) + 86_400)
+
+    async def ask() -> wire.EarningsView | str:
+        async with seller_api() as api:
+            if csv:
+                return await api.get_text("/earnings.csv", query=query)
+            return await api.get("/earnings", wire.EarningsView, query=query)
+
+    view = run(ask())
+    if isinstance(view, str):
+        print_text(view.rstrip("\r\n"))
+    elif json_output:
+        print_json(view)
+    else:
+        _print_earnings(view)
+
+
+def _print_payout(view: wire.PayoutView) -> None:
+    print_text(f"Wallet  {printable(view.descriptor)}")
+    for number, address in enumerate(view.first_addresses):
+        print_text(f"Address {number}  {printable(address)}")
+    highest = "none yet" if view.highest_index_used is None else f"index {view.highest_index_used}"
+    print_text(f"Handed out up to: {highest}; next is index {view.next_index}.")
+    if view.pending_descriptor is not None:
+        at = "soon" if view.pending_until is None else show_time(view.pending_until)
+        print_text(f"Changes on {at} to {printable(view.pending_descriptor)}")
+    if view.advice:
+        print_text(printable(view.advice))
+
+
+def _print_earnings(view: wire.EarningsView) -> None:
+    for day in view.days:
+        print_text(f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}")
+    print_text(f"Received {show_sat(view.received_sat)} in {view.sales} sales.")
+    print_text(f"On its way: {show_sat(view.pending_sat)}.")
+    if view.owed_sat:
+        print_text(f"You owe buyers {show_sat(view.owed_sat)}: money that came late or was too much.")
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise UsageWrong(f"{name!r} is no time zone. Write one like Europe/Paris or UTC.") from exc
