@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitcache.cli.common import read_text, show_sat, show_time
+from bitcache.cli.getting import Get
 from bitcache.cli.output import (
     JsonFlag,
     UsageWrong,
