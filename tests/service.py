@@ -16,16 +16,20 @@ from pathlib import Path
 import aiohttp
 from msgspec import structs
 
-from bitcache import accounts
+from bitcache import VERSION, accounts
 from bitcache.accounts import IssuedToken
+from bitcache.api.openapi import openapi_document
+from bitcache.api.table import ROUTES
 from bitcache.app import Role, run
 from bitcache.config import Config, NodeConfig
 from bitcache.db.migrate import upgrade
 from bitcache.services import Services, now, open_services, write_master_key
 from payments.ports import Transaction
 from regtest.processes import free_ports
+from tests.openapi_check import OpenApiCheck
 
 START_S = 30
+API_CHECK = OpenApiCheck(openapi_document(ROUTES, version=VERSION))
 
 
 @dataclass
@@ -55,10 +59,13 @@ class RunningServer:
     def api(self) -> str:
         return f"{self.url}/api/v1"
 
-    def session(self, token: str | None = None) -> aiohttp.ClientSession:
-        """An HTTP client, signed in with `token`; use with `async with`. Paths are relative to the server."""
+    def session(self, token: str | None = None, *, check: OpenApiCheck = API_CHECK) -> aiohttp.ClientSession:
+        """An HTTP client, signed in with `token`; use with `async with`. Paths are relative to the server.
+
+        A request whose answer is not in the API's document fails with `Undocumented`.
+        """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return aiohttp.ClientSession(self.url, headers=headers)
+        return aiohttp.ClientSession(self.url, headers=headers, middlewares=(check.middleware,))
 
     async def new_seller(self, name: str | None = None) -> IssuedToken:
         """A fresh account with a token."""

@@ -169,13 +169,14 @@ class Route:
 
 def problems_of(route: Route) -> tuple[str, ...]:
     """Every problem the route can answer with: its own, and those that follow from what it declares."""
-    names = {*route.problems, "internal-error"}
+    # Any query parameter that is not declared is refused, and malformed ids are not found.
+    names = {*route.problems, "bad-request", "internal-error"}
+    if "{" in route.path:
+        names |= {"not-found"}
     if route.auth is Auth.SELLER:
         names |= {"token-missing", "token-invalid"}
     if route.request is not None:
-        names |= {"bad-request", "invalid-value", "too-large", "too-slow"}
-    if route.query or route.idempotent:
-        names |= {"bad-request"}
+        names |= {"invalid-value", "too-large", "too-slow"}
     if route.idempotent:
         names |= {"idempotency-key-reused"}
     return tuple(sorted(names))

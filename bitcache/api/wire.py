@@ -287,7 +287,7 @@ class ClaimRequest(Request, frozen=True):
 
 
 class ClaimView(Response, frozen=True):
-    """What the policy allows now. Claim again before the token expires, and for a key that is not there yet."""
+    """What the policy allows now. Claim again before the token expires, and for a key not there yet."""
 
     grant_id: Id
     grant_token: str
