@@ -1,7 +1,7 @@
 """Every route there is. The server and the OpenAPI document are made from this."""
 
 from bitcache import VERSION
-from bitcache.api import accounts, content, files, invoices, offers, parcels, system
+from bitcache.api import accounts, content, earnings, files, invoices, offers, parcels, system
 from bitcache.api.openapi import document_route
 from bitcache.api.routing import Route
 
@@ -13,5 +13,6 @@ _ROUTES: tuple[Route, ...] = (
     *offers.ROUTES,
     *invoices.ROUTES,
     *content.ROUTES,
+    *earnings.ROUTES,
 )
 ROUTES = (*_ROUTES, document_route(_ROUTES, version=VERSION))

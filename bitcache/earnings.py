@@ -1,0 +1,213 @@
+"""What a seller earned, by parcel and day, from the ledger alone.
+
+A sale earns on the day it was booked as settled; a reversal takes it back on the day the chain did. So the
+past never changes, and a day can be negative. What is on its way or owed to buyers is not earned, and shown
+beside it.
+"""
+
+import csv
+import datetime
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from msgspec import json
+from sqlalchemy import ColumnElement, case, func, or_, select
+
+from bitcache.api.wire import EarningsDay, EarningsView
+from bitcache.db.tables import grants
+from bitcache.errors import PeriodInvalid
+from payments import ledger
+from payments.invoice import TIP_SAT_MAX, Standing, Status
+from payments.money import Msat, msat_from_sat, sat_rounded_down
+from payments.ports import Transaction
+from payments.tables import invoices, transfers
+
+DAY_S = 86_400
+PERIOD_DEFAULT_S = 30 * DAY_S
+TIME_MAX = 253_402_300_799
+UNDER_WAY = (Status.OPEN, Status.SEEN, Status.CONFIRMING)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """[since, until), Unix seconds, cut into the days of a time zone."""
+
+    since: int
+    until: int
+    zone: datetime.tzinfo
+
+    def day(self, at: int) -> str:
+        """The day on which `at` falls, YYYY-MM-DD."""
+        return datetime.datetime.fromtimestamp(at, self.zone).date().isoformat()
+
+
+class Booked(NamedTuple):
+    """What was booked to (or back from) the seller for one invoice within one second."""
+
+    at: int
+    invoice_id: str
+    parcel_id: str
+    amount_msat: Msat
+
+
+def parse_period(since: str | None, until: str | None, zone: str | None, *, now: int) -> Period:
+    """The period a query asks for; by default the last 30 days, UTC. Raises PeriodInvalid."""
+    # `until` is not part of the period: what was booked this very second is.
+    until_at = _time("until", until) if until is not None else now + 1
+    since_at = _time("since", since) if since is not None else max(0, until_at - PERIOD_DEFAULT_S)
+    if since_at >= until_at:
+        raise PeriodInvalid("since", "`since` must be before `until`; both are Unix seconds.")
+    return Period(since_at, until_at, _zone(zone or "UTC"))
+
+
+async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsView:
+    """Everything settled in the period; what is pending and owed, as of now."""
+    booked = await _booked(tx, seller_id, period)
+    before = await _balances_before(tx, seller_id, period)
+    days = by_day(booked, before, period)
+    return EarningsView(
+        since=period.since,
+        until=period.until,
+        received_sat=sum(day.received_sat for day in days),
+        pending_sat=await _pending_sat(tx, seller_id),
+        owed_sat=await _owed_sat(tx, seller_id),
+        sales=sum(day.sales for day in days),
+        days=days,
+    )
+
+
+def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> list[EarningsDay]:
+    """Newest day first. `booked` is in order of time, `before` what each invoice had earned until then.
+
+    A sale counts when its invoice starts to earn, and minus one when it stops: an amended booking is neither.
+    """
+    received_msat: defaultdict[tuple[str, str], int] = defaultdict(int)
+    sales: defaultdict[tuple[str, str], int] = defaultdict(int)
+    earned_msat: defaultdict[str, int] = defaultdict(int, {**before})
+    for entry in booked:
+        place = (period.day(entry.at), entry.parcel_id)
+        had = earned_msat[entry.invoice_id] > 0
+        earned_msat[entry.invoice_id] += entry.amount_msat
+        received_msat[place] += entry.amount_msat
+        sales[place] += (earned_msat[entry.invoice_id] > 0) - had
+    return [
+        # On-chain amounts are whole sats, so nothing is rounded.
+        EarningsDay(
+            day=day,
+            parcel_id=parcel_id,
+            received_sat=sat_rounded_down(Msat(amount)),
+            sales=sales[day, parcel_id],
+        )
+        for (day, parcel_id), amount in sorted(received_msat.items(), key=_newest_first)
+    ]
+
+
+def earnings_csv(view: EarningsView) -> str:
+    """One line per day and parcel.
+
+    Every cell is a date, an id or a number: nothing a spreadsheet would run.
+    """
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\r\n")
+    lines.writerow(("day", "parcel_id", "received_sat", "sales"))
+    lines.writerows((day.day, day.parcel_id, day.received_sat, day.sales) for day in view.days)
+    return out.getvalue()
+
+
+def _newest_first(item: tuple[tuple[str, str], int]) -> tuple[int, str]:
+    (day, parcel_id), _ = item
+    return -datetime.date.fromisoformat(day).toordinal(), parcel_id
+
+
+def _time(field: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= TIME_MAX):
+        raise PeriodInvalid(field, f"`{field}` is a time in Unix seconds, such as 1767225600.")
+    return int(text)
+
+
+def _zone(name: str) -> datetime.tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as exc:
+        raise PeriodInvalid("tz", "`tz` is the IANA name of a time zone, such as Europe/Paris.") from exc
+
+
+async def _booked(tx: Transaction, seller_id: str, period: Period) -> list[Booked]:
+    signed = _signed(seller_id)
+    rows = await tx.execute(
+        select(
+            transfers.c.created_at, transfers.c.reference, grants.c.parcel_id, func.sum(signed).label("msat")
+        )
+        .join(grants, grants.c.invoice_id == transfers.c.reference)
+        .where(
+            _concerns(seller_id),
+            transfers.c.created_at >= period.since,
+            transfers.c.created_at < period.until,
+        )
+        .group_by(transfers.c.created_at, transfers.c.reference, grants.c.parcel_id)
+        .order_by(transfers.c.created_at, transfers.c.reference)
+    )
+    return [Booked(row.created_at, row.reference, row.parcel_id, Msat(int(row.msat))) for row in rows.all()]
+
+
+async def _balances_before(tx: Transaction, seller_id: str, period: Period) -> dict[str, Msat]:
+    """What invoices booked in the period had earned before it."""
+    in_period = select(transfers.c.reference).where(
+        _concerns(seller_id), transfers.c.created_at >= period.since, transfers.c.created_at < period.until
+    )
+    rows = await tx.execute(
+        select(transfers.c.reference, func.sum(_signed(seller_id)).label("msat"))
+        .where(
+            _concerns(seller_id),
+            transfers.c.created_at < period.since,
+            transfers.c.reference.in_(in_period),
+        )
+        .group_by(transfers.c.reference)
+    )
+    return {row.reference: Msat(int(row.msat)) for row in rows.all()}
+
+
+async def _pending_sat(tx: Transaction, seller_id: str) -> int:
+    """Received on invoices that are not settled yet and still may be."""
+    rows = await tx.scalars(
+        select(invoices.c.standing).where(invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY))
+    )
+    return sum(json.decode(text, type=Standing).received_sat for text in rows.all())
+
+
+async def _owed_sat(tx: Transaction, seller_id: str) -> int:
+    """Confirmed money of finished invoices that earned nothing, above a tip: the buyers'."""
+    account = ledger.owed("") + invoices.c.id
+    balance = func.sum(
+        case(
+            (transfers.c.credit == account, transfers.c.amount_msat),
+            (transfers.c.debit == account, -transfers.c.amount_msat),
+            else_=0,
+        )
+    ).label("msat")
+    per_invoice = (
+        select(balance)
+        .select_from(transfers)
+        .join(invoices, invoices.c.id == transfers.c.reference)
+        .where(invoices.c.seller_id == seller_id, invoices.c.status.not_in(UNDER_WAY))
+        .group_by(invoices.c.id)
+        .having(balance > msat_from_sat(TIP_SAT_MAX))
+        .subquery()
+    )
+    total = await tx.scalar(select(func.sum(per_invoice.c.msat)))
+    return sat_rounded_down(Msat(int(total or 0)))
+
+
+def _concerns(seller_id: str) -> ColumnElement[bool]:
+    earned = ledger.direct(seller_id)
+    return or_(transfers.c.credit == earned, transfers.c.debit == earned)
+
+
+def _signed(seller_id: str) -> ColumnElement[int]:
+    return case(
+        (transfers.c.credit == ledger.direct(seller_id), transfers.c.amount_msat),
+        else_=-transfers.c.amount_msat,
+    )
