@@ -72,7 +72,7 @@ def offer_add(
         parcel_id=parcel_id,
     )
 
-    async def add() -> tuple[str, wire.OfferView]:
+    async def add() -> tuple[str, wire.OfferSummary]:
         async with seller_api() as api:
             return api.base_url, await make_offer(api, request)
 
@@ -121,9 +121,9 @@ def offer_close(
 
 
 def _patch_offer(offer_id: str, patch: wire.OfferPatch, *, json_output: bool) -> None:
-    async def change() -> wire.OfferView:
+    async def change() -> wire.OfferSummary:
         async with seller_api() as api:
-            return await api.patch(f"/offers/{offer_id}", patch, wire.OfferView)
+            return await api.patch(f"/offers/{offer_id}", patch, wire.OfferSummary)
 
     offer = run(change())
     if json_output:

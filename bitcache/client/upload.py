@@ -231,8 +231,12 @@ class Upload:
             metadata=base64url.encode(seal_metadata(self._state.link_secret, self._metadata(roots))),
             release_secret=base64url.encode(self._state.release_secret),
         )
-        path = f"/parcels/{parcel_id}/seal"
-        await self._api.post(path, request, wire.ParcelView, key=idempotency_key(path, request))
+        try:
+            await self._api.post(f"/parcels/{parcel_id}/seal", request, wire.ParcelView, repeatable=True)
+        except ServerProblem as problem:
+            # The answer to an attempt was lost on the way; nobody else seals our parcels.
+            if problem.name != "parcel-sealed":
+                raise
         return parcel_id
 
     async def _make_parcel(self) -> str:
@@ -273,9 +277,9 @@ class Upload:
         )
 
 
-async def make_offer(api: ServerApi, request: wire.OfferRequest) -> wire.OfferView:
+async def make_offer(api: ServerApi, request: wire.OfferRequest) -> wire.OfferSummary:
     """The offer; asked for twice within a day with the same terms, it is made once."""
-    return await api.post("/offers", request, wire.OfferView, key=idempotency_key("/offers", request))
+    return await api.post("/offers", request, wire.OfferSummary, key=idempotency_key("/offers", request))
 
 
 def idempotency_key(path: str, request: wire.Request) -> str:

@@ -1,0 +1,90 @@
+"""A server that lies in one way: it passes everything on to the honest one, and alters what a case says.
+
+    async with lying(shop.server.url, {"offer": altered(swap_files)}) as url: ...
+
+Kinds of answers: offer, invoice, claim, digests, content.
+"""
+
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+KINDS = {
+    "offer": r"/api/v1/offers/[a-z2-7]{26}",
+    "buy": r"/api/v1/offers/[a-z2-7]{26}/invoices",
+    "invoice": r"/api/v1/invoices/[a-z2-7]{26}",
+    "claim": r"/api/v1/invoices/[a-z2-7]{26}/claim",
+    "digests": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/digests",
+    "content": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/content",
+}
+
+
+@dataclass
+class Answered:
+    """What the honest server answered; a lie may change it, or send something else itself."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Lie = Callable[[web.Request, Answered], Awaitable[web.StreamResponse | None]]
+"""Alters the answer in place; or gives a response of its own."""
+
+
+def altered(change: Callable[[Any], None]) -> Lie:
+    """A lie about a JSON document, which `change` alters in place."""
+
+    async def lie(request: web.Request, answered: Answered) -> None:
+        document = json.loads(answered.body)
+        change(document)
+        answered.body = json.dumps(document).encode()
+
+    return lie
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Lie:
+    """A lie about bytes."""
+
+    async def lie(request: web.Request, answered: Answered) -> None:
+        answered.body = change(answered.body)
+
+    return lie
+
+
+@asynccontextmanager
+async def lying(honest_url: str, lies: Mapping[str, Lie]) -> AsyncIterator[str]:
+    """The address of a server that tells `lies` by kind of answer."""
+    assert lies.keys() <= KINDS.keys()
+    async with aiohttp.ClientSession(honest_url, auto_decompress=False) as honest:
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+            async with honest.request(
+                request.method, request.path_qs, headers=headers, data=await request.read()
+            ) as answer:
+                answered = Answered(answer.status, dict(answer.headers), await answer.read())
+            for kind, lie in lies.items():
+                if re.fullmatch(KINDS[kind], request.path):
+                    response = await lie(request, answered)
+                    if response is not None:
+                        return response
+            answered.headers.pop("Content-Length", None)
+            return web.Response(status=answered.status, headers=answered.headers, body=answered.body)
+
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{path:.*}", handle)
+        runner = web.AppRunner(app, handler_cancellation=True)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
