@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,16 +43,19 @@ class Story:
     def chapter(self, title: str) -> None:
         print(f"\n{title}", flush=True)
 
-    async def step(self, doing: str, step: Callable[[], Awaitable[str]]) -> None:
-        """Run one step that says what happened. What was not right is told, counted, and not the end."""
-        print(f"  {doing} ... ", end="", flush=True)
+    async def step(self, doing: str, step: Callable[[], Awaitable[str]], *, shows: bool = False) -> None:
+        """Run one step that says what happened. What was not right is told, counted, and not the end.
+
+        `shows`: what runs prints lines and progress of its own in between.
+        """
+        print(f"  {doing} ... ", end="\n" if shows else "", flush=True)
         try:
             happened = await step()
         except (Exception, AssertionError) as exc:
             self.failures += 1
             print(f"NOT OK\n    {type(exc).__name__}: {exc}", flush=True)
         else:
-            print(f"{happened}  ok", flush=True)
+            print(f"{'    -> ' if shows else ''}{happened}  ok", flush=True)
 
     def say(self, line: str) -> None:
         print(f"  {line}", flush=True)
@@ -169,9 +172,12 @@ async def _sell(
     async def unconfirmed() -> str:
         claimed = (await server.http("POST", f"{invoice_path}/claim", body=claim)).json()
         demand(claimed["release_secret"] is None, "the key was given before a block")
-        refused = await server.http("GET", content, token=claimed["grant_token"])
-        demand(refused.status == 402, f"before a block the server answered {refused.status}")
-        return "402, no key: unconfirmed"
+        plain = await server.http("GET", content)
+        demand(plain.status == 402, f"without a grant the server answered {plain.status}")
+        granted = await server.http("GET", content, token=claimed["grant_token"])
+        problem = granted.json()["type"]
+        demand(problem == "/problems/payment-unconfirmed", f"before a block the server answered {problem}")
+        return "402 without a grant; with it: payment-unconfirmed, no key"
 
     async def block() -> str:
         await world.mine()
@@ -185,13 +191,13 @@ async def _sell(
     async def download() -> str:
         target = folder / "bought"
         await server.command("get", receipt, "-o", str(target), home=buyer_home, show=True)
-        return _same(file, target / file.name)
+        return _same(file, target)
 
     async def again() -> str:
         empty_home, target = folder / "another-device", folder / "bought-again"
         empty_home.mkdir()
         await server.command("get", receipt, "-o", str(target), home=empty_home, show=True)
-        return _same(file, target / file.name)
+        return _same(file, target)
 
     async def earned() -> str:
         earnings = await server.command_json("earnings", home=folder / "seller")
@@ -203,8 +209,8 @@ async def _sell(
     await story.step("an independent wallet (bit) pays", pay)
     await story.step("buyer asks again", unconfirmed)
     await story.step("a block is mined", block)
-    await story.step("buyer downloads, verifies, decrypts", download)
-    await story.step("the receipt alone, from an empty home folder", again)
+    await story.step("buyer downloads, verifies, decrypts", download, shows=True)
+    await story.step("the receipt alone, from an empty home folder", again, shows=True)
     await story.step("the seller's earnings", earned)
 
 
@@ -220,7 +226,9 @@ async def _prefetch(story: Story, server: ServedBitcache, file: Path, folder: Pa
     invoice = await server.command_json("get", link, "--no-wait", home=buyer_home)
     receipt: str = invoice["receipt"]
     claim = {"claim_secret": receipt.split("#", 1)[1].split(".")[1]}
-    target = folder / "prefetched"
+    place = folder / "prefetched"
+    place.mkdir()
+    target = place / file.name
 
     async def flows() -> str:
         await wallet.pay([(invoice["address"], invoice["amount_sat"])], fee_sat=20_000)
@@ -234,26 +242,24 @@ async def _prefetch(story: Story, server: ServedBitcache, file: Path, folder: Pa
         demand(claimed["release_secret"] is None, "the key was given before a block")
         getting = asyncio.create_task(server.command("get", receipt, "-o", str(target), home=buyer_home))
         try:
-            fetched = await _most_of_it_fetched(buyer_home, _size_bytes(file))
-            demand(not _holds_files(target), "there is plaintext before a block")
+            fetched = await _most_of_it_fetched((buyer_home, place), _size_bytes(file))
+            demand(not target.exists(), "there is plaintext before a block")
             await server.world.mine()
             await getting
         finally:
             getting.cancel()
-        return (
-            f"{fetched:,} bytes came unconfirmed, the key after the block; {_same(file, target / file.name)}"
-        )
+        return f"{fetched:,} bytes came unconfirmed, the key after the block; {_same(file, target)}"
 
     await story.step("buyer pays, downloads at once, a block is mined", flows)
 
 
-async def _most_of_it_fetched(home: Path, size_bytes: int) -> int:
-    """Wait until the buyer's client keeps nearly the whole ciphertext on its disk; how much it is."""
+async def _most_of_it_fetched(places: Sequence[Path], size_bytes: int) -> int:
+    """Wait until the buyer's client keeps nearly the whole ciphertext in one of these; how much it is."""
     held = 0
 
     async def enough() -> bool:
         nonlocal held
-        held = await asyncio.to_thread(_disk_use_bytes, home)
+        held = max([await asyncio.to_thread(_disk_use_bytes, place) for place in places])
         return held >= size_bytes * 9 // 10
 
     await wait_until(enough, "the ciphertext to be fetched", timeout_s=60)
@@ -266,10 +272,6 @@ def _disk_use_bytes(folder: Path) -> int:
 
 def _size_bytes(file: Path) -> int:
     return file.stat().st_size
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
 
 
 def _same(sold: Path, bought: Path) -> str:
