@@ -1,25 +1,30 @@
 """`bitcache doctor`: is the service fit to take money, and how to mend it where it is not."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache import config as configuration
-from bitcache import doctor
 from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, run
-from bitcache.doctor import Finding, Verdict
-from bitcache.services import open_services
+
+if TYPE_CHECKING:
+    from bitcache.doctor import Finding
 
 DataFolder = Annotated[
     Path,
     typer.Option("--data", envvar="BITCACHE_DATA", help="The server's data folder."),
 ]
-SIGNS = {Verdict.OK: "ok     ", Verdict.WARNING: "warning", Verdict.WRONG: "WRONG  "}
+SIGNS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 
 
+app = typer.Typer()
+
+
+@app.command("doctor", epilog="Example: bitcache doctor --data /srv/bitcache")
 @expected_errors
-def doctor_command(
+def doctor(
     data: DataFolder = Path("bitcache-data"),
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Derive every invoice's status and bookings again.")
@@ -28,7 +33,7 @@ def doctor_command(
 ) -> None:
     """Check configuration, database, disk, bitcoin node and clock; say how to mend what is wrong.
 
-    Ends with exit code 1 if something is wrong. Example: bitcache doctor --data /srv/bitcache
+    Ends with exit code 1 if something is wrong.
     """
     findings, recomputed = run(_examine(data, recompute=recompute))
     if json_output:
@@ -40,21 +45,26 @@ def doctor_command(
                 print_text(f"         {finding.mend}")
         if recomputed is not None:
             print_text(f"{recomputed[0]} invoices derived again, {recomputed[1]} changed")
-    if any(finding.verdict is Verdict.WRONG for finding in findings):
+    if any(finding.verdict == "wrong" for finding in findings):
         raise typer.Exit(1)
 
 
 async def _examine(data: Path, *, recompute: bool) -> tuple[list[Finding], tuple[int, int] | None]:
+    # The whole server is imported here and not above: a buyer's command must not wait for it.
+    from bitcache import config as configuration
+    from bitcache import doctor as checks
+    from bitcache.services import open_services
+
     config = configuration.load(data)
-    key = doctor.check_master_key(config)
-    findings = [key, doctor.check_public_url(config), doctor.check_disk(config)]
-    if key.verdict is Verdict.WRONG:
+    key = checks.check_master_key(config)
+    findings = [key, checks.check_public_url(config), checks.check_disk(config)]
+    if key.verdict == "wrong":
         return findings, None  # nothing else opens without it
     async with open_services(config) as services:
-        database = await doctor.check_database(services)
+        database = await checks.check_database(services)
         findings.append(database)
-        if database.verdict is Verdict.WRONG:
+        if database.verdict == "wrong":
             return findings, None
-        findings.append(await doctor.check_watcher(services))
-        findings += [finding async for finding in doctor.check_node(services)]
-        return findings, await doctor.recompute(services) if recompute else None
+        findings.append(await checks.check_watcher(services))
+        findings += [finding async for finding in checks.check_node(services)]
+        return findings, await checks.recompute(services) if recompute else None
