@@ -2,9 +2,10 @@
 
     async with lying(shop.server.url, {"offer": altered(swap_files)}) as url: ...
 
-Kinds of answers: offer, invoice, claim, digests, content.
+Kinds of answers: see KINDS.
 """
 
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ KINDS = {
     "invoice": r"/api/v1/invoices/[a-z2-7]{26}",
     "claim": r"/api/v1/invoices/[a-z2-7]{26}/claim",
     "digests": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/digests",
+    "part": r"/api/v1/files/[a-z2-7]{26}/parts/[0-9]+",
     "content": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/content",
 }
 
@@ -66,9 +68,8 @@ async def lying(honest_url: str, lies: Mapping[str, Lie]) -> AsyncIterator[str]:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
-            async with honest.request(
-                request.method, request.path_qs, headers=headers, data=await request.read()
-            ) as answer:
+            body = io.BytesIO(await request.read()) if request.can_read_body else None
+            async with honest.request(request.method, request.path_qs, headers=headers, data=body) as answer:
                 answered = Answered(answer.status, dict(answer.headers), await answer.read())
             for kind, lie in lies.items():
                 if re.fullmatch(KINDS[kind], request.path):
