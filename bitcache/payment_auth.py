@@ -103,12 +103,18 @@ class PaymentDemanded(BitcacheError):
 class PaymentUnconfirmed(BitcacheError):
     """Money came for this invoice, not (yet) enough or not deep enough. Never answered with a challenge."""
 
-    def __init__(self, *, invoice_id: str, due_sat: Sat, retry_after_s: int) -> None:
-        super().__init__(
-            f"A payment arrived, and {due_sat} sat are still due to the same address."
-            if due_sat
-            else "The payment arrived and is not deep enough in the chain yet. Do not pay again; ask again."
-        )
+    def __init__(self, *, invoice_id: str, due_sat: Sat, expired: bool, retry_after_s: int) -> None:
+        if expired:
+            words = (
+                "A payment arrived, but not enough before the price expired. Renew the invoice; it counts."
+            )
+        elif due_sat:
+            words = f"A payment arrived, and {due_sat} sat are still due to the same address."
+        else:
+            words = (
+                "The payment arrived and is not deep enough in the chain yet. Do not pay again; ask again."
+            )
+        super().__init__(words)
         self.invoice_id = invoice_id
         self.retry_after_s = retry_after_s
 

@@ -7,6 +7,7 @@ an independent wallet. The server sees the payment through its own node and serv
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpp.methods import Method
 from mpp.runtime import ClientMethod, CredentialParams
 from pydantic import BaseModel
 
+from bitcache.api.payment_gate import HELD_PER_INVOICE_MAX
 from regtest.node import wait_until
 from regtest.wallet import BitWallet, Payment
 from regtest.world import RegtestWorld
@@ -164,6 +166,25 @@ async def test_underpaid_is_never_asked_from_the_start_again(till: Till, payer: 
         partial = await http.get(url(till, sold), headers=paid)
         assert partial.status_code == 503
         assert "2000 sat" in partial.json()["detail"]
+
+
+async def test_one_unpaid_challenge_cannot_take_every_waiting_place(till: Till) -> None:
+    sold = await till.offer(price_sat=5_000)
+    async with httpx.AsyncClient(timeout=CLIENT_S) as http:
+        first = await http.get(url(till, sold), headers={"Accept-Payment": "bitcoin/charge"})
+        challenge = mpp.Challenge.from_www_authenticate(first.headers["www-authenticate"])
+        payload = {"invoiceId": challenge.request["externalId"]}
+        credential = mpp.Credential(challenge=challenge.to_echo(), payload=payload).to_authorization()
+        till.server.services.gate.hold_s = 3
+
+        async def answered_after() -> float:
+            started_at = time.monotonic()
+            response = await http.get(url(till, sold), headers={"Authorization": credential})
+            assert response.status_code == 402
+            return time.monotonic() - started_at
+
+        waits = sorted(await asyncio.gather(*(answered_after() for _ in range(HELD_PER_INVOICE_MAX + 2))))
+    assert [wait < 2 for wait in waits] == [True, True] + [False] * HELD_PER_INVOICE_MAX
 
 
 async def test_expires_ends_paying_and_never_claiming(till: Till, payer: OncePerRecipient) -> None:

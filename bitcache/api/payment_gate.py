@@ -15,6 +15,7 @@ the first payment before they are told that there is none.
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -58,7 +59,9 @@ from payments.registry import InvoiceRegistry
 HOLD_S = 25.0
 """Clients of the scheme wait 35 s for the answer to a paid request."""
 HELD_MAX = 1_000
-"""Requests held at once; those beyond are answered at once, so that waiting costs nobody the server."""
+"""Requests held at the same time; those beyond are answered at once: waiting must not cost the server."""
+HELD_PER_INVOICE_MAX = 4
+"""Challenges cost nothing to get: one of them must not take all the places."""
 RETRY_AFTER_S = 30
 CHALLENGE_KEY_PURPOSE = "payment-challenge"
 CLAIM_KEY_PURPOSE = "payment-claim"
@@ -150,7 +153,7 @@ class PaymentGate:
         self._book = book
         self._feed = feed
         self._clock = clock
-        self._held = 0
+        self._held: Counter[str] = Counter()
         self._challenger = Challenger(
             challenge_key=sealer.mac_key(CHALLENGE_KEY_PURPOSE),
             claim_key=sealer.mac_key(CLAIM_KEY_PURPOSE),
@@ -279,9 +282,9 @@ class PaymentGate:
         """The invoice once it is decided (admitted or suspended), or as it stands when the wait is over."""
         with self._feed.subscribe(invoice_id) as changes:
             invoice = await self._purchases.view(invoice_id)
-            if self._held >= HELD_MAX:
+            if self._held[invoice_id] >= HELD_PER_INVOICE_MAX or self._held.total() >= HELD_MAX:
                 return invoice
-            self._held += 1
+            self._held[invoice_id] += 1
             try:
                 async with asyncio.timeout(self.hold_s):
                     while verdict(invoice) in (Verdict.UNCONFIRMED, Verdict.UNPAID):
@@ -290,11 +293,16 @@ class PaymentGate:
             except TimeoutError:
                 return await self._purchases.view(invoice_id)
             finally:
-                self._held -= 1
+                self._held[invoice_id] -= 1
+                if not self._held[invoice_id]:
+                    del self._held[invoice_id]
             return invoice
 
 
 def _unconfirmed(invoice: InvoiceView) -> PaymentUnconfirmed:
     return PaymentUnconfirmed(
-        invoice_id=invoice.invoice_id, due_sat=Sat(invoice.due_sat), retry_after_s=RETRY_AFTER_S
+        invoice_id=invoice.invoice_id,
+        due_sat=Sat(invoice.due_sat),
+        expired=invoice.status == "expired",
+        retry_after_s=RETRY_AFTER_S,
     )
