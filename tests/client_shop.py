@@ -116,11 +116,11 @@ class Shop:
 
 
 @asynccontextmanager
-async def open_shop(folder: Path, **config: object) -> AsyncIterator[Shop]:
+async def open_shop(folder: Path) -> AsyncIterator[Shop]:
     """A real server in `folder` with one seller."""
     data = folder / "server"
     data.mkdir()
-    async with running_server(data, **config) as server:
+    async with running_server(data) as server:
         seller = await server.new_seller()
         yield Shop(server, seller.token, folder)
 

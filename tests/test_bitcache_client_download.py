@@ -1,13 +1,15 @@
 """Downloading from the real server: whole parcels, going on after cuts, odd disks, places and names."""
 
-import asyncio
 import os
+import resource
 import shutil
+import signal
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -304,24 +306,17 @@ async def fetch_counting(shop: Shop, link: Link) -> int:
         book = ReceiptBook(shop.folder / "receipts")
         for kept in book.all():
             # The same receipt, reached by another way.
-            book.save(type(kept)(**{**as_dict(kept), "link": str(replace(link, server=url))}))
+            book.save(msgspec.structs.replace(kept, link=str(replace(link, server=url))))
         await shop.fetch(replace(link, server=url), shop.folder / "out")
     return sent
 
 
-def as_dict(kept: object) -> dict[str, object]:
-    return {name: getattr(kept, name) for name in kept.__struct_fields__}  # type: ignore[attr-defined]
-
-
-async def with_file_size_limit(bytes_max: int, work: object) -> None:
-    import resource
-    import signal
-
+async def with_file_size_limit(bytes_max: int, work: Awaitable[object]) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, before[1]))
     try:
-        await asyncio.ensure_future(work)  # type: ignore[call-overload]
+        await work
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
