@@ -4,6 +4,7 @@ from bitcache import VERSION
 from bitcache.api import accounts, content, earnings, files, invoices, offers, parcels, system
 from bitcache.api.openapi import document_route
 from bitcache.api.routing import Route
+from bitcache.web import pages
 
 _ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
@@ -14,5 +15,6 @@ _ROUTES: tuple[Route, ...] = (
     *invoices.ROUTES,
     *content.ROUTES,
     *earnings.ROUTES,
+    *pages.ROUTES,
 )
 ROUTES = (*_ROUTES, document_route(_ROUTES, version=VERSION))

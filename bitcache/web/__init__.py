@@ -1,0 +1,1 @@
+"""Pages for people: plain, server-rendered, without a line of JavaScript."""

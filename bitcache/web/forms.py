@@ -1,0 +1,77 @@
+"""What makes a form safe to take: it was on our own page, in this browser, not long ago.
+
+A random cookie marks the browser; each form carries a MAC over it, the form's name and its time. Another site
+can neither read the cookie nor make the MAC, and SameSite=Strict keeps the cookie from coming with its forms.
+"""
+
+import base64
+import hmac
+import re
+import secrets
+
+from aiohttp import web
+
+from bitcache.errors import BitcacheError
+
+COOKIE = "bitcache_form"
+FIELD = "form_token"
+FORM_LIFETIME_S = 12 * 3_600
+BROWSER_BYTES = 16
+_TOKEN = re.compile(r"(?P<made_at>[0-9]{1,12})\.(?P<nonce>[A-Za-z0-9_-]{22})\.(?P<mac>[A-Za-z0-9_-]{43})")
+_BROWSER = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+class FormRefused(BitcacheError):
+    """The form is too old, or not one of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("This form is too old, or came from another site. Reload the page and try again.")
+
+
+class Forms:
+    """Makes and checks form tokens under one key."""
+
+    def __init__(self, key: bytes, *, secure: bool) -> None:
+        self._key = key
+        self.secure = secure
+
+    def browser(self, request: web.Request) -> str:
+        """This browser's mark, new if it has none."""
+        mark = request.cookies.get(COOKIE, "")
+        return mark if _BROWSER.fullmatch(mark) else secrets.token_urlsafe(BROWSER_BYTES)
+
+    def keep(self, response: web.StreamResponse, browser: str) -> None:
+        """Let the browser keep its mark."""
+        set_cookie(response, COOKIE, browser, secure=self.secure, lifetime_s=FORM_LIFETIME_S)
+
+    def token(self, form: str, browser: str, now: int) -> str:
+        """A fresh token for the form of this name."""
+        head = f"{now}.{secrets.token_urlsafe(16)}"
+        return f"{head}.{self._mac(form, browser, head)}"
+
+    def check(self, form: str, browser: str, token: str, now: int) -> str:
+        """The token's nonce: the same for as often as this one form is sent. Raises FormRefused."""
+        match = _TOKEN.fullmatch(token)
+        if match is None:
+            raise FormRefused
+        head = f"{match['made_at']}.{match['nonce']}"
+        if not hmac.compare_digest(self._mac(form, browser, head), match["mac"]):
+            raise FormRefused
+        if not 0 <= now - int(match["made_at"]) <= FORM_LIFETIME_S:
+            raise FormRefused
+        return match["nonce"]
+
+    def secret(self, purpose: str, nonce: str) -> bytes:
+        """32 bytes that follow from a form's nonce, so that a form sent twice is one order."""
+        return hmac.digest(self._key, f"secret\0{purpose}\0{nonce}".encode(), "sha256")
+
+    def _mac(self, form: str, browser: str, head: str) -> str:
+        octets = hmac.digest(self._key, f"form\0{form}\0{browser}\0{head}".encode(), "sha256")
+        return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+
+
+def set_cookie(response: web.StreamResponse, name: str, text: str, *, secure: bool, lifetime_s: int) -> None:
+    """For our own pages only, and out of reach of any script."""
+    response.set_cookie(
+        name, text, max_age=lifetime_s, path="/", secure=secure, httponly=True, samesite="Strict"
+    )

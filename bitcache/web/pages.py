@@ -1,0 +1,123 @@
+"""The buyer's pages: an offer, its payment.
+
+    GET  /d/{offer_id}               what is sold, for how much, and how to get it
+    POST /d/{offer_id}/pay           an invoice, and the receipt code, shown this once
+    GET  /r/{invoice_id}             how the payment stands; read again to see it move
+    POST /r/{invoice_id}/renew       today's price
+
+A link's fragment never reaches the server, so no name of a file can be on a page without JavaScript.
+"""
+
+import hashlib
+
+from aiohttp import web
+
+from bitcache.api.invoices import client_of
+from bitcache.api.routing import Call, Route
+from bitcache.api.wire import InvoiceView
+from bitcache.node_state import NodeState, node_state
+from bitcache.offers import Offer
+from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
+from bitcache.web.render import STYLE, qr_code, sat_text
+from bitcache.web.states import PAYABLE, RENEWABLE, page_state, tone_of
+from bitcache.web.visit import Visit, page_route
+from payments.money import Msat, sat_rounded_up
+from payments.ports import Transaction
+from storage import base64url
+
+PAY_FORM = "pay"
+RENEW_FORM = "renew"
+
+
+async def offer_page(visit: Visit) -> web.Response:
+    services, offer_id = visit.services, visit.call.path("offer_id")
+
+    async def read(tx: Transaction) -> tuple[Offer, NodeState]:
+        now = visit.now()
+        return await services.offers.load(tx, offer_id, now=now), await node_state(tx, now)
+
+    offer, node = await services.database.read(read)
+    return visit.page(
+        "offer.html",
+        {
+            "offer": offer,
+            "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
+            "node_online": node.online,
+            "retention_days": services.config.paid_retention_days,
+            "link": f"{services.config.public_url}/d/{offer_id}",
+        },
+        form=PAY_FORM,
+    )
+
+
+async def pay_page(visit: Visit) -> web.Response:
+    """The claim secret follows from the form, so that a form sent twice is one invoice and one receipt."""
+    services, offer_id = visit.services, visit.call.path("offer_id")
+    _, nonce = await visit.form(PAY_FORM)
+    claim_secret = visit.forms.secret(f"claim/{offer_id}", nonce)
+    claim_hash = hashlib.sha256(claim_secret).digest()
+    purchase = await services.purchases.buy(offer_id, claim_hash, client_of(visit.call))
+    receipt = _receipt_url(visit, purchase.invoice) + f"#1.{base64url.encode(claim_secret)}."
+    return visit.page("receipt.html", {"receipt": receipt, **_payment(purchase.invoice)}, form=RENEW_FORM)
+
+
+async def invoice_page(visit: Visit) -> web.Response:
+    invoice = await visit.services.purchases.view(visit.call.path("invoice_id"))
+    receipt = _receipt_url(visit, invoice)
+    return visit.page("invoice.html", {"receipt": receipt, **_payment(invoice)}, form=RENEW_FORM)
+
+
+async def renew_page(visit: Visit) -> web.Response:
+    await visit.form(RENEW_FORM)
+    invoice = await visit.services.purchases.renew(visit.call.path("invoice_id"))
+    return visit.redirect(f"/r/{invoice.invoice_id}")
+
+
+async def style(_call: Call) -> web.Response:
+    return web.Response(
+        body=STYLE, content_type="text/css", charset="utf-8", headers={"Cache-Control": "public, max-age=600"}
+    )
+
+
+def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
+    return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
+
+
+def _payment(invoice: InvoiceView) -> dict[str, object]:
+    """What `payment.html` shows."""
+    state = page_state(invoice)
+    payable = state in PAYABLE and invoice.uri is not None
+    return {
+        "invoice": invoice,
+        "state": state,
+        "tone": tone_of(state),
+        "payable": payable,
+        "renewable": state in RENEWABLE,
+        "qr": qr_code(invoice.uri) if payable and invoice.uri else "",
+        "fields": {
+            "due_sat": sat_text(invoice.due_sat),
+            "received_sat": sat_text(invoice.received_sat),
+            "owed_sat": sat_text(invoice.owed_sat),
+            "confirmations": max(invoice.confirmations, 0),
+            "wanted": max(invoice.policy.key_at, 1),
+            "reference": invoice.reference,
+        },
+    }
+
+
+ROUTES = (
+    page_route("GET", "/d/{offer_id}", offer_page, "An offer"),
+    page_route("POST", "/d/{offer_id}/pay", pay_page, "Ask to pay", back="/d/{offer_id}"),
+    page_route("GET", "/r/{invoice_id}", invoice_page, "A payment"),
+    page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
+    *DASHBOARD_ROUTES,
+    Route(
+        method="GET",
+        path="/static/app.css",
+        handler=style,
+        operation_id="style",
+        summary="The style of all pages",
+        responses={200: "text/css"},
+        documented=False,
+    ),
+)

@@ -1,0 +1,81 @@
+"""Templates to answers: the one policy of all pages, and how amounts, sizes and times are written."""
+
+import datetime
+from collections.abc import Mapping
+from importlib import resources
+
+import jinja2
+import segno
+from aiohttp import web
+from markupsafe import Markup
+
+from bitcache.web.i18n import LANGUAGES, Words
+from payments.money import Sat, btc_from_sat
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+STYLE = resources.files(__package__).joinpath("static/app.css").read_bytes()
+
+
+def page(template: str, words: Words, fields: Mapping[str, object], *, status: int = 200) -> web.Response:
+    """The template as an answer that nobody keeps: it shows addresses, amounts and receipts."""
+    text = _TEMPLATES.get_template(template).render({**fields, "words": words, "languages": LANGUAGES})
+    return web.Response(
+        status=status,
+        text=text,
+        content_type="text/html",
+        headers={
+            "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+            "Cache-Control": "no-store",
+            "Content-Language": words.language,
+            "Vary": "Accept-Language",
+        },
+    )
+
+
+def qr_code(text: str) -> Markup:
+    """Inline SVG that scales with its box; black on white in dark mode too, or cameras fail."""
+    # The markup is segno's own and holds no part of `text` but as squares.
+    return Markup(segno.make(text, error="m").svg_inline(omitsize=True, border=0))  # noqa: S704
+
+
+def sat_text(amount_sat: int) -> str:
+    """12 345 678 with thin spaces: neither a comma nor a point can be misread."""
+    return f"{amount_sat:,}".replace(",", "\u202f")
+
+
+def size_text(size_bytes: int) -> str:
+    """Decimal units, as operating systems show downloads; one decimal from kB on."""
+    power = 0
+    while power + 1 < len(UNITS) and size_bytes >= 1000 ** (power + 1):
+        power += 1
+    if power == 0:
+        return f"{size_bytes} B"
+    tenths = size_bytes * 10 // 1000**power
+    return f"{tenths // 10}.{tenths % 10} {UNITS[power]}"
+
+
+def minute_text(at: int) -> str:
+    """YYYY-MM-DD HH:MM, UTC."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _environment() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("bitcache.web"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["sat"] = sat_text
+    templates.filters["btc"] = lambda amount_sat: btc_from_sat(Sat(amount_sat))
+    templates.filters["size"] = size_text
+    templates.filters["minute"] = minute_text
+    return templates
+
+
+_TEMPLATES = _environment()

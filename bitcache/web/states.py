@@ -1,0 +1,41 @@
+"""Which of the catalogue's states an invoice is in, for a person. Pure."""
+
+from bitcache.api.wire import InvoiceView
+
+PAYABLE = frozenset({"waiting", "underpaid"})
+UNLOCKED = frozenset({"paid", "overpaid"})
+RENEWABLE = frozenset({"expired", "late"})
+_LOST = {"replaced", "conflicted"}
+
+
+def page_state(invoice: InvoiceView) -> str:
+    """What matters most to the buyer now. Where the node is away and money is due, that comes first."""
+    flags = set(invoice.flags)
+    if invoice.suspended:
+        return "suspended"
+    if invoice.key_allowed:
+        return "overpaid" if invoice.owed_sat else "paid"
+    if "missing" in flags:
+        return "missing"
+    if not invoice.node_online and invoice.due_sat:
+        return "offline"
+    match invoice.status:
+        case "settled" | "confirming":
+            return "confirming"
+        case "seen":
+            return "underpaid" if invoice.due_sat else "seen"
+        case "expired":
+            return "late" if invoice.received_sat else "expired"
+        case "cancelled":
+            return "cancelled"
+        case "open":
+            return "replaced" if flags & _LOST else "waiting"
+
+
+def tone_of(state: str) -> str:
+    """The colour of a state's banner, as a class of the style sheet."""
+    if state in UNLOCKED:
+        return "ok"
+    if state in {"expired", "cancelled"}:
+        return "bad"
+    return "info" if state in {"waiting", "seen", "confirming"} else "warn"

@@ -1,0 +1,118 @@
+"""One request for a page: its language, its forms, and errors as pages."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from bitcache.api.bodies import read_body
+from bitcache.api.problems import problem_of
+from bitcache.api.routing import Call, Handler, Route
+from bitcache.errors import RequestInvalid
+from bitcache.services import Services
+from bitcache.web import forms
+from bitcache.web.forms import FormRefused, Forms
+from bitcache.web.i18n import Words, chosen_language
+from bitcache.web.render import page
+
+FORM_BYTES_MAX = 8 * 1024
+FORM_FIELDS_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    call: Call
+    words: Words
+    forms: Forms
+    browser: str
+    """This browser's mark, to which its forms are bound."""
+
+    @property
+    def services(self) -> Services:
+        return self.call.services
+
+    def now(self) -> int:
+        return self.services.clock()
+
+    def page(
+        self, template: str, fields: Mapping[str, object], *, form: str = "", status: int = 200
+    ) -> web.Response:
+        """The template; its form, if it has one, is bound to this browser."""
+        response = page(
+            template,
+            self.words,
+            {
+                **fields,
+                "operator_name": self.services.config.operator_name,
+                "form_field": forms.FIELD,
+                "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
+                # The answer to a form has no address of its own to read again in another language.
+                "switchable": self.call.http.method == "GET",
+            },
+            status=status,
+        )
+        if form:
+            self.forms.keep(response, self.browser)
+        return response
+
+    async def form(self, name: str) -> tuple[dict[str, str], str]:
+        """(fields, nonce) of the form that was sent. Raises FormRefused, RequestInvalid, BodyTooLarge."""
+        octets = await read_body(self.call.http, limit_bytes=FORM_BYTES_MAX)
+        try:
+            fields = dict(parse_qsl(octets.decode(), max_num_fields=FORM_FIELDS_MAX))
+        except ValueError as exc:
+            raise RequestInvalid("The form cannot be read.") from exc
+        return fields, self.forms.check(name, self.browser, fields.get(forms.FIELD, ""), self.now())
+
+    def redirect(self, path: str) -> web.Response:
+        """To another page, by GET, in the same language."""
+        location = f"{path}?lang={self.words.language}"
+        return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+
+
+PageHandler = Callable[[Visit], Awaitable[web.Response]]
+
+
+def page_route(method: str, path: str, handler: PageHandler, summary: str, *, back: str = "") -> Route:
+    """A route of the table that answers with a page, whatever happens; `back` is where its errors lead to."""
+    return Route(
+        method=method,
+        path=path,
+        handler=_visited(handler, back),
+        operation_id=handler.__name__,
+        summary=summary,
+        responses={200: "text/html"},
+        documented=False,
+    )
+
+
+def _visited(handler: PageHandler, back: str) -> Handler:
+    async def visited(call: Call) -> web.StreamResponse:
+        visit = _visit(call)
+        try:
+            return await handler(visit)
+        except Exception as exc:
+            status, key = _error_of(visit, exc)
+            place = back.format(**call.http.match_info)
+            return visit.page("error.html", {"key": key, "back": place}, status=status)
+
+    return visited
+
+
+def _visit(call: Call) -> Visit:
+    services, request = call.services, call.http
+    made = Forms(services.sealer.mac_key("form"), secure=services.config.public_url.startswith("https://"))
+    language = chosen_language(call.query("lang"), request.headers.get("Accept-Language"))
+    return Visit(call, Words(language), made, made.browser(request))
+
+
+def _error_of(visit: Visit, exc: Exception) -> tuple[int, str]:
+    """(status, catalogue key). Raises what nobody foresaw again: the guard logs it."""
+    if isinstance(exc, FormRefused):
+        return 403, "e_form-expired"
+    problem = problem_of(exc)
+    if problem is None:
+        raise exc
+    key = f"e_{problem.name}"
+    return problem.status, key if key in visit.words else "e_other"
