@@ -19,7 +19,10 @@ from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
 from bitcache.config import Config
 from bitcache.db.migrate import upgrade
+from bitcache.errors import WrongNetwork
 from bitcache.services import Services, open_services
+from payments.errors import NodeMisconfigured, NodeUnavailable
+from payments.node_fitness import CHAIN_OF_NETWORK
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +61,19 @@ async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], No
 async def run(services: Services, *, role: Role = Role.ALL, ready: Callable[[], None] = lambda: None) -> None:
     """Run every loop of `role` until `services.stopping` is set."""
     await services.feed.start()
+    try:
+        await _run_tasks(services, role, ready)
+    except* WrongNetwork as group:
+        raise group.exceptions[0] from None
+
+
+async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) -> None:
     async with asyncio.TaskGroup() as tasks:
         loops = [tasks.create_task(services.feed.run()), tasks.create_task(services.grants.run())]
         if role is not Role.WEB:
             loops.append(tasks.create_task(_watch(services)))
+            loops.append(tasks.create_task(_check_network(services)))
+            loops.append(tasks.create_task(services.sweep.run()))
         if role is Role.WATCHER:
             ready()
             await services.stopping.wait()
@@ -76,6 +88,23 @@ async def run(services: Services, *, role: Role = Role.ALL, ready: Callable[[], 
 async def _watch(services: Services) -> None:
     node = services.config.node
     await services.watcher.run(events_endpoint=node.zmq_sequence_url, poll_interval_s=node.poll_interval_s)
+
+
+async def _check_network(services: Services) -> None:
+    """Refuse to go on with a node of another chain, as soon as it answers. Raises WrongNetwork."""
+    wanted = services.config.network
+    while True:
+        try:
+            chain = (await services.node.chain_info()).chain
+        except (NodeUnavailable, NodeMisconfigured):
+            await asyncio.sleep(services.config.node.poll_interval_s)
+            continue
+        if chain != CHAIN_OF_NETWORK[wanted]:
+            raise WrongNetwork(
+                f"The bitcoin node is on {chain}, the configuration says network = {wanted!r}. "
+                "Point rpc_url at the right node, or change `network`."
+            )
+        return
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from bitcache.errors import ConfigInvalid
 
 CONFIG_FILE_NAME = "bitcache.toml"
+DATABASE_FILE_NAME = "bitcache.db"
 VARIABLE_PREFIX = "BITCACHE_"
 SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password"})
 # Variables of the command line and the client, which share the prefix.
@@ -90,7 +91,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def database(self) -> str:
         """The database URL, by default SQLite in the data folder."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / 'bitcache.db'}"
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / DATABASE_FILE_NAME}"
 
     @property
     def blobs(self) -> Path:

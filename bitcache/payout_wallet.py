@@ -45,7 +45,7 @@ async def set_descriptor(
     delay_s: int,
     now: int,
 ) -> None:
-    """Pay into this wallet: the first one from now, another after `delay_s`; the present one calls that off."""
+    """Pay into this wallet: the first from now, another after `delay_s`; the present one calls that off."""
     current = await wallet(tx, account_id, now=now)
     await store.register(tx, descriptor, start_index=start_index, now=now)
     if current is not None and descriptor.id == current.pending_descriptor_id:
@@ -105,7 +105,7 @@ def gap_limit_advice(usage: DescriptorUsage) -> str | None:
     last = usage.highest_index_used + GAP_LIMIT_HEADROOM
     return (
         f"{usage.unused_streak} addresses in a row were handed out and never paid. Most wallets stop looking "
-        f"after 20 unused ones: raise your wallet's gap limit to {limit}, or it may not show the next payment. "
+        f"after 20 unused ones: raise your wallet's gap limit to {limit}, or it may miss the next payment. "
         f"Electrum: View > Show Console, then `wallet.change_gap_limit({limit})`. "
         f"Sparrow: Settings > Advanced > Gap limit {limit}, then Apply. "
         f"Bitcoin Core: `bitcoin-cli keypoolrefill {limit}` for the wallet that owns the keys, or import the "

@@ -26,6 +26,7 @@ from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.purchases import Purchases
 from bitcache.sealing import MASTER_KEY_SIZE_BYTES, Sealer
+from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
@@ -58,6 +59,7 @@ class Services:
     watcher: Watcher
     purchases: Purchases
     uploads: Uploads
+    sweep: Sweep
     offers: Offers
     registration_limit: RateLimit
     part_buffers: PartBuffers
@@ -150,6 +152,7 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             ),
             uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
             part_buffers=PartBuffers(),
+            sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),
             offers=Offers(config=config, sold=registry.sold),
             registration_limit=RateLimit(count=REGISTRATIONS_PER_HOUR, period_s=3600),
             metrics=Metrics(),
@@ -178,9 +181,14 @@ def read_master_key(path: Path) -> bytes:
 
 def write_master_key(path: Path) -> None:
     """A fresh master key, for its owner alone. Never overwrites: that would lose every release secret."""
+    write_private(path, os.urandom(MASTER_KEY_SIZE_BYTES))
+
+
+def write_private(path: Path, octets: bytes) -> None:
+    """A new file that only its owner can read, on disk when this returns. Raises FileExistsError."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(file, os.urandom(MASTER_KEY_SIZE_BYTES))
+        os.write(file, octets)
         os.fsync(file)
     finally:
         os.close(file)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from bitcache.client.errors import ClientError
+from bitcache.errors import BitcacheError
 from payments.errors import PaymentsError
 from storage.errors import StorageError
 
@@ -51,7 +52,7 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (CommandFailed, ClientError, StorageError, PaymentsError, OSError) as error:
+        except (CommandFailed, ClientError, BitcacheError, StorageError, PaymentsError, OSError) as error:
             fail(error, as_json=bool(kwargs.get("json_output", False)))
         except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
             say("Stopped.")

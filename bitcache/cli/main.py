@@ -1,0 +1,42 @@
+"""`bitcache`: the operator's, the seller's and the buyer's commands in one program."""
+
+from typing import Annotated
+
+import typer
+
+from bitcache import VERSION
+from bitcache.cli import buyer, doctor, operator, seller
+from bitcache.cli.output import print_text
+
+app = typer.Typer(
+    name="bitcache",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (operator, seller, buyer, doctor):
+    app.add_typer(group.app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print_text(f"bitcache {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def bitcache(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Sell files for bitcoin: encrypted here, paid to your own wallet, on a server that can read nothing."""
+
+
+def main() -> None:
+    """The entry point of the installed program."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

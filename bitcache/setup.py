@@ -1,0 +1,109 @@
+"""A new data folder: a commented configuration, a master key, a database."""
+
+import tomllib
+from pathlib import Path
+
+from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network, parse
+from bitcache.db.engine import Database
+from bitcache.db.migrate import upgrade
+from bitcache.errors import AlreadyInitialised
+from bitcache.services import write_master_key, write_private
+
+RPC_PORTS: dict[Network, int] = {"mainnet": 8332, "testnet4": 48332, "signet": 38332, "regtest": 18443}
+
+TEMPLATE = """\
+# Bitcache. What is commented out is the default. Every key can also be set by a variable of the environment:
+# BITCACHE_LISTEN, BITCACHE_NODE_RPC_URL, ...; secrets also by a file: BITCACHE_NODE_RPC_PASSWORD_FILE=...
+
+# The chain your node follows: "mainnet", "signet", "testnet4" or "regtest". Checked against the node.
+network = "{network}"
+
+# Where the server listens. Put a reverse proxy with a certificate in front for others to reach it.
+# listen = "127.0.0.1:8421"
+# What links begin with. Browsers decrypt only on https or localhost.
+# public_url = "http://localhost:8421"
+# Proxies whose X-Forwarded-For is believed, such as ["127.0.0.1", "10.0.0.0/8"].
+# trusted_proxies = []
+
+# SQLite in this folder; or "postgresql+asyncpg://user@host/name".
+# database_url = ""
+# Where ciphertext is kept; relative to this folder, or absolute.
+# blobs_folder = "blobs"
+# Seals secrets in the database. Back it up apart from the database: without it no release secret opens.
+# master_key_file = "master.key"
+
+# Who may open an account: "closed" (you alone, with `bitcache account create`), "invite" or "open".
+# registration = "closed"
+# invite_codes = []
+
+# Limits, in bytes; an upload that nobody touched for so many seconds is removed.
+# account_bytes_max = 107374182400
+# total_bytes_max = 1099511627776
+# disk_reserve_bytes = 1073741824
+# upload_expiry_s = 604800
+
+# The least price of an offer that is not free, and how long an invoice holds its price.
+# price_floor_sat = 1000
+# price_hold_s = 900
+# For how many days a buyer may download what was paid, whatever the seller does.
+# paid_retention_days = 90
+# open_invoices_per_seller_max = 1000
+# open_invoices_per_client_max = 10
+# A seller's change of wallet waits so long; the first wallet counts at once.
+# payout_change_delay_s = 86400
+# May sellers let buyers download ciphertext before the payment is in a block?
+# prefetch_allowed = true
+# The most that unconfirmed payments whose key was given may add up to; 0 for never.
+# zero_conf_key_cap_sat = 10000
+# grant_token_lifetime_s = 900
+
+# Shown to buyers.
+# operator_name = ""
+# operator_terms = ""
+# operator_contact = ""
+
+[node]
+# Your own bitcoin node. It needs -rest=1 and -zmqpubsequence=tcp://127.0.0.1:28332; no wallet, no -txindex.
+rpc_url = "http://127.0.0.1:{rpc_port}"
+rpc_cookie_file = "{cookie_file}"
+# Instead of the cookie file:
+# rpc_user = ""
+# rpc_password = ""
+# Where the node publishes -zmqpubsequence. Without it payments are found by polling, a little later.
+# zmq_sequence_url = "tcp://127.0.0.1:28332"
+# poll_interval_s = 2
+"""
+
+
+async def initialise(folder: Path, *, network: Network) -> None:
+    """Make `folder` a server's data folder. Raises AlreadyInitialised; nothing is ever overwritten."""
+    database = Database(_write_files(folder, network).database)
+    try:
+        await upgrade(database)
+    finally:
+        await database.close()
+
+
+def config_text(network: Network) -> str:
+    """A commented configuration for `network`."""
+    chain_folder = "" if network == "mainnet" else f"{network}/"
+    return TEMPLATE.format(
+        network=network, rpc_port=RPC_PORTS[network], cookie_file=f"~/.bitcoin/{chain_folder}.cookie"
+    )
+
+
+def _write_files(folder: Path, network: Network) -> Config:
+    """Everything but the tables, readable by the owner alone; the configuration as it was written."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = parse(tomllib.loads(config_text(network)), data_folder=folder)
+    config_path, database_path = folder / CONFIG_FILE_NAME, folder / DATABASE_FILE_NAME
+    for existing in (config_path, settings.master_key, database_path):
+        if existing.exists():
+            raise AlreadyInitialised(
+                f"{existing} is there already; nothing was changed. Choose another folder, or run "
+                f"`bitcache serve --data {folder}`."
+            )
+    write_private(config_path, config_text(network).encode())
+    write_private(database_path, b"")
+    write_master_key(settings.master_key)
+    return settings
