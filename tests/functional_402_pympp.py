@@ -42,6 +42,11 @@ class ChargePayload(BaseModel):
     invoiceId: str  # noqa: N815
 
 
+def credential_of(challenge: mpp.Challenge) -> str:
+    payload = {"invoiceId": challenge.request["externalId"]}
+    return str(mpp.Credential(challenge=challenge.to_echo(), payload=payload).to_authorization())
+
+
 @dataclass
 class OncePerRecipient:
     """A payment method as the protocol asks for it: paid recipients are not paid again."""
@@ -64,9 +69,7 @@ class OncePerRecipient:
         address, amount_sat = request["recipient"], int(request["amount"])
         if address not in self.paid:
             self.paid[address] = await self.wallet.pay([(address, amount_sat)], fee_sat=FEE_SAT)
-        payload = {"invoiceId": request["externalId"]}
-        made = mpp.Credential(challenge=params.challenge.to_echo(), payload=payload)
-        self.credential = made.to_authorization()
+        self.credential = credential_of(params.challenge)
         return self.credential
 
 
@@ -95,6 +98,16 @@ async def mine_when_seen(till: Till, payer: OncePerRecipient) -> None:
     await wait_until(paid, "the client to pay")
     await till.world.mempool_wait(next(iter(payer.paid.values())).txid)
     await till.world.mine()
+
+
+async def node_is_seen(till: Till, challenge: mpp.Challenge, *, online: bool) -> None:
+    """Wait until the server thinks so of its node."""
+
+    async def told() -> bool:
+        async with till.http.get(challenge.request["methodDetails"]["statusUrl"]) as answer:
+            return bool((await answer.json())["node_online"]) is online
+
+    await wait_until(told, f"the node to be {'online' if online else 'offline'}")
 
 
 async def received(till: Till, address: str) -> Any:
@@ -151,9 +164,11 @@ async def test_underpaid_is_never_asked_from_the_start_again(till: Till, payer: 
     async with httpx.AsyncClient(timeout=CLIENT_S) as http:
         first = await http.get(url(till, sold), headers={"Accept-Payment": "bitcoin/charge"})
         challenge = mpp.Challenge.from_www_authenticate(first.headers["www-authenticate"])
-        payload = {"invoiceId": challenge.request["externalId"]}
-        credential = mpp.Credential(challenge=challenge.to_echo(), payload=payload).to_authorization()
-        paid = {"Authorization": credential, "Accept-Payment": "bitcoin/charge"}
+        paid = {"Authorization": credential_of(challenge), "Accept-Payment": "bitcoin/charge"}
+
+        other = await till.offer()
+        foreign = await http.get(url(till, other), headers=paid)
+        assert foreign.json()["type"] == "/problems/grant-foreign"
 
         # Nothing came: the very same challenge.
         same = await http.get(url(till, sold), headers=paid)
@@ -172,9 +187,7 @@ async def test_one_unpaid_challenge_cannot_take_every_waiting_place(till: Till) 
     sold = await till.offer(price_sat=5_000)
     async with httpx.AsyncClient(timeout=CLIENT_S) as http:
         first = await http.get(url(till, sold), headers={"Accept-Payment": "bitcoin/charge"})
-        challenge = mpp.Challenge.from_www_authenticate(first.headers["www-authenticate"])
-        payload = {"invoiceId": challenge.request["externalId"]}
-        credential = mpp.Credential(challenge=challenge.to_echo(), payload=payload).to_authorization()
+        credential = credential_of(mpp.Challenge.from_www_authenticate(first.headers["www-authenticate"]))
         till.server.services.gate.hold_s = 3
 
         async def answered_after() -> float:
@@ -196,12 +209,7 @@ async def test_expires_ends_paying_and_never_claiming(till: Till, payer: OncePer
             await http.get(url(till, sold), headers={"Accept-Payment": "bitcoin/charge"}) for _ in range(2)
         ]
         challenges = [mpp.Challenge.from_www_authenticate(one.headers["www-authenticate"]) for one in asked]
-        credentials = [
-            mpp.Credential(
-                challenge=one.to_echo(), payload={"invoiceId": one.request["externalId"]}
-            ).to_authorization()
-            for one in challenges
-        ]
+        credentials = [credential_of(challenge) for challenge in challenges]
         await payer.wallet.pay([(challenges[0].request["recipient"], 5_000)])
         await till.world.mine()
         till.server.services.gate.hold_s = 20
@@ -212,9 +220,30 @@ async def test_expires_ends_paying_and_never_claiming(till: Till, payer: OncePer
         till.server.services.gate.hold_s = 0.1
         again = await http.get(url(till, sold), headers={"Authorization": credentials[0]})
         assert again.status_code == 200, "what is paid stays paid"
+        await node_is_seen(till, challenges[1], online=True)
         stale = await http.get(url(till, sold), headers={"Authorization": credentials[1]})
-        assert stale.status_code in (402, 503)
-        assert stale.headers.get("www-authenticate") != asked[1].headers["www-authenticate"]
+        assert stale.status_code == 402
+        fresh = mpp.Challenge.from_www_authenticate(stale.headers["www-authenticate"])
+        assert "externalId" not in fresh.request, "paying begins anew, with an invitation"
+
+
+async def test_while_the_node_is_blind_nobody_is_told_that_nothing_came(
+    own_world: RegtestWorld, tmp_path: Path
+) -> None:
+    async with open_till(own_world, tmp_path) as till, httpx.AsyncClient(timeout=CLIENT_S) as http:
+        sold = await till.offer(price_sat=5_000)
+        till.server.services.gate.hold_s = 0.1
+        first = await http.get(url(till, sold), headers={"Accept-Payment": "bitcoin/charge"})
+        challenge = mpp.Challenge.from_www_authenticate(first.headers["www-authenticate"])
+        paid = {"Authorization": credential_of(challenge)}
+        await own_world.server_out()
+        await node_is_seen(till, challenge, online=False)
+        blind = await http.get(url(till, sold), headers=paid)
+        assert (blind.status_code, blind.json()["type"]) == (503, "/problems/node-offline")
+        assert "www-authenticate" not in blind.headers
+        await own_world.server_in()
+        await node_is_seen(till, challenge, online=True)
+        assert (await http.get(url(till, sold), headers=paid)).status_code == 402
 
 
 async def test_challenges_fall_under_the_same_cap_as_invoices(world: RegtestWorld, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_clients_own_payload_members_and_source_are_passed_over(challenger: Ch
         "Payment " + base64url.encode(b'{"challenge":'),
         "Payment " + base64url.encode(b"\xff\xfe"),
         "Payment " + base64url.encode(b"[" * 5_000),
-        "Payment " + base64url.encode(b'{"x":' + b"[" * 5_000),
+        "Payment " + base64url.encode(b'{"payload":{"invoiceId":"x","more":' + b"[" * 5_000),
         "Payment " + "A" * CREDENTIAL_CHARACTERS_MAX,
     ],
 )

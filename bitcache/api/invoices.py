@@ -41,8 +41,7 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 
 async def claim_invoice(call: Call) -> Answer:
-    invoice_id = call.path("invoice_id")
-    return Answer(200, await call.services.claims.claim(invoice_id, _claim_secret(call, invoice_id)))
+    return Answer(200, await call.services.claims.claim(call.path("invoice_id"), _claim_secret(call)))
 
 
 async def renew_invoice(call: Call) -> Answer:
@@ -64,7 +63,7 @@ def client_of(call: Call) -> str:
     return client_address(request.remote, forwarded_for, call.services.config.proxies)
 
 
-def _claim_secret(call: Call, invoice_id: str) -> bytes:
+def _claim_secret(call: Call) -> bytes:
     """The secret in the body or, for who paid a challenge, the one that the echoed challenge stands for."""
     claim_secret = call.body(ClaimRequest).claim_secret
     if claim_secret is not UNSET:
@@ -72,7 +71,7 @@ def _claim_secret(call: Call, invoice_id: str) -> bytes:
     authorization = call.http.headers.get("Authorization", "")
     if not is_payment(authorization):
         raise ValueRefused("Send the invoice's `claim_secret`, or a paid challenge.", field="claim_secret")
-    return call.services.gate.claim_secret(authorization, invoice_id)
+    return call.services.gate.claim_secret(authorization)
 
 
 def _octets(text: str, field: str) -> bytes:

@@ -26,7 +26,6 @@ from bitcache.api.wire import InvoiceView
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.errors import (
-    ClaimRefused,
     GrantForeign,
     GrantMissing,
     GrantSuspended,
@@ -181,12 +180,12 @@ class PaymentGate:
         except GrantMissing as missing:
             raise await self._not_yet(missing, ask) from missing
 
-    def claim_secret(self, authorization: str, invoice_id: str) -> bytes:
-        """The claim secret that a paid challenge stands for. Raises CredentialInvalid, ClaimRefused."""
-        bound = self._challenger.recognise(authorization)
-        if bound.invoice_id != invoice_id:
-            raise ClaimRefused
-        return self._challenger.claim_secret(bound.nonce)
+    def claim_secret(self, authorization: str) -> bytes:
+        """The claim secret, of its own invoice only, that an echoed challenge stands for.
+
+        Raises CredentialInvalid.
+        """
+        return self._challenger.claim_secret(self._challenger.recognise(authorization).nonce)
 
     # Challenges
 
