@@ -6,6 +6,7 @@ import string
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -229,7 +230,7 @@ async def test_large_and_strange_forms_are_refused(till: Till, browser: Browser)
     ],
 )
 async def test_offers_that_sell_no_more_say_why(
-    till: Till, browser: Browser, columns: dict[str, int], words: str, status: int
+    till: Till, browser: Browser, columns: dict[str, Any], words: str, status: int
 ) -> None:
     for_sale = await till.offer(price_sat=0)
     gone = await till.offer(price_sat=0, **columns)
@@ -349,7 +350,7 @@ def test_every_state_has_its_words_and_a_tone() -> None:
         valid_until=0, confirmations=-1, policy=PolicyView(), bytes_allowed=False, key_allowed=False,
         suspended=False, outputs=[], node_online=True, now=0,
     )  # fmt: skip
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "waiting": {},
         "underpaid": {"status": "seen", "received_sat": 4, "due_sat": 6},
         "seen": {"status": "seen", "received_sat": 10, "due_sat": 0},
@@ -414,9 +415,7 @@ async def _until_shown(browser: Browser, path: str, words: str) -> None:
 
 
 async def _count_invoices(till: Till) -> int:
-    return int(
-        await till.server.services.database.read(
-            lambda tx: tx.scalar(select(func.count()).select_from(invoices))
-        )
-        or 0
+    count = await till.server.services.database.read(
+        lambda tx: tx.scalar(select(func.count()).select_from(invoices))
     )
+    return int(count or 0)

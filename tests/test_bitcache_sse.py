@@ -1,0 +1,162 @@
+"""An invoice's event stream: the state at once, then every change, for any number of readers."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bitcache.api import events_stream
+from regtest.world import RegtestWorld
+from tests.till import Bought, Till, open_till
+
+
+@pytest_asyncio.fixture
+async def till(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Till]:
+    async with open_till(world, tmp_path) as till:
+        yield till
+
+
+class Reader:
+    """Reads frames: comments, and events as (id, view)."""
+
+    def __init__(self, lines: Any) -> None:
+        self._lines = lines
+
+    async def frame(self) -> list[str]:
+        lines: list[str] = []
+        async with asyncio.timeout(20):
+            while line := (await self._lines.readline()).decode().rstrip("\n"):
+                lines.append(line)
+        return lines
+
+    async def event(self) -> tuple[int, dict[str, Any]]:
+        """The next one, comments passed over."""
+        while (lines := await self.frame()) and lines[0].startswith(":"):
+            pass
+        fields = dict(line.split(": ", 1) for line in lines)
+        assert fields["event"] == "invoice"
+        return int(fields["id"]), json.loads(fields["data"])
+
+    async def until(self, status: str) -> dict[str, Any]:
+        while True:
+            _, view = await self.event()
+            if view["status"] == status:
+                return view
+
+
+@asynccontextmanager
+async def reading(till: Till, bought: Bought, **headers: str) -> AsyncIterator[Reader]:
+    async with till.http.get(f"/api/v1/invoices/{bought.id}/events", headers=headers) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/event-stream"
+        assert answer.headers["Cache-Control"] == "no-store"
+        yield Reader(answer.content)
+
+
+async def test_the_state_comes_first_then_every_change(till: Till) -> None:
+    bought = await till.buy(await till.offer())
+    async with reading(till, bought) as one, reading(till, bought) as other:
+        seq, view = await one.event()
+        assert view == bought.invoice | {"now": view["now"]}
+        await other.event()
+        await till.pay(bought)
+        for reader in (one, other):
+            seen_seq, view = await reader.event()
+            assert view["status"] == "seen"
+            assert seen_seq > seq
+        assert till.world is not None
+        await till.world.mine()
+        for reader in (one, other):
+            view = await reader.until("settled")
+            assert view["key_allowed"]
+            assert len(view["outputs"]) == 1
+
+
+async def test_who_comes_back_gets_the_whole_state_whatever_was_missed(till: Till) -> None:
+    bought = await till.buy(await till.offer())
+    async with reading(till, bought) as reader:
+        seq, _ = await reader.event()
+    await till.pay(bought)
+    assert till.world is not None
+    await till.world.mine()
+    await till.until(bought, lambda view: view["status"] == "settled", "the block")
+    for last_id in (str(seq), "0", "99999999999999999999", "nonsense"):
+        async with reading(till, bought, **{"Last-Event-ID": last_id}) as reader:
+            _, view = await reader.event()
+            assert view["status"] == "settled"
+
+
+async def test_readers_of_one_invoice_hear_nothing_of_another(till: Till) -> None:
+    sold = await till.offer()
+    mine, other = await till.buy(sold), await till.buy(sold)
+    async with reading(till, mine) as reader:
+        await reader.event()
+        await till.pay(other)
+        await till.until(other, lambda view: view["status"] == "seen", "the other's payment")
+        await till.pay(mine)
+        _, view = await reader.event()
+        assert view["invoice_id"] == mine.id
+
+
+async def test_idle_lines_are_pinged_from_one_timer(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_stream, "PING_INTERVAL_S", 0.2)
+    bought = await till.buy(await till.offer())
+    async with reading(till, bought) as one, reading(till, bought) as other:
+        for reader in (one, other):
+            await reader.event()
+            assert await reader.frame() == [": ping"]
+        before = time.monotonic()
+        for _ in range(3):
+            await one.frame()
+        # One timer: a second reader does not double the pings.
+        assert time.monotonic() - before > 0.35
+
+
+async def test_readers_are_told_when_the_node_goes_away(
+    own_world: RegtestWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_stream, "PING_INTERVAL_S", 0.2)
+    async with open_till(own_world, tmp_path) as till:
+        bought = await till.buy(await till.offer())
+        async with reading(till, bought) as reader:
+            _, view = await reader.event()
+            assert view["node_online"]
+            await own_world.server_out()
+            _, view = await reader.event()
+            assert not view["node_online"]
+
+
+async def test_a_reader_that_leaves_frees_its_place(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_stream, "PING_INTERVAL_S", 0.05)
+    bought = await till.buy(await till.offer())
+    for _ in range(3):
+        async with reading(till, bought) as reader:
+            await reader.event()
+    async with asyncio.timeout(20):
+        while till.server.services.streams._open:
+            await asyncio.sleep(0.02)
+
+
+async def test_too_many_readers_are_told_to_poll(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_stream, "STREAMS_MAX", 1)
+    bought = await till.buy(await till.offer())
+    async with reading(till, bought), till.http.get(f"/api/v1/invoices/{bought.id}/events") as answer:
+        assert answer.status == 429
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_streams_end_when_the_server_stops(world: RegtestWorld, tmp_path: Path) -> None:
+    async with open_till(world, tmp_path) as till:
+        bought = await till.buy(await till.offer())
+        async with reading(till, bought) as reader:
+            await reader.event()
+            stopped_at = time.monotonic()
+            till.server.services.stopping.set()
+            assert await reader.frame() == []
+            assert time.monotonic() - stopped_at < 10
