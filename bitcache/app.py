@@ -9,7 +9,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from enum import StrEnum
 
 from aiohttp import web
 
@@ -20,6 +19,7 @@ from bitcache.api.table import ROUTES
 from bitcache.config import Config
 from bitcache.db.migrate import upgrade
 from bitcache.errors import WrongNetwork
+from bitcache.role import Role
 from bitcache.services import Services, open_services
 from payments.errors import NodeMisconfigured, NodeUnavailable
 from payments.node_fitness import CHAIN_OF_NETWORK
@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 DRAIN_S = 30
 """How long answers under way may take to end at shutdown."""
 HEADER_BYTES_MAX = 16 * 1024
-
-
-class Role(StrEnum):
-    ALL = "all"
-    WEB = "web"
-    """Answers requests; another process follows the node."""
-    WATCHER = "watcher"
-    """Follows the node; exactly one per database."""
 
 
 def make_app(services: Services) -> web.Application:

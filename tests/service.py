@@ -20,9 +20,10 @@ from bitcache import VERSION, accounts
 from bitcache.accounts import IssuedToken
 from bitcache.api.openapi import openapi_document
 from bitcache.api.table import ROUTES
-from bitcache.app import Role, run
+from bitcache.app import run
 from bitcache.config import Config, NodeConfig
 from bitcache.db.migrate import upgrade
+from bitcache.role import Role
 from bitcache.services import Services, now, open_services, write_master_key
 from payments.ports import Transaction
 from regtest.processes import free_ports

@@ -1,23 +1,26 @@
-"""What the operator runs on the server's machine: `init`, `serve`, `account`."""
+"""What the operator runs on the server's machine: `init`, `serve`, `account`.
+
+The server itself is imported inside the commands: those of a buyer must not wait for it.
+"""
+
+from __future__ import annotations
 
 import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache import accounts, config, setup
-from bitcache.accounts import Account, IssuedToken
-from bitcache.app import Role
-from bitcache.app import serve as serve_http
+from bitcache import config
 from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, printable, run, say
 from bitcache.config import Config
-from bitcache.db.engine import Database
-from bitcache.db.migrate import upgrade
-from bitcache.services import now
-from payments.ports import Transaction
+from bitcache.role import Role
+
+if TYPE_CHECKING:
+    from bitcache.accounts import Account, IssuedToken
+    from payments.ports import Transaction
 
 app = typer.Typer()
 account_app = typer.Typer(help="Sellers' accounts on this server.", no_args_is_help=True)
@@ -45,6 +48,8 @@ def init(
     json_output: JsonFlag = False,
 ) -> None:
     """Make a data folder: a commented configuration, a master key, a database."""
+    from bitcache import setup
+
     run(setup.initialise(folder, network=network.value))
     path = folder / config.CONFIG_FILE_NAME
     if json_output:
@@ -64,6 +69,8 @@ def serve(
     json_output: JsonFlag = False,
 ) -> None:
     """Run the server until it is told to stop (Ctrl-C or SIGTERM)."""
+    from bitcache import app as server
+
     settings = config.load(data)
     _log_to_stderr()
 
@@ -74,7 +81,7 @@ def serve(
             print_text(f"Bitcache listens on http://{settings.listen}, known as {settings.public_url}")
         sys.stdout.flush()
 
-    run(serve_http(settings, role=role, ready=ready))
+    run(server.serve(settings, role=role, ready=ready))
 
 
 @account_app.command("create", epilog='Example: bitcache account create "Ada\'s music" --data /srv/bitcache')
@@ -116,6 +123,11 @@ def account_list(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) 
 
 
 async def _create_account(settings: Config, name: str) -> IssuedToken:
+    from bitcache import accounts
+    from bitcache.db.engine import Database
+    from bitcache.db.migrate import upgrade
+    from bitcache.services import now
+
     async def made(tx: Transaction) -> IssuedToken:
         account_id = await accounts.register(tx, name=name, now=now())
         return await accounts.issue_token(tx, account_id, label="made by the operator", now=now())
@@ -129,6 +141,10 @@ async def _create_account(settings: Config, name: str) -> IssuedToken:
 
 
 async def _list_accounts(settings: Config) -> list[Account]:
+    from bitcache import accounts
+    from bitcache.db.engine import Database
+    from bitcache.db.migrate import upgrade
+
     database = Database(settings.database)
     try:
         await upgrade(database)

@@ -38,7 +38,10 @@ class Database:
             self._writer = create_async_engine(
                 url, isolation_level="SERIALIZABLE", pool_size=8, max_overflow=0
             )
-            self._reader = self._writer
+            # A snapshot is enough to read, and unlike SERIALIZABLE it never asks to be tried again.
+            self._reader = self._writer.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
 
     async def write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn` in a transaction and commit it; nothing is written if it raises.

@@ -30,9 +30,14 @@ ADVISORY_LOCK = 0x62697464
 
 async def upgrade(database: Database) -> None:
     """Apply every revision the database lacks, in one transaction. Raises DatabaseOutdated."""
-    async with database.engine.begin() as connection:
-        if not database.is_sqlite:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+    if database.is_sqlite:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(_upgrade)
+        return
+    # A serializable snapshot would be taken before the lock is, and not show what others did meanwhile.
+    engine = database.engine.execution_options(isolation_level="READ COMMITTED")
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         await connection.run_sync(_upgrade)
 
 

@@ -1,0 +1,126 @@
+"""`Database.write` serialises writers, on SQLite and on PostgreSQL; events keep the order of commits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from msgspec import Struct
+from sqlalchemy import func, insert, select, text, update
+
+from bitcache import events
+from bitcache.db.engine import Database
+from bitcache.db.migrate import upgrade
+from bitcache.db.tables import accounts
+from bitcache.events import Event, EventFeed, Reload
+from payments.ports import Transaction
+
+WRITERS = 200
+
+
+class Told(Struct, frozen=True):
+    number: int
+
+
+@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
+    else:
+        url = request.getfixturevalue("postgres_database")
+    database = Database(url)
+    await upgrade(database)
+    yield database
+    await database.close()
+
+
+async def test_no_increment_of_200_concurrent_ones_is_lost(database: Database) -> None:
+    await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
+
+    async def increment(tx: Transaction) -> None:
+        count = await tx.scalar(select(accounts.c.created_at).where(accounts.c.id == "a"))
+        await asyncio.sleep(0)  # let the others read too
+        await tx.execute(update(accounts).where(accounts.c.id == "a").values(created_at=count + 1))
+
+    await asyncio.gather(*(database.write(increment) for _ in range(WRITERS)))
+    assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == WRITERS
+
+
+async def test_what_raises_writes_nothing_and_wakes_nobody(database: Database) -> None:
+    woken: list[int] = []
+    database.after_events = lambda: woken.append(1)
+
+    async def fails(tx: Transaction) -> None:
+        await tx.execute(insert(accounts).values(id="a", name="a", created_at=0))
+        await events.append(tx, topic="t", subject="s", payload=Told(1), now=1)
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        await database.write(fails)
+    assert await database.read(lambda tx: tx.scalar(select(func.count()).select_from(accounts))) == 0
+    await database.write(lambda tx: tx.execute(text("SELECT 1")))
+    assert woken == []
+    await database.write(lambda tx: events.append(tx, topic="t", subject="s", payload=Told(1), now=1))
+    assert woken == [1]
+
+
+async def test_a_reader_of_events_misses_none_while_many_write(database: Database) -> None:
+    feed = EventFeed(database)
+    await feed.start()
+    heard: list[Event] = []
+    feed.listen(heard.append)
+
+    async def tell(number: int) -> None:
+        await database.write(
+            lambda tx: events.append(tx, topic="t", subject=str(number), payload=Told(number), now=number)
+        )
+
+    async def read_on() -> None:
+        while len(heard) < WRITERS:
+            await feed.poll_once()
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(read_on(), *(tell(number) for number in range(WRITERS)))
+    assert [event.seq for event in heard] == sorted({event.seq for event in heard})
+    assert {event.subject for event in heard} == {str(number) for number in range(WRITERS)}
+
+
+async def test_subscribers_hear_their_subject_and_slow_ones_are_told_to_reload(database: Database) -> None:
+    feed = EventFeed(database)
+    await feed.start()
+
+    async def tell(subject: str, count: int) -> None:
+        async def told(tx: Transaction) -> None:
+            for number in range(count):
+                await events.append(tx, topic="t", subject=subject, payload=Told(number), now=number)
+
+        await database.write(told)
+        await feed.poll_once()
+
+    with feed.subscribe("mine") as mine:
+        await tell("other", 1)
+        await tell("mine", 1)
+        first = await mine.next()
+        assert isinstance(first, Event)
+        assert (first.subject, first.json) == ("mine", '{"number":0}')
+        await tell("mine", events.QUEUE_EVENTS_MAX + 1)
+        assert isinstance(await mine.next(), Reload)
+        last = await mine.next()
+        assert isinstance(last, Event)
+        assert last.json == f'{{"number":{events.QUEUE_EVENTS_MAX}}}'
+    await tell("mine", 1)  # nobody listens any more
+
+
+async def test_a_woken_feed_does_not_wait_for_its_turn(database: Database) -> None:
+    feed = EventFeed(database)
+    database.after_events = feed.wake
+    await feed.start()
+    running = asyncio.create_task(feed.run())
+    await asyncio.sleep(0.05)
+    with feed.subscribe("s") as subscription:
+        await database.write(lambda tx: events.append(tx, topic="t", subject="s", payload=Told(1), now=1))
+        async with asyncio.timeout(events.POLL_INTERVAL_S / 2):
+            assert isinstance(await subscription.next(), Event)
+    running.cancel()
