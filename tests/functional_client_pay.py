@@ -1,0 +1,254 @@
+"""Sellers and buyers with the `bitcache` command on a real node; a bitcoind wallet pays, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bitcache.api import wire
+from bitcache.client.api import ServerApi
+from bitcache.client.errors import WalletRefused
+from bitcache.client.invoices import get_invoice
+from bitcache.client.link import Receipt, parse
+from bitcache.client.wallets import BitcoindWallet, parse_wallet
+from regtest.node import wait_until
+from regtest.served import CommandFailed, ServedBitcache
+from regtest.wallet import OutsideWallet
+from regtest.world import RegtestWorld
+from tests.functional_client_crash import bitcache
+
+PRICE_SAT = 25_000
+MIB = 1 << 20
+
+
+@dataclass
+class Market:
+    """A server on the shared world, a seller who is signed in, and a buyer with a wallet."""
+
+    server: ServedBitcache
+    seller: Path
+    seller_wallet: OutsideWallet
+    buyer: Path
+    wallet: str
+    file: Path
+
+    @property
+    def world(self) -> RegtestWorld:
+        return self.server.world
+
+    async def sell(self, *options: str) -> str:
+        words = ("upload", str(self.file), "--price", f"{PRICE_SAT}sat", *options)
+        upload = await self.server.command_json(*words, home=self.seller)
+        return str(upload["link"])
+
+    async def get(self, *words: str) -> Any:
+        return await self.server.command_json("get", *words, home=self.buyer)
+
+    async def invoice(self, receipt: str) -> wire.InvoiceView:
+        where = parse(receipt)
+        assert isinstance(where, Receipt)
+        async with ServerApi(self.server.url) as api:
+            return await get_invoice(api, where.invoice_id)
+
+    async def until(self, receipt: str, status: str) -> wire.InvoiceView:
+        async def there() -> bool:
+            return (await self.invoice(receipt)).status == status
+
+        await wait_until(there, f"the invoice to be {status}")
+        return await self.invoice(receipt)
+
+    async def until_received(self, receipt: str, amount_sat: int) -> None:
+        async def there() -> bool:
+            return (await self.invoice(receipt)).received_sat == amount_sat
+
+        await wait_until(there, f"{amount_sat} sat to be received")
+
+
+@pytest_asyncio.fixture
+async def market(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Market]:
+    server = ServedBitcache(world)
+    try:
+        await server.start()
+        seller_wallet = await OutsideWallet.create(world, f"seller-{tmp_path.name}")
+        buyer_wallet = await OutsideWallet.create(world, f"buyer-{tmp_path.name}")
+        for _ in range(3):
+            await world.faucet(await buyer_wallet.new_address(), 10_000_000, confirmations=0)
+        await world.mine()
+        seller, buyer = tmp_path / "seller", tmp_path / "buyer"
+        seller.mkdir()
+        buyer.mkdir()
+        words = ("account", "create", "Ada's music", "--data", str(server.data_folder))
+        token = (await server.command_json(*words))["token"]
+        await server.command("login", server.url, home=seller, stdin=token)
+        descriptor = await seller_wallet.descriptor("wpkh")
+        await server.command("payout", "set", "-", "--yes", home=seller, stdin=descriptor)
+        file = tmp_path / 'a "quoted" song.flac'
+        file.write_bytes(random.Random(7).randbytes(20 * MIB + 5))
+        cookie = f"?cookie={world.outside.cookie_path}"
+        url = f"bitcoind:{world.outside.rpc_url}/wallet/{buyer_wallet.name}{cookie}"
+        yield Market(server, seller, seller_wallet, buyer, url, file)
+    finally:
+        await server.close()
+
+
+async def test_get_pays_waits_downloads_and_pays_once(market: Market, tmp_path: Path) -> None:
+    link = await market.sell("--title", "A song", "--note", "Two\nlines")
+    target = tmp_path / "out"
+    target.mkdir()
+    getting = asyncio.create_task(market.get(link, "-o", str(target), "--pay", market.wallet, "--yes"))
+    waiting = await market.get(link, "--no-wait")
+    await market.until(waiting["receipt"], "seen")
+    # Again while it is unconfirmed: the same invoice, the same transaction, nothing more.
+    again = await market.get(link, "--no-wait", "--pay", market.wallet, "--yes")
+    assert again["invoice_id"] == waiting["invoice_id"]
+    await market.world.mine()
+    done = await asyncio.wait_for(getting, 60)
+    assert done["receipt"] == waiting["receipt"]
+    assert (target / market.file.name).read_bytes() == market.file.read_bytes()
+    assert [Path(file["path"]) for file in done["files"]] == [target / market.file.name]
+    invoice = await market.until(waiting["receipt"], "settled")
+    assert len(invoice.outputs) == 1
+    assert invoice.received_sat == PRICE_SAT
+    assert await market.seller_wallet.received_sat(waiting["address"], confirmations=1) == PRICE_SAT
+
+    receipts = await market.server.command_json("receipts", home=market.buyer)
+    assert [(kept["receipt"], kept["title"], kept["price_sat"]) for kept in receipts] == [
+        (done["receipt"], "A song", PRICE_SAT)
+    ]
+    earned = await market.server.command_json("earnings", home=market.seller)
+    assert earned["received_sat"] == PRICE_SAT
+    csv = await market.server.command("earnings", "--csv", home=market.seller)
+    assert str(PRICE_SAT) in csv
+
+
+async def test_prefetched_ciphertext_is_opened_after_the_block(market: Market, tmp_path: Path) -> None:
+    link = await market.sell("--prefetch")
+    waiting = await market.get(link, "--no-wait")
+    wallet = BitcoindWallet(parse_wallet(market.wallet), "regtest")
+    payment = await wallet.prepare(await market.invoice(waiting["receipt"]), tmp_path / "payment.json")
+    await wallet.broadcast(payment)
+    await market.until(waiting["receipt"], "seen")
+    target = tmp_path / "out"
+    target.mkdir()
+    getting = asyncio.create_task(market.get(waiting["receipt"], "-o", str(target)))
+
+    async def all_there() -> bool:
+        maps = list(target.glob(".bitcache-*/0.sealed.map"))
+        return bool(maps) and maps[0].read_bytes() == b"\x01" * 21
+
+    await wait_until(all_there, "the ciphertext to be prefetched")
+    assert not (target / market.file.name).exists()
+    assert not list(target.glob(".bitcache-*/*.part"))
+    await market.world.mine()
+    await asyncio.wait_for(getting, 60)
+    assert (target / market.file.name).read_bytes() == market.file.read_bytes()
+    assert [path.name for path in target.iterdir()] == [market.file.name]
+
+
+async def test_a_payment_is_signed_once_and_sent_as_often_as_it_takes(market: Market, tmp_path: Path) -> None:
+    """A crash after signing, before or after broadcasting: the record makes it one and the same payment."""
+    waiting = await market.get(await market.sell(), "--no-wait")
+    invoice = await market.invoice(waiting["receipt"])
+    record = tmp_path / "payments" / "one.json"
+    first = BitcoindWallet(parse_wallet(market.wallet), "regtest")
+    payment = await first.prepare(invoice, record)
+    again = BitcoindWallet(parse_wallet(market.wallet), "regtest")
+    assert await again.prepare(invoice, record) == payment
+    assert record.stat().st_mode & 0o777 == 0o600
+    for _ in range(2):
+        await again.broadcast(payment)
+    await market.until(waiting["receipt"], "seen")
+    await market.world.mine()
+    await again.broadcast(payment)
+    assert (await market.until(waiting["receipt"], "settled")).received_sat == PRICE_SAT
+
+
+async def test_a_wallet_of_another_network_does_not_pay(market: Market, tmp_path: Path) -> None:
+    waiting = await market.get(await market.sell(), "--no-wait")
+    wallet = BitcoindWallet(parse_wallet(market.wallet), "mainnet")
+    with pytest.raises(WalletRefused, match="Nothing was paid"):
+        await wallet.prepare(await market.invoice(waiting["receipt"]), tmp_path / "payment.json")
+    assert not (tmp_path / "payment.json").exists()
+
+
+async def test_a_wallet_without_money_says_so(market: Market, tmp_path: Path) -> None:
+    poor = await OutsideWallet.create(market.world, f"poor-{tmp_path.name}")
+    address = market.wallet.replace(f"buyer-{tmp_path.name}", poor.name)
+    link = await market.sell()
+    with pytest.raises(CommandFailed) as refusal:
+        await market.get(link, "--pay", address, "--yes")
+    assert refusal.value.code == 1
+    error = json.loads(refusal.value.output[: refusal.value.output.index("\n}\n") + 2])
+    assert error["error"]["name"] == "WalletRefused"
+    assert "Insufficient funds" in error["error"]["detail"]
+
+
+async def test_underpaid_then_topped_up(market: Market, tmp_path: Path) -> None:
+    waiting = await market.get(await market.sell(), "--no-wait")
+    payer = await OutsideWallet.create(market.world, f"payer-{tmp_path.name}")
+    await market.world.faucet(await payer.new_address(), 1_000_000)
+    await payer.pay([(waiting["address"], PRICE_SAT - 10_000)])
+    await market.until_received(waiting["receipt"], PRICE_SAT - 10_000)
+    asked = await market.get(waiting["receipt"], "--no-wait")
+    assert asked["amount_sat"] == 10_000
+    assert "amount=0.00010000" in asked["uri"]
+    getting = asyncio.create_task(
+        market.get(waiting["receipt"], "-o", str(tmp_path / "song"), "--pay", market.wallet, "--yes")
+    )
+    await market.until_received(waiting["receipt"], PRICE_SAT)
+    await market.world.mine()
+    await asyncio.wait_for(getting, 60)
+    assert (tmp_path / "song").read_bytes() == market.file.read_bytes()
+
+
+async def test_the_seller_manages_offers(market: Market) -> None:
+    link = await market.sell("--max-downloads", "5", "--expires", "30d")
+    command = market.server.command_json
+    (offer,) = await command("offers", home=market.seller)
+    assert offer["link"] == link
+    (parcel,) = await command("parcels", home=market.seller)
+    assert parcel["files_count"] == 1
+    parcel_id, offer_id = parcel["parcel_id"], offer["offer"]["offer_id"]
+    added = await command("offer", "add", parcel_id, "--price", "0.0005btc", home=market.seller)
+    assert added["link"].split("#")[1] == link.split("#")[1]
+    edited = await command(
+        "offer", "edit", offer_id, "--price", "9000", "--expires", "never", home=market.seller
+    )
+    assert edited["price"]["amount_msat"] == 9_000_000
+    closed = await command("offer", "close", offer_id, home=market.seller)
+    assert closed["state"] == "closed"
+    with pytest.raises(CommandFailed, match="offer-unavailable") as refusal:
+        await market.get(link, "--no-wait")
+    assert refusal.value.code == 1
+    await command("rm", parcel_id, "--yes", home=market.seller)
+    assert await command("parcels", home=market.seller) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("get", "https://files.example.org/d/abcdefghijklmnopqrstuvwx23"), 1),
+        (("get",), 2),
+        (("upload", "/dev/null", "--price", "5"), 1),
+        (("upload", ".", "--price", "-5"), 2),
+        (("upload", "."), 2),
+        (("offers",), 1),
+        (("earnings", "--tz", "Nowhere/Land"), 2),
+        (("payout", "set"), 2),
+        (("login", "not-an-address", "--token", "bcs_x"), 1),
+    ],
+)
+async def test_errors_are_words_and_exit_codes(tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    process = await bitcache(tmp_path, *words)
+    out, err = await process.communicate()
+    assert process.returncode == code, (out, err)
+    assert b"Traceback" not in err
+    assert err.strip()
