@@ -166,7 +166,7 @@ async def test_a_change_that_comes_while_reading_is_not_lost(till: Till) -> None
 
 
 async def test_unpaid_foreign_and_unknown_grants_are_told_apart(till: Till) -> None:
-    sold, grant_id, book, _, token = await free_grant(till)
+    sold, _, book, _, token = await free_grant(till)
     with pytest.raises(GrantForeign):
         await book.check(token, new_id())
     unknown, _ = book.issue(grant_id=new_id(), offer_id=sold.offer_id, parcel_id=sold.parcel_id)
@@ -228,7 +228,7 @@ async def test_connections_are_counted(till: Till) -> None:
 
 
 async def test_counts_survive_a_restart_and_idle_grants_are_forgotten(till: Till) -> None:
-    sold, grant_id, book, timer, token = await free_grant(till)
+    sold, _, book, timer, token = await free_grant(till)
     entry = await book.check(token, sold.offer_id)
     with book.passage(entry, 700) as passage:
         passage.sent(700)
