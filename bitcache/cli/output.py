@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
-import click
 import msgspec
 import typer
 from rich.console import Console
@@ -54,7 +53,7 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except (CommandFailed, ClientError, BitcacheError, StorageError, PaymentsError, OSError) as error:
             fail(error, as_json=bool(kwargs.get("json_output", False)))
-        except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
+        except (KeyboardInterrupt, typer.Abort, asyncio.CancelledError):
             say("Stopped.")
             raise typer.Exit(130) from None
 
