@@ -170,6 +170,32 @@ async def test_a_reorg_suspends_the_grant_and_mining_again_restores_it(
         assert (await till.status_of(sold.content, token))[0] == 200
 
 
+async def test_buying_works_on_postgresql_too(
+    world: RegtestWorld, tmp_path: Path, postgres_database: str
+) -> None:
+    async with open_till(world, tmp_path, database_url=postgres_database) as till:
+        sold = await till.offer(price_sat=5_000, bytes_at=0, key_at=0, sizes=(1000,))
+        bought, others = await asyncio.gather(
+            till.buy(sold), asyncio.gather(*(till.buy(sold) for _ in range(4)))
+        )
+        assert len({one.invoice["address"] for one in (bought, *others)}) == 5
+        await till.pay(bought)
+        await till.until(bought, lambda view: bool(view["key_allowed"]), "the key")
+        await world.mine()
+        await till.until(bought, lambda view: view["status"] == "settled", "the block")
+        assert (await till.status_of(sold.content, await till.token(bought)))[0] == 200
+        await till.server.services.grants.flush()
+        headers = {"Authorization": f"Bearer {till.account.token}"}
+        async with till.http.get("/api/v1/earnings", headers=headers) as answer:
+            view = await answer.json()
+        assert (view["received_sat"], view["sales"], view["pending_sat"], view["owed_sat"]) == (
+            5_000,
+            1,
+            0,
+            0,
+        )
+
+
 # The same invoice.
 
 

@@ -39,7 +39,7 @@ def page(template: str, words: Words, fields: Mapping[str, object], *, status: i
 def qr_code(text: str) -> Markup:
     """Inline SVG that scales with its box; black on white in dark mode too, or cameras fail."""
     # The markup is segno's own and holds no part of `text` but as squares.
-    return Markup(segno.make(text, error="m").svg_inline(omitsize=True, border=0))  # noqa: S704
+    return Markup(segno.make(text, error="m").svg_inline(omitsize=True, border=4))  # noqa: S704
 
 
 def sat_text(amount_sat: int) -> str:
