@@ -39,7 +39,7 @@ async def test_no_increment_of_200_concurrent_ones_is_lost(database: Database) -
     await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
 
     async def increment(tx: Transaction) -> None:
-        count = await tx.scalar(select(accounts.c.created_at).where(accounts.c.id == "a"))
+        count = (await tx.scalars(select(accounts.c.created_at).where(accounts.c.id == "a"))).one()
         await asyncio.sleep(0)  # let the others read too
         await tx.execute(update(accounts).where(accounts.c.id == "a").values(created_at=count + 1))
 
