@@ -18,7 +18,7 @@ from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
 from bitcache.config import Config
 from bitcache.db.migrate import upgrade
-from bitcache.errors import WrongNetwork
+from bitcache.errors import ListenRefused, WrongNetwork
 from bitcache.role import Role
 from bitcache.services import Services, open_services
 from payments.errors import NodeMisconfigured, NodeUnavailable
@@ -55,7 +55,7 @@ async def run(services: Services, *, role: Role = Role.ALL, ready: Callable[[], 
     await services.feed.start()
     try:
         await _run_tasks(services, role, ready)
-    except* WrongNetwork as group:
+    except* (WrongNetwork, ListenRefused) as group:
         raise group.exceptions[0] from None
 
 
@@ -112,10 +112,20 @@ async def _site(services: Services) -> AsyncIterator[None]:
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, config.listen_host, config.listen_port).start()
+        await _listen(runner, config)
         yield
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, config: Config) -> None:
+    try:
+        await web.TCPSite(runner, config.listen_host, config.listen_port).start()
+    except OSError as exc:
+        raise ListenRefused(
+            f"Cannot listen on {config.listen} ({exc.strerror}). Is another server running there? "
+            "Stop it, or change `listen`."
+        ) from exc
 
 
 @contextmanager

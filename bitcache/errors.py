@@ -32,6 +32,10 @@ class WrongNetwork(BitcacheError):
     """The node follows another chain than the configuration says: nothing it reports may be believed."""
 
 
+class ListenRefused(BitcacheError):
+    """The address to listen on is taken, or not this machine's."""
+
+
 class SealBroken(BitcacheError):
     """A sealed value does not open: the row was altered, or the master key is another one."""
 
