@@ -48,7 +48,9 @@ def permission(
     confirmed = standing.depth >= 1
     return Permission(
         bytes_allowed=standing.depth >= policy.bytes_at and (confirmed or prefetch_fit),
-        key_allowed=standing.depth >= policy.key_at and (confirmed or zero_conf_key_allowed),
+        # Parents that are replaced take a payment along, unseen: what was risked on it stays risked.
+        key_allowed=standing.depth >= policy.key_at
+        and (confirmed or (zero_conf_key_allowed and prefetch_fit)),
         withdrawn=False,
     )
 

@@ -12,7 +12,6 @@ from tests.payments_facts import CHAIN, CREATED_AT, LAWS, World, invoice_of, pai
 
 NOTHING = Permission(False, False, False)
 BYTES = Permission(True, False, False)
-KEY = Permission(False, True, False)
 BOTH = Permission(True, True, False)
 WITHDRAWN = Permission(False, False, True)
 GONE, MISSING = Presence.GONE, Presence.MISSING
@@ -77,7 +76,7 @@ def test_permission(policy: Policy, outputs: tuple[ReceivedOutput, ...], expecte
         (PREFETCH, SEEN, False, False, NOTHING),
         (PREFETCH, MINED, True, False, BOTH),
         (AT_ONCE, SEEN, True, True, BYTES),
-        (AT_ONCE, SEEN, False, False, KEY),
+        (AT_ONCE, SEEN, False, False, NOTHING),
         (AT_ONCE, SEEN, True, False, NOTHING),
         (AT_ONCE, MINED, True, False, BOTH),
     ],
