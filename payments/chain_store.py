@@ -7,10 +7,10 @@ the same transaction.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from payments.invoice import ChainView, Outage
+from payments.invoice import ChainView, Outage, Status
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence, ReceivedOutput
 from payments.ports import Transaction
@@ -127,45 +127,35 @@ async def payments_to(tx: Transaction, invoice_id: str) -> Payments:
             .order_by(received_outputs.c.first_seen_at, received_outputs.c.txid, received_outputs.c.vout)
         )
     ).all()
-    outputs = []
-    for row in rows:
-        inputs = await inputs_of(tx, row.txid)
-        outputs.append(
-            ReceivedOutput(
-                outpoint=OutPoint(row.txid, row.vout),
-                amount_sat=Sat(row.amount_sat),
-                first_seen_at=row.first_seen_at,
-                presence=Presence(row.presence),
-                height=row.height,
-                coinbase=row.coinbase,
-                reorged=row.reorged,
-                inputs=frozenset(inputs),
-            )
+    inputs = await _inputs_by_txid(tx, paying_transactions.c.txid.in_({row.txid for row in rows}))
+    outputs = [
+        ReceivedOutput(
+            outpoint=OutPoint(row.txid, row.vout),
+            amount_sat=Sat(row.amount_sat),
+            first_seen_at=row.first_seen_at,
+            presence=Presence(row.presence),
+            height=row.height,
+            coinbase=row.coinbase,
+            reorged=row.reorged,
+            inputs=frozenset(inputs.get(row.txid, ())),
         )
+        for row in rows
+    ]
     unconfirmed = [row for row in rows if row.presence in (Presence.MEMPOOL, Presence.MISSING)]
     return Payments(outputs=tuple(outputs), prefetch_fit=all(row.prefetch_fit for row in unconfirmed))
 
 
-async def inputs_of(tx: Transaction, txid: str) -> tuple[OutPoint, ...]:
-    rows = await tx.execute(
-        select(paying_inputs.c.previous_txid, paying_inputs.c.previous_vout).where(
-            paying_inputs.c.txid == txid
-        )
-    )
-    return tuple(OutPoint(row.previous_txid, row.previous_vout) for row in rows.all())
-
-
 async def unconfirmed(tx: Transaction) -> list[Unconfirmed]:
     """Paying transactions to look for in the mempool."""
-    rows = await tx.execute(
-        select(paying_transactions).where(paying_transactions.c.presence.in_(UNCONFIRMED))
-    )
+    waiting = paying_transactions.c.presence.in_(UNCONFIRMED)
+    inputs = await _inputs_by_txid(tx, waiting)
+    rows = await tx.execute(select(paying_transactions).where(waiting))
     return [
         Unconfirmed(
             txid=row.txid,
             raw=row.raw,
             presence=Presence(row.presence),
-            inputs=await inputs_of(tx, row.txid),
+            inputs=tuple(inputs.get(row.txid, ())),
         )
         for row in rows.all()
     ]
@@ -175,6 +165,16 @@ async def watched_scripts(tx: Transaction) -> dict[bytes, str]:
     """scriptPubKey -> invoice id, of every invoice there ever was: scripts are watched for ever."""
     rows = await tx.execute(
         select(invoices.c.script_pubkey, invoices.c.id).where(invoices.c.script_pubkey.is_not(None))
+    )
+    return {row.script_pubkey: row.id for row in rows.all()}
+
+
+async def open_scripts(tx: Transaction) -> dict[bytes, str]:
+    """scriptPubKey -> invoice id, of the invoices that wait for a payment, all new ones included."""
+    rows = await tx.execute(
+        select(invoices.c.script_pubkey, invoices.c.id).where(
+            invoices.c.status == Status.OPEN, invoices.c.script_pubkey.is_not(None)
+        )
     )
     return {row.script_pubkey: row.id for row in rows.all()}
 
@@ -192,12 +192,19 @@ async def watched_inputs(tx: Transaction, *, from_height: int) -> dict[OutPoint,
     return watched
 
 
-async def moving(tx: Transaction, *, from_height: int) -> set[str]:
-    """Invoices whose payments gain a confirmation with each block, or wait for the first."""
+async def moving(tx: Transaction, *, from_height: int, told_from_height: int) -> set[str]:
+    """Invoices for which one more confirmation may change something.
+
+    Those with a payment at least `told_from_height` high; and, at least `from_height` high, those that are
+    not settled yet or were paid newly mined coins. A block touches few of a busy shop's settled invoices.
+    """
+    height = paying_transactions.c.height
+    ripening = (invoices.c.status != Status.SETTLED) | paying_transactions.c.coinbase
     rows = await tx.scalars(
         select(received_outputs.c.invoice_id)
         .join(paying_transactions, paying_transactions.c.txid == received_outputs.c.txid)
-        .where((paying_transactions.c.height.is_(None)) | (paying_transactions.c.height >= from_height))
+        .join(invoices, invoices.c.id == received_outputs.c.invoice_id)
+        .where(height >= from_height, (height >= told_from_height) | ripening)
     )
     return set(rows.all())
 
@@ -247,8 +254,9 @@ async def add_payment(
 ) -> set[str]:
     """Record a paying transaction in the block at `height`, or in the mempool (None).
 
-    `first_seen_at` counts only if the transaction is new to us, and a replacement inherits the time of the
-    payment to the same invoice with which it shares an input: raising the fee never makes a payment late.
+    `first_seen_at` counts only if the transaction is new to us, and a replacement inherits the time of a
+    payment with which it shares an input and which paid the same invoice at least as much: raising the fee
+    never makes a payment late, and a few sats in time buy no option on the price.
     """
     presence = Presence.MEMPOOL if height is None else Presence.BLOCK
     known = (
@@ -273,6 +281,9 @@ async def add_payment(
                     txid=payment.txid, previous_txid=previous.txid, previous_vout=previous.vout
                 )
             )
+    elif height is None and known.height is not None:
+        # The node has taken its block off the chain since our last look: the poll that records this moves it.
+        return set()
     else:
         await tx.execute(
             update(paying_transactions)
@@ -311,17 +322,20 @@ async def set_presence(tx: Transaction, txid: str, presence: Presence) -> set[st
     """Say where an unconfirmed paying transaction is now: MEMPOOL, MISSING or CONFLICTED."""
     await tx.execute(
         update(paying_transactions)
-        .where(paying_transactions.c.txid == txid, paying_transactions.c.height.is_(None))
+        .where(paying_transactions.c.txid == txid, paying_transactions.c.presence.in_(UNCONFIRMED))
         .values(presence=presence)
     )
     return await _invoices_of(tx, paying_transactions.c.txid == txid)
 
 
 async def lose_inputs(tx: Transaction, txid: str, *, height: int) -> set[str]:
-    """Another transaction, in the block at `height`, spent an input of this one: it cannot confirm now."""
+    """Another transaction, in the block at `height`, spent an input of this one: it cannot confirm now.
+
+    The lowest such block is the one that counts: while it stands, a reorg above it brings nothing back.
+    """
     await tx.execute(
         update(paying_transactions)
-        .where(paying_transactions.c.txid == txid, paying_transactions.c.height.is_(None))
+        .where(paying_transactions.c.txid == txid, paying_transactions.c.presence.in_(UNCONFIRMED))
         .values(presence=Presence.GONE, conflict_height=height)
     )
     return await _invoices_of(tx, paying_transactions.c.txid == txid)
@@ -342,19 +356,40 @@ async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) 
 
 
 async def _first_seen_of_replaced(tx: Transaction, payment: PayingTransaction, invoice_id: str) -> int | None:
-    times: list[int] = []
-    for previous in payment.inputs:
-        rows = await tx.scalars(
-            select(received_outputs.c.first_seen_at)
-            .join(paying_inputs, paying_inputs.c.txid == received_outputs.c.txid)
-            .where(
-                received_outputs.c.invoice_id == invoice_id,
-                paying_inputs.c.previous_txid == previous.txid,
-                paying_inputs.c.previous_vout == previous.vout,
+    """When a payment that this one replaces was first seen, if it paid the invoice at least as much."""
+    spent = set(payment.inputs)
+    paid_sat = sum(output.amount_sat for output in payment.outputs if output.invoice_id == invoice_id)
+    earlier = (
+        await tx.execute(
+            select(
+                received_outputs.c.txid,
+                func.sum(received_outputs.c.amount_sat).label("amount_sat"),
+                func.min(received_outputs.c.first_seen_at).label("first_seen_at"),
             )
+            .where(received_outputs.c.invoice_id == invoice_id, received_outputs.c.txid != payment.txid)
+            .group_by(received_outputs.c.txid)
         )
-        times.extend(rows.all())
+    ).all()
+    inputs = await _inputs_by_txid(tx, paying_transactions.c.txid.in_({row.txid for row in earlier}))
+    times = [
+        int(row.first_seen_at)
+        for row in earlier
+        if row.amount_sat >= paid_sat and not spent.isdisjoint(inputs.get(row.txid, ()))
+    ]
     return min(times, default=None)
+
+
+async def _inputs_by_txid(tx: Transaction, condition: ColumnElement[bool]) -> dict[str, list[OutPoint]]:
+    """What each of these paying transactions spends, in one query however many there are."""
+    rows = await tx.execute(
+        select(paying_inputs)
+        .join(paying_transactions, paying_transactions.c.txid == paying_inputs.c.txid)
+        .where(condition)
+    )
+    inputs: dict[str, list[OutPoint]] = {}
+    for row in rows.all():
+        inputs.setdefault(row.txid, []).append(OutPoint(row.previous_txid, row.previous_vout))
+    return inputs
 
 
 async def _invoices_of(tx: Transaction, condition: ColumnElement[bool]) -> set[str]:

@@ -1,24 +1,27 @@
 """One look at our node, compared with our records: which blocks to connect, and what the mempool holds.
 Writes nothing.
 
-What is seen is consistent: if the tip moves while we look, the view is not complete and the caller looks
-again.
+What is seen is consistent: if the tip moves while we look, the view is stale and the caller looks again.
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from payments import chain_store
 from payments.bitcoind import Bitcoind, BroadcastOutcome
 from payments.block import ParsedBlock, scan_block
 from payments.chain_store import BlockRef, PayingTransaction
-from payments.errors import NodeMisconfigured
+from payments.errors import NodeMisconfigured, TransactionMalformed
 from payments.node_fitness import ChainInfo
 from payments.ports import Store
 from payments.transaction import parse_transaction
 from payments.watch_list import WatchList
+
+log = logging.getLogger(__name__)
 
 BLOCKS_PER_VIEW = 144
 TRANSACTIONS_PER_FETCH = 2_000
@@ -37,6 +40,12 @@ class Arrival:
     """Likely to confirm soon: a fair feerate, and no unconfirmed parents."""
 
 
+class Arrivals(NamedTuple):
+    paying: list[Arrival]
+    left: frozenset[str]
+    """Not in the mempool any more: should they come back, they are new again."""
+
+
 @dataclass(slots=True)
 class NodeView:
     """What the node has that our records have not."""
@@ -49,6 +58,8 @@ class NodeView:
     """To connect, lowest first."""
     complete: bool = True
     """The blocks reach the node's tip and the mempool was seen; else look again after recording this."""
+    stale: bool = False
+    """The tip moved while we looked: look again instead of recording this."""
     arrivals: list[Arrival] = field(default_factory=list)
     mempool: frozenset[str] = frozenset()
     outside_mempool: dict[str, bool] = field(default_factory=dict)
@@ -66,44 +77,65 @@ class NodeObserver:
     async def look(self, chain: ChainInfo, mempool_known: frozenset[str]) -> NodeView:
         """What is new since our records and `mempool_known`, the node's tip being that of `chain`."""
         view = NodeView()
+        await self._store.read(self._watch_list.load_new)
         known = await self._store.read(chain_store.tip)
         if known is None:
             view.start = await self._recent_blocks(chain)
         elif known.hash != chain.best_hash:
             await self._look_at_chain(view, known, chain)
-        if view.complete:
+        if view.complete and not view.stale:
             await self._look_at_mempool(view, mempool_known)
             # A block that came meanwhile took transactions out of the mempool: look again, rather than call
             # them missing.
-            view.complete = (await self._node.chain_info()).best_hash == chain.best_hash
+            view.stale = (await self._node.chain_info()).best_hash != chain.best_hash
         return view
 
-    async def arrivals_among(self, txids: Sequence[str]) -> list[Arrival]:
+    async def arrivals_among(self, txids: Sequence[str]) -> Arrivals:
         """Those of these mempool transactions that pay us."""
+        raw_by_txid = await self._node.raw_transactions(txids)
+        left = {txid for txid, raw in raw_by_txid.items() if raw is None}
+        # Whoever pays has an address from a transaction that was committed before: it is in this snapshot.
+        await self._store.read(self._watch_list.load_new)
+        # In a thread: a node's full mempool takes seconds.
+        paying = await asyncio.to_thread(self._paying_among, raw_by_txid)
         arrivals: list[Arrival] = []
-        for txid, raw in (await self._node.raw_transactions(txids)).items():
-            if raw is None:
-                continue  # it left again
-            transaction = parse_transaction(raw)
-            outputs = self._watch_list.outputs_among(transaction.outputs)
-            if not outputs:
-                continue
+        for payment in paying:
+            txid = payment.txid
             entry = await self._node.mempool_entry(txid)
             if entry is None:
+                left.add(txid)
                 continue
             estimate = await self._node.estimate_feerate(FEERATE_TARGET_BLOCKS)
             feerate_sat_kvb = entry.fee_sat * 1000 // entry.vsize_vbytes
             arrivals.append(
                 Arrival(
-                    payment=PayingTransaction(
-                        txid=txid, raw=raw, inputs=transaction.inputs, outputs=outputs, coinbase=False
-                    ),
+                    payment=payment,
                     entered_at=entry.entered_at,
                     prefetch_fit=entry.ancestor_count == 1
                     and (estimate is None or feerate_sat_kvb >= estimate),
                 )
             )
-        return arrivals
+        return Arrivals(arrivals, frozenset(left))
+
+    def _paying_among(self, raw_by_txid: Mapping[str, bytes | None]) -> list[PayingTransaction]:
+        paying: list[PayingTransaction] = []
+        for txid, raw in raw_by_txid.items():
+            if raw is None:
+                continue
+            try:
+                transaction = parse_transaction(raw)
+            except TransactionMalformed as exc:
+                # Anyone can send transactions: one that only our node can read must not stop the others.
+                log.warning("transaction %s of the mempool cannot be read, its block will be: %s", txid, exc)
+                continue
+            outputs = self._watch_list.outputs_among(transaction.outputs)
+            if outputs:
+                paying.append(
+                    PayingTransaction(
+                        txid=txid, raw=raw, inputs=transaction.inputs, outputs=outputs, coinbase=False
+                    )
+                )
+        return paying
 
     async def _recent_blocks(self, chain: ChainInfo) -> list[BlockRef]:
         """Where a new service starts: at the tip, knowing enough blocks below it to recognise a reorg."""
@@ -124,7 +156,7 @@ class NodeObserver:
             block_hash = await self._node.block_hash(height)
             block = await self._scanned(block_hash) if block_hash is not None else None
             if block is None or block.previous_hash != previous_hash:
-                view.complete = False  # the chain was reorganised meanwhile
+                view.stale = True
                 return
             view.blocks.append((BlockRef(height, block.hash), block))
             previous_hash = block.hash
@@ -161,11 +193,15 @@ class NodeObserver:
         view.mempool = frozenset((await self._node.raw_mempool()).txids)
         fresh = sorted(view.mempool - mempool_known)
         for start in range(0, len(fresh), TRANSACTIONS_PER_FETCH):
-            view.arrivals += await self.arrivals_among(fresh[start : start + TRANSACTIONS_PER_FETCH])
+            found = await self.arrivals_among(fresh[start : start + TRANSACTIONS_PER_FETCH])
+            view.arrivals += found.paying
+            view.mempool -= found.left
         for payment in await self._store.read(chain_store.unconfirmed):
             if payment.txid in view.mempool:
                 continue
-            spent = bool(payment.inputs) and bool(await self._node.spending_transactions(payment.inputs))
+            spenders = await self._node.spending_transactions(payment.inputs) if payment.inputs else []
+            # It may have come back since the mempool was read: it is no rival of itself.
+            spent = any(spender != payment.txid for spender in spenders)
             view.outside_mempool[payment.txid] = spent
             if not spent:
                 # The buyer paid, and our node forgot: offer it again, and again with every look.

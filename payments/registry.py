@@ -26,8 +26,9 @@ from payments.invoice import (
 from payments.money import Msat, Sat
 from payments.ports import OnChange, Quote, Transaction
 from payments.records import InvoiceRecord, IssuedAddress
-from payments.tables import invoice_terms, invoices, received_outputs, transfers
+from payments.tables import invoice_terms, invoices, transfers
 
+SOLD = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
 DEPTH_TOLD = 6
 """Confirmations are told at least this far, or as far as the policy asks."""
 
@@ -176,13 +177,11 @@ class InvoiceRegistry:
         return list((await tx.scalars(select(invoices.c.id).order_by(invoices.c.id))).all())
 
     async def sold(self, tx: Transaction, subject: str) -> int:
-        """How many invoices for this subject count as sales: paid, partly paid, or free and taken."""
-        statuses = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
-        with_money = select(received_outputs.c.invoice_id)
-        counted = select(func.count()).where(
-            invoices.c.subject == subject,
-            or_(invoices.c.status.in_(statuses), invoices.c.id.in_(with_money)),
-        )
+        """How many invoices for this subject count as sales now: paid, partly paid, or free and taken.
+
+        One whose money was double-spent does not: it would take the last copy for nothing.
+        """
+        counted = select(func.count()).where(invoices.c.subject == subject, invoices.c.status.in_(SOLD))
         return int(await tx.scalar(counted) or 0)
 
     async def open_unpaid(self, tx: Transaction, seller_id: str) -> int:

@@ -35,6 +35,10 @@ class WatchList:
             for txid in payers:
                 self._add_spend(outpoint, txid)
 
+    async def load_new(self, tx: Transaction) -> None:
+        """Add the invoices that another process made: nobody told us of them."""
+        self.scripts |= await chain_store.open_scripts(tx)
+
     def add(self, payments: Iterable[PayingTransaction]) -> None:
         for payment in payments:
             self._payers.add(payment.txid)
@@ -44,6 +48,13 @@ class WatchList:
     def pays(self, txid: str) -> bool:
         """Whether this transaction is one of the payments."""
         return txid in self._payers
+
+    def rivals_of(self, payments: Iterable[PayingTransaction]) -> set[str]:
+        """Txids of other payments that spend an input of these."""
+        payments = tuple(payments)
+        spent = {outpoint_bytes(previous) for payment in payments for previous in payment.inputs}
+        payers = set().union(*(self.outpoints.get(outpoint, set()) for outpoint in spent))
+        return payers - {payment.txid for payment in payments}
 
     def payments_in(self, block: ParsedBlock) -> Iterator[PayingTransaction]:
         for transaction in block.transactions:

@@ -27,12 +27,18 @@ from payments.bitcoind_events import (
 )
 from payments.block import ParsedBlock
 from payments.chain_store import BlockRef
-from payments.errors import BlockUnavailable, NodeMisconfigured, NodeUnavailable
+from payments.errors import (
+    BlockMalformed,
+    BlockUnavailable,
+    NodeMisconfigured,
+    NodeRefused,
+    NodeUnavailable,
+)
 from payments.node_fitness import fitness
 from payments.node_view import Arrival, NodeObserver, NodeView
 from payments.outputs import Presence
 from payments.ports import Clock, Store, Transaction
-from payments.registry import InvoiceRegistry
+from payments.registry import DEPTH_TOLD, InvoiceRegistry
 from payments.watch_list import WatchList
 
 log = logging.getLogger(__name__)
@@ -94,7 +100,7 @@ class Watcher:
                 self._loaded = True
             try:
                 await self._catch_up()
-            except (NodeUnavailable, NodeMisconfigured) as exc:
+            except (NodeUnavailable, NodeMisconfigured, NodeRefused, BlockMalformed) as exc:
                 await self._offline(str(exc))
             except BlockUnavailable as exc:
                 await self._offline(f"{exc}. A node that pruned it must download the chain anew")
@@ -106,14 +112,14 @@ class Watcher:
             if not fresh or not self.condition.online:
                 return
             try:
-                arrivals = await self._observer.arrivals_among(fresh)
-            except NodeUnavailable:
+                arrivals, left = await self._observer.arrivals_among(fresh)
+            except (NodeUnavailable, NodeMisconfigured, NodeRefused):
                 return  # the next poll says so
             if arrivals:
                 now = self._clock()
                 await self._store.write(partial(self._record_arrivals, arrivals=arrivals, now=now))
                 self._watch_list.add(arrival.payment for arrival in arrivals)
-            self._mempool |= set(fresh)
+            self._mempool |= set(fresh) - left
 
     async def _catch_up(self) -> None:
         complete = False
@@ -124,6 +130,8 @@ class Watcher:
                 await self._offline(verdict.words)
                 return
             view = await self._observer.look(info.chain, self._mempool)
+            if view.stale:
+                continue
             now = self._clock()
             await self._store.write(partial(self._record, view=view, now=now))
             self._watch_list.add(arrival.payment for arrival in view.arrivals)
@@ -143,9 +151,8 @@ class Watcher:
             concerned |= await chain_store.disconnect_above(tx, view.fork.height)
         for ref, block in view.blocks:
             concerned |= await self._record_block(tx, ref, block, now)
-        if view.blocks:
-            lowest_moving = view.blocks[-1][0].height - DEPTH_FOLLOWED
-            concerned |= await chain_store.moving(tx, from_height=lowest_moving)
+        if view.blocks or view.fork is not None:
+            concerned |= await _moved(tx, view)
         for arrival in view.arrivals:
             concerned |= await _add_arrival(tx, arrival, now)
         if view.complete:
@@ -173,11 +180,8 @@ class Watcher:
         for arrival in arrivals:
             concerned |= await _add_arrival(tx, arrival, now)
         # The payment that this one replaced is told now and not a poll later: the buyer sees one change.
-        taken = {previous for arrival in arrivals for previous in arrival.payment.inputs}
-        newcomers = {arrival.payment.txid for arrival in arrivals}
-        for rival in await chain_store.unconfirmed(tx):
-            if rival.txid not in newcomers and not taken.isdisjoint(rival.inputs):
-                concerned |= await chain_store.set_presence(tx, rival.txid, Presence.CONFLICTED)
+        for rival in sorted(self._watch_list.rivals_of(arrival.payment for arrival in arrivals)):
+            concerned |= await chain_store.set_presence(tx, rival, Presence.CONFLICTED)
         await self._registry.refresh(tx, concerned, now=now)
 
     async def _offline(self, trouble: str) -> None:
@@ -218,6 +222,17 @@ class Watcher:
             if None in batch:
                 return
             await self.look_at([txid for txid in batch if txid is not None])
+
+
+async def _moved(tx: Transaction, view: NodeView) -> set[str]:
+    """Invoices for which the new tip may mean another depth."""
+    tip_ref = await chain_store.tip(tx)
+    assert tip_ref is not None, "the fork itself, if nothing else, is on the active chain"
+    followed_from = tip_ref.height - DEPTH_FOLLOWED
+    # Each block that was connected may have brought a payment to the last depth that is told; where some
+    # were taken away, deeper payments may stand less deep.
+    told_from = followed_from if view.fork is not None else view.blocks[0][0].height - DEPTH_TOLD
+    return await chain_store.moving(tx, from_height=followed_from, told_from_height=told_from)
 
 
 async def _add_arrival(tx: Transaction, arrival: Arrival, now: int) -> set[str]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import select
 
@@ -26,6 +27,9 @@ from regtest.world import RegtestWorld
 
 SELLER = "seller"
 PRICE_SAT = Sat(50_000)
+
+# Making a wallet takes the node most of a second, and a seller's addresses are fresh anyway.
+_sellers: WeakKeyDictionary[RegtestWorld, OutsideWallet] = WeakKeyDictionary()
 
 
 @dataclass
@@ -153,13 +157,17 @@ async def _descriptor(tx: Transaction) -> None:
 
 
 @asynccontextmanager
-async def open_shop(world: RegtestWorld, folder: Path) -> AsyncIterator[Shop]:
-    database = Database(f"sqlite+aiosqlite:///{folder / 'money.db'}")
+async def open_shop(
+    world: RegtestWorld, folder: Path, *, database_url: str | None = None
+) -> AsyncIterator[Shop]:
+    """`database_url` is that of an empty database; by default a new SQLite one in `folder`."""
+    database = Database(database_url or f"sqlite+aiosqlite:///{folder / 'money.db'}")
     async with database.engine.begin() as connection:
         await connection.run_sync(tables.metadata.create_all)
-    seller = await OutsideWallet.create(world, f"seller-{folder.name}")
+    if world not in _sellers:
+        _sellers[world] = await OutsideWallet.create(world, "money-shop-seller")
     async with Bitcoind(world.server.rpc_url, cookie_file=world.server.cookie_path) as node:
-        shop = Shop(world=world, node=node, database=database, seller=seller)
+        shop = Shop(world=world, node=node, database=database, seller=_sellers[world])
         await shop.watcher.poll_once()
         yield shop
     await database.close()

@@ -1,0 +1,460 @@
+"""Buyers who cheat, chains that turn, and a node that answers at the worst moment.
+
+One attack per test, on a real node. Where timing matters, `MeddledNode` is the server's real node with
+something put between its answers and us: an event that comes just then, a failure, an answer nobody can read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete
+
+from payments import chain_store, tables
+from payments.bitcoind import Bitcoind, MempoolEntry, MempoolSnapshot
+from payments.errors import NodeRefused, NodeUnavailable
+from payments.invoice import Flag, OutPoint, Status
+from payments.ledger import chain, direct
+from payments.node_fitness import ChainInfo
+from payments.outputs import Presence
+from payments.records import InvoiceRecord
+from payments.watcher import Watcher
+from regtest.wallet import BitWallet, Payment
+from regtest.world import RegtestWorld
+from tests.money_shop import PRICE_SAT, SELLER, Shop, open_shop
+
+PRICE_MSAT = PRICE_SAT * 1000
+
+
+class MeddledNode(Bitcoind):
+    """`before` and `failing` are keyed by method; a hook runs once."""
+
+    def __init__(self, world: RegtestWorld) -> None:
+        super().__init__(world.server.rpc_url, cookie_file=world.server.cookie_path)
+        self.before: dict[str, Callable[[], Awaitable[object]]] = {}
+        self.failing: dict[str, Exception] = {}
+        self.unreadable: set[str] = set()
+        self.unfetchable: set[str] = set()
+        self.unlisted: set[str] = set()
+
+    async def _meddle(self, method: str) -> None:
+        if (hook := self.before.pop(method, None)) is not None:
+            await hook()
+        if (failure := self.failing.pop(method, None)) is not None:
+            raise failure
+
+    async def chain_info(self) -> ChainInfo:
+        await self._meddle("chain_info")
+        return await super().chain_info()
+
+    async def block_hash(self, height: int) -> str | None:
+        await self._meddle("block_hash")
+        return await super().block_hash(height)
+
+    async def raw_block(self, block_hash: str) -> bytes:
+        await self._meddle("raw_block")
+        return await super().raw_block(block_hash)
+
+    async def raw_mempool(self) -> MempoolSnapshot:
+        await self._meddle("raw_mempool")
+        seen = await super().raw_mempool()
+        return MempoolSnapshot(
+            txids=[txid for txid in seen.txids if txid not in self.unlisted], sequence=seen.sequence
+        )
+
+    async def raw_transactions(self, txids: Sequence[str]) -> dict[str, bytes | None]:
+        await self._meddle("raw_transactions")
+        found = await super().raw_transactions(txids)
+        changed: dict[str, bytes | None] = dict.fromkeys(self.unreadable, b"\x02\x00\x00\x00")
+        changed |= dict.fromkeys(self.unfetchable)
+        return found | {txid: raw for txid, raw in changed.items() if txid in found}
+
+    async def mempool_entry(self, txid: str) -> MempoolEntry | None:
+        await self._meddle("mempool_entry")
+        return await super().mempool_entry(txid)
+
+    async def estimate_feerate(self, blocks: int) -> int | None:
+        await self._meddle("estimate_feerate")
+        return await super().estimate_feerate(blocks)
+
+    async def spending_transactions(self, outpoints: Sequence[OutPoint]) -> list[str]:
+        await self._meddle("spending_transactions")
+        return await super().spending_transactions(outpoints)
+
+
+@pytest.fixture
+async def shop(world: RegtestWorld, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
+    on_postgres = getattr(request, "param", "sqlite") == "postgresql"
+    database_url = request.getfixturevalue("postgres_database") if on_postgres else None
+    async with open_shop(world, tmp_path, database_url=database_url) as shop:
+        yield shop
+
+
+@pytest.fixture
+async def buyer(shop: Shop) -> BitWallet:
+    return await BitWallet.create(shop.world, coin_count=4)
+
+
+@pytest.fixture
+async def node(shop: Shop) -> AsyncIterator[MeddledNode]:
+    """Between the shop and its node from now on."""
+    async with MeddledNode(shop.world) as node:
+        shop.node = node
+        shop.restart()
+        await shop.watcher.poll_once()
+        yield node
+
+
+async def paid(shop: Shop, buyer: BitWallet, amount_sat: int = PRICE_SAT) -> tuple[InvoiceRecord, Payment]:
+    """An invoice and a payment to it, seen in the mempool."""
+    record = await shop.invoice()
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, amount_sat)], fee_sat=500)
+    await shop.world.mempool_wait(payment.txid)
+    return await shop.look(record), payment
+
+
+async def presences(shop: Shop, record: InvoiceRecord) -> dict[str, Presence]:
+    return {output.outpoint.txid: output.presence for output in (await shop.load(record)).outputs}
+
+
+# --- the buyer who replaces --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_sat", "then_sat", "inherits"),
+    [
+        (330, PRICE_SAT, False),
+        (PRICE_SAT - 1, PRICE_SAT, False),
+        (PRICE_SAT, PRICE_SAT, True),
+        (PRICE_SAT + 1, PRICE_SAT, True),
+    ],
+)
+async def test_little_money_in_time_buys_no_option_on_the_price(
+    shop: Shop, buyer: BitWallet, first_sat: int, then_sat: int, inherits: bool
+) -> None:
+    shop.offset_s = -60
+    record, payment = await paid(shop, buyer, first_sat)
+    first_seen_at = record.outputs[0].first_seen_at
+    shop.offset_s = 0
+    assert record.address is not None
+    bumped = await buyer.pay([(record.address, then_sat)], fee_sat=5_000, inputs=payment.inputs)
+    await shop.world.mempool_wait(bumped.txid)
+    record = await shop.look(record)
+    then = next(output for output in record.outputs if output.outpoint.txid == bumped.txid)
+    assert (then.first_seen_at == first_seen_at) is inherits
+
+
+async def test_a_payment_to_another_invoice_lends_no_time(shop: Shop, buyer: BitWallet) -> None:
+    shop.offset_s = -60
+    first, payment = await paid(shop, buyer, PRICE_SAT * 2)
+    second = await shop.invoice()
+    shop.offset_s = 0
+    assert second.address is not None
+    moved = await buyer.pay([(second.address, PRICE_SAT)], fee_sat=5_000, inputs=payment.inputs)
+    await shop.world.mempool_wait(moved.txid)
+    second = await shop.look(second)
+    assert second.outputs[0].first_seen_at > first.outputs[0].first_seen_at
+
+
+async def test_a_double_spent_payment_takes_no_last_copy(shop: Shop, buyer: BitWallet) -> None:
+    record, payment = await paid(shop, buyer)
+    assert await shop.database.read(lambda tx: shop.registry.sold(tx, "thing")) == 1
+    stolen = await buyer.pay([(buyer.address, PRICE_SAT)], fee_sat=5_000, inputs=payment.inputs)
+    await shop.world.mempool_wait(stolen.txid)
+    await shop.look(record)
+    assert await shop.database.read(lambda tx: shop.registry.sold(tx, "thing")) == 0
+
+
+async def test_the_first_of_three_rivals_is_mined_after_all(shop: Shop, buyer: BitWallet) -> None:
+    record, first = await paid(shop, buyer)
+    assert record.address is not None
+    for fee_sat in (5_000, 15_000):
+        rival = await buyer.pay([(record.address, PRICE_SAT)], fee_sat=fee_sat, inputs=first.inputs)
+        await shop.world.mempool_wait(rival.txid)
+        record = await shop.look(record)
+        assert record.standing.received_sat == PRICE_SAT
+    await shop.world.mine_exactly([first.raw])
+    record = await shop.look(record)
+    assert record.standing.status is Status.SETTLED
+    assert record.standing.flags == frozenset()
+    placed = await presences(shop, record)
+    assert placed.pop(first.txid) is Presence.BLOCK
+    assert list(placed.values()) == [Presence.GONE, Presence.GONE]
+    assert await shop.balances() == {chain(): -PRICE_MSAT, direct(SELLER): PRICE_MSAT}
+
+
+async def test_a_double_spend_mined_while_we_were_down(shop: Shop, buyer: BitWallet) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    await shop.watcher.look_at([payment.txid])
+    assert (await shop.load(record)).standing.status is Status.SEEN
+
+    shop.restart()
+    rival = await buyer.pay([(buyer.address, PRICE_SAT)], inputs=payment.inputs, broadcast=False)
+    await shop.world.mine_exactly([rival.raw])
+    record = await shop.look(record)
+    assert record.standing.status is Status.OPEN
+    assert await presences(shop, record) == {payment.txid: Presence.GONE}
+
+
+async def test_events_tell_of_a_replacement_that_pays_another_invoice(shop: Shop, buyer: BitWallet) -> None:
+    first, payment = await paid(shop, buyer)
+    second = await shop.invoice()
+    assert second.address is not None
+    moved = await buyer.pay([(second.address, PRICE_SAT)], fee_sat=5_000, inputs=payment.inputs)
+    await shop.world.mempool_wait(moved.txid)
+    await shop.watcher.look_at([moved.txid])
+    assert (await shop.load(first)).standing.status is Status.OPEN
+    assert (await shop.load(second)).standing.status is Status.SEEN
+
+
+# --- the chain that turns ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shop", ["sqlite", "postgresql"], indirect=True)
+async def test_a_reorg_onto_a_double_spend(shop: Shop, buyer: BitWallet) -> None:
+    record, payment = await paid(shop, buyer)
+    rival = await buyer.pay([(buyer.address, PRICE_SAT)], inputs=payment.inputs, broadcast=False)
+    [block] = await shop.world.mine()
+    record = await shop.look(record)
+    assert record.standing.status is Status.SETTLED
+
+    await shop.world.outside.rpc("invalidateblock", block)
+    await shop.world.mine_exactly([rival.raw], sync=False)
+    await shop.world.mine()
+    record = await shop.look(record)
+    assert record.standing.status is Status.OPEN
+    assert record.standing.flags == {Flag.CONFLICTED}
+    assert record.released_at is not None, "what was given out is not forgotten"
+    assert await shop.balances() == {}
+
+
+async def test_a_payment_robbed_twice_stays_robbed_when_one_thief_is_undone(
+    shop: Shop, buyer: BitWallet
+) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    coins = buyer.coins[:2]
+    payment = await buyer.pay([(record.address, PRICE_SAT)], inputs=coins)
+    await shop.world.mempool_wait(payment.txid)
+    await shop.look(record)
+    thieves = [
+        await buyer.pay([(buyer.address, PRICE_SAT)], inputs=[coin], broadcast=False) for coin in coins
+    ]
+    for thief in thieves:
+        await shop.world.mine_exactly([thief.raw])
+    await shop.look(record)
+    await shop.world.reorg(1, drop=[thieves[1].txid])
+    await shop.look(record)
+    assert await presences(shop, record) == {payment.txid: Presence.GONE}
+
+
+async def test_an_event_overtakes_the_poll_that_records_a_reorg(shop: Shop, buyer: BitWallet) -> None:
+    record, payment = await paid(shop, buyer)
+    await shop.world.mine()
+    await shop.look(record)
+    await shop.world.reorg(1, drop=[payment.txid])
+    await shop.world.mempool_wait(payment.txid)
+    await shop.watcher.look_at([payment.txid])
+    record = await shop.look(record)
+    assert record.standing.status is Status.SEEN
+    assert Flag.REORGED in record.standing.flags
+
+
+async def test_a_reorg_during_a_look_is_told_once(shop: Shop, buyer: BitWallet, node: MeddledNode) -> None:
+    record, payment = await paid(shop, buyer)
+    await shop.world.mine()
+    await shop.look(record)
+    before = len(shop.changes)
+    await shop.world.reorg(1, drop=[payment.txid])
+    await shop.world.mempool_wait(payment.txid, node=shop.world.outside)
+    node.before["raw_mempool"] = shop.world.mine
+    record = await shop.look(record)
+    assert record.standing.status is Status.SETTLED
+    assert {after.standing.status for _, after in shop.changes[before:]} <= {Status.SETTLED}
+
+
+async def test_a_block_during_a_look_makes_nothing_missing(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    record, _ = await paid(shop, buyer)
+    node.before["raw_mempool"] = shop.world.mine
+    record = await shop.look(record)
+    assert record.standing.status is Status.SETTLED
+    assert all(Flag.MISSING not in after.standing.flags for _, after in shop.changes)
+
+
+async def test_a_reorg_below_all_that_we_know_is_loud(shop: Shop) -> None:
+    await shop.world.mine(2)
+    await shop.watcher.poll_once()
+    known = await shop.database.read(chain_store.tip)
+    assert known is not None
+    below = delete(tables.blocks).where(tables.blocks.c.height < known.height)
+    await shop.database.write(lambda tx: tx.execute(below))
+    await shop.world.reorg(1)
+    await shop.watcher.poll_once()
+    assert not shop.watcher.condition.online
+    assert "not the node used before" in str(shop.watcher.condition.trouble)
+
+
+async def test_paid_160_blocks_ago(shop: Shop, buyer: BitWallet) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    await shop.world.mine(10)
+    await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mine(150)
+    record = await shop.look(record)
+    assert (record.standing.status, record.standing.depth) == (Status.SETTLED, 150)
+    assert shop.watcher.condition.online
+
+
+async def test_each_of_six_confirmations_is_told_and_none_after(shop: Shop, buyer: BitWallet) -> None:
+    record, _ = await paid(shop, buyer)
+    for _ in range(8):
+        await shop.world.mine()
+        await shop.look(record)
+    assert [after.standing.depth for _, after in shop.changes] == [0, 1, 2, 3, 4, 5, 6]
+    tip = await shop.database.read(chain_store.tip)
+    assert tip is not None
+    moving = await shop.database.read(
+        lambda tx: chain_store.moving(tx, from_height=tip.height - 144, told_from_height=tip.height - 6)
+    )
+    assert moving == set(), "a block costs nothing for what is settled"
+
+
+async def test_a_policy_deeper_than_six_is_followed(shop: Shop, buyer: BitWallet) -> None:
+    record = await shop.invoice(key_at=9)
+    assert record.address is not None
+    await buyer.pay([(record.address, PRICE_SAT)])
+    for _ in range(9):
+        await shop.world.mine()
+        record = await shop.look(record)
+    assert record.standing.status is Status.SETTLED
+    assert record.released_at is not None
+
+
+# --- the node at the worst moment --------------------------------------------------------------------------
+
+
+async def test_an_unreadable_transaction_stops_no_other(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    unreadable = await buyer.pay([(buyer.address, PRICE_SAT)], inputs=buyer.coins[:1])
+    node.unreadable.add(unreadable.txid)
+    payment = await buyer.pay([(record.address, PRICE_SAT)], inputs=buyer.coins[:1])
+    await shop.world.mempool_wait(payment.txid)
+    await shop.watcher.look_at([unreadable.txid])
+    record = await shop.look(record)
+    assert record.standing.status is Status.SEEN
+    assert shop.watcher.condition.online
+
+
+async def test_a_payment_that_left_for_a_moment_is_looked_at_again(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    node.unfetchable.add(payment.txid)
+    await shop.watcher.look_at([payment.txid])
+    assert (await shop.look(record)).standing.status is Status.OPEN
+    node.unfetchable.clear()
+    assert (await shop.look(record)).standing.status is Status.SEEN
+
+
+async def test_a_payment_that_comes_back_during_a_look_is_no_rival_of_itself(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    record, payment = await paid(shop, buyer)
+    node.unlisted.add(payment.txid)
+    record = await shop.look(record)
+    assert record.standing.status is Status.SEEN
+    assert record.standing.flags == frozenset()
+    assert await presences(shop, record) == {payment.txid: Presence.MEMPOOL}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [NodeUnavailable("no answer"), NodeRefused("a method", -1, "no")],
+    ids=["unavailable", "refused"],
+)
+async def test_a_call_that_fails_half_way_costs_time_only(
+    shop: Shop, buyer: BitWallet, node: MeddledNode, failure: Exception
+) -> None:
+    first, lost = await paid(shop, buyer)
+    second = await shop.invoice()
+    assert second.address is not None
+    await shop.world.mine_exactly([])
+    await buyer.pay([(buyer.address, PRICE_SAT)], fee_sat=5_000, inputs=lost.inputs)
+    payment = await buyer.pay([(second.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    for method in (
+        "chain_info",
+        "block_hash",
+        "raw_block",
+        "raw_mempool",
+        "raw_transactions",
+        "mempool_entry",
+        "estimate_feerate",
+        "spending_transactions",
+    ):
+        node.failing[method] = failure
+        await shop.watcher.poll_once()
+        assert not node.failing, f"{method} was not called"
+        assert not shop.watcher.condition.online
+        assert (await shop.load(first)).standing.status is Status.SEEN, "nothing is written by halves"
+        assert (await shop.load(second)).standing.status is Status.OPEN
+    await shop.watcher.poll_once()
+    assert (await shop.load(first)).standing.status is Status.OPEN
+    assert (await shop.load(second)).standing.status is Status.SEEN
+    assert shop.watcher.condition.online
+
+
+# --- many at once ------------------------------------------------------------------------------------------
+
+
+async def test_a_watcher_learns_of_invoices_that_another_process_makes(shop: Shop, buyer: BitWallet) -> None:
+    elsewhere = Watcher(shop.node, shop.database, shop.registry, network="regtest", clock=shop.clock)
+    await elsewhere.poll_once()
+    polled, heard, mined = [await shop.invoice() for _ in range(3)]
+    assert polled.address is not None
+    payment = await buyer.pay([(polled.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    await elsewhere.poll_once()
+    assert (await shop.load(polled)).standing.status is Status.SEEN
+
+    assert heard.address is not None
+    payment = await buyer.pay([(heard.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    await elsewhere.look_at([payment.txid])
+    assert (await shop.load(heard)).standing.status is Status.SEEN
+
+    assert mined.address is not None
+    await buyer.pay([(mined.address, PRICE_SAT)])
+    await shop.world.mine()
+    await elsewhere.poll_once()
+    assert (await shop.load(mined)).standing.status is Status.SETTLED
+
+
+@pytest.mark.parametrize("shop", ["postgresql"], indirect=True)
+async def test_buyers_ask_while_the_watcher_writes(shop: Shop, buyer: BitWallet) -> None:
+    paid_before = [await shop.invoice() for _ in range(3)]
+    await buyer.pay([(str(record.address), PRICE_SAT) for record in paid_before])
+    await shop.world.mine()
+    async with asyncio.TaskGroup() as tasks:
+        made = [tasks.create_task(shop.invoice()) for _ in range(10)]
+        for _ in range(5):
+            tasks.create_task(shop.watcher.poll_once())
+    assert len({task.result().invoice.id for task in made}) == 10
+    for record in paid_before:
+        assert (await shop.load(record)).standing.status is Status.SETTLED
+    assert await shop.balances() == {chain(): -3 * PRICE_MSAT, direct(SELLER): 3 * PRICE_MSAT}
