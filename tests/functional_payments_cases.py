@@ -22,9 +22,14 @@ from tests.money_shop import PRICE_SAT, SELLER, Shop, open_shop
 PRICE_MSAT = PRICE_SAT * 1000
 
 
+ON_BOTH_DATABASES = pytest.mark.parametrize("shop", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-async def shop(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_shop(world, tmp_path) as shop:
+async def shop(world: RegtestWorld, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
+    on_postgres = getattr(request, "param", "sqlite") == "postgresql"
+    database_url = request.getfixturevalue("postgres_database") if on_postgres else None
+    async with open_shop(world, tmp_path, database_url=database_url) as shop:
         yield shop
 
 
@@ -56,6 +61,7 @@ async def seen(shop: Shop, record: InvoiceRecord, txid: str) -> InvoiceRecord:
     return await shop.look(record)
 
 
+@ON_BOTH_DATABASES
 async def test_paid_in_full(shop: Shop, buyer: BitWallet) -> None:
     record = await shop.invoice(key_at=2)
     assert (await shop.look(record)).standing.status is Status.OPEN
@@ -99,6 +105,7 @@ async def test_underpaid_and_topped_up(shop: Shop, buyer: BitWallet) -> None:
     assert await shop.balances() == {chain(): -PRICE_MSAT, direct(SELLER): PRICE_MSAT}
 
 
+@ON_BOTH_DATABASES
 async def test_overpaid(shop: Shop, buyer: BitWallet) -> None:
     record = await shop.invoice()
     payment = await buyer.pay([(address_of(record), PRICE_SAT + 7_000)])
@@ -187,6 +194,7 @@ async def test_our_outage_moves_the_deadline(own_shop: Shop, own_buyer: BitWalle
     assert len(record.invoice.terms) == 1
 
 
+@ON_BOTH_DATABASES
 async def test_fee_bump_that_still_pays(shop: Shop, buyer: BitWallet) -> None:
     record = await shop.invoice()
     payment = await buyer.pay([(address_of(record), PRICE_SAT)], fee_sat=500)
@@ -252,6 +260,7 @@ async def test_evicted_and_resubmitted(own_shop: Shop, own_buyer: BitWallet) -> 
     )
 
 
+@ON_BOTH_DATABASES
 async def test_reorg_after_settling_and_back(shop: Shop, buyer: BitWallet) -> None:
     record = await shop.invoice()
     payment = await buyer.pay([(address_of(record), PRICE_SAT)])
