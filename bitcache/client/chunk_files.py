@@ -9,6 +9,7 @@ All methods block: call them in threads. Different chunks may be put at the same
 """
 
 import os
+import threading
 from typing import Protocol
 
 from bitcache.client.errors import FileAltered
@@ -25,6 +26,7 @@ from storage.errors import (
 from storage.stream import Bytes, ContentCipher
 
 _HERE = b"\x01"
+_thread = threading.local()
 
 
 class ChunkSink(Protocol):
@@ -169,11 +171,12 @@ class PlainFile:
         last = index == self._source.chunk_count - 1
         try:
             self._verifier.check(index, chunk)
-            plaintext = self._cipher.open_chunk(index, chunk, last=last)
+            plaintext = _scratch()
+            length = self._cipher.open_chunk_into(index, chunk, plaintext, last=last)
         except (DigestMismatch, ChunkAuthenticationFailed, HeaderInvalid) as exc:
             raise FileAltered(self._source.path, exc) from exc
         offset, _ = stream.plaintext_span(index, self._source.cipher_bytes)
-        self._mapped.write(index, offset, plaintext)
+        self._mapped.write(index, offset, plaintext[:length])
 
     def recheck(self) -> None:
         """Forget every claimed chunk that is not on disk as it should be: sealed again it has its digest."""
@@ -203,6 +206,14 @@ class PlainFile:
         except DigestMismatch:
             return False
         return True
+
+
+def _scratch() -> memoryview:
+    """1 MiB that this thread uses again and again: fresh memory costs more than decrypting into it."""
+    if not hasattr(_thread, "scratch"):
+        _thread.scratch = memoryview(bytearray(stream.CHUNK_SIZE_BYTES))
+    scratch: memoryview = _thread.scratch
+    return scratch
 
 
 def _pwrite_all(descriptor: int, octets: Bytes, offset: int) -> None:

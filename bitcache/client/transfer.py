@@ -118,7 +118,8 @@ class Transfer:
                 if not await pauses.wait():
                     raise unreachable(self._api.base_url, exc) from exc
 
-    async def _chunks(self, file: ParcelFile, first: int, end: int) -> AsyncIterator[tuple[int, bytes]]:
+    async def _chunks(self, file: ParcelFile, first: int, end: int) -> AsyncIterator[tuple[int, memoryview]]:
+        """Each chunk in turn, in one buffer that the next one overwrites."""
         start = first * stream.CHUNK_SIZE_BYTES
         stop = min(end * stream.CHUNK_SIZE_BYTES, file.cipher_bytes)
         path = f"/offers/{self._offer_id}/files/{file.file_id}/content"
@@ -128,15 +129,34 @@ class Transfer:
             authorization=f"Bearer {await self._grant.token()}",
         ) as response:
             _check_range(response, start=start, stop=stop, size_bytes=file.cipher_bytes)
-            for index in range(first, end):
-                _, length = stream.chunk_span(index, file.cipher_bytes)
-                try:
-                    yield index, await response.content.readexactly(length)
-                except asyncio.IncompleteReadError as exc:
-                    raise ServerAnswerWrong("The server sent fewer bytes than it announced.") from exc
-            if await response.content.readany():
-                response.close()
-                raise ServerAnswerWrong("The server sent more bytes than were asked for.")
+            buffer = memoryview(bytearray(stream.CHUNK_SIZE_BYTES))
+            index, filled = first, 0
+            _, length = stream.chunk_span(index, file.cipher_bytes)
+            async for piece in _pieces(response):
+                while piece:
+                    if index == end:
+                        response.close()
+                        raise ServerAnswerWrong("The server sent more bytes than were asked for.")
+                    taken = min(len(piece), length - filled)
+                    buffer[filled : filled + taken] = piece[:taken]
+                    piece, filled = piece[taken:], filled + taken
+                    if filled == length:
+                        yield index, buffer[:length]
+                        index, filled = index + 1, 0
+                        if index < end:
+                            _, length = stream.chunk_span(index, file.cipher_bytes)
+            if index != end:
+                raise ServerAnswerWrong("The server sent fewer bytes than it announced.")
+
+
+async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[memoryview]:
+    """The body in the pieces in which it came: joining them first would cost a copy of everything."""
+    while True:
+        piece, end_of_http_chunk = await response.content.readchunk()
+        if piece:
+            yield memoryview(piece)
+        elif not end_of_http_chunk:
+            return
 
 
 def _check_range(response: aiohttp.ClientResponse, *, start: int, stop: int, size_bytes: int) -> None:
