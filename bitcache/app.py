@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 DRAIN_S = 30
 """How long answers under way may take to end at shutdown."""
 HEADER_BYTES_MAX = 16 * 1024
+READ_BUFFER_BYTES = 512 * 1024
+"""Of a body, before its sender is paused: more pauses cost more than the memory."""
 
 
 def make_app(services: Services) -> web.Application:
@@ -107,6 +109,7 @@ async def _site(services: Services) -> AsyncIterator[None]:
         make_app(services),
         access_log=None,
         shutdown_timeout=DRAIN_S,
+        read_bufsize=READ_BUFFER_BYTES,
         max_line_size=HEADER_BYTES_MAX,
         max_field_size=HEADER_BYTES_MAX,
     )
