@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,48 @@ from storage import base64url, keys
 from storage.errors import MetadataAuthenticationFailed, MetadataInvalid, PathRefused, ReleaseSecretWrong
 from storage.metadata import open_metadata, seal_metadata
 from tests.client_shop import Shop, open_shop, tree
+from tests.functional_client_crash import bitcache
 from tests.hostile_server import Answered, Lie, altered, lying, rewritten
 
+# One honest server and one parcel for all lies.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest_asyncio.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with open_shop(tmp_path) as shop:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
+    async with open_shop(tmp_path_factory.mktemp("shop")) as shop:
         yield shop
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def link(shop: Shop) -> Link:
     return await shop.sell(shop.files())
 
 
-async def fetch_from_liar(shop: Shop, link: Link, lies: dict[str, Lie]) -> None:
-    """Download through the liar; whatever it raises, no file may be there under its final name."""
-    output = shop.folder / "out"
-    try:
-        async with lying(shop.server.url, lies) as url:
-            await shop.fetch(replace(link, server=url), output)
-    finally:
-        finished = (
-            {path for path in tree(output) if not path.startswith(".bitcache-")} if output.exists() else set()
-        )
-        assert not finished
-        assert not (shop.folder / "evil").exists()
+@dataclass
+class Buyer:
+    """One who trusts the wrong server, in an empty folder."""
+
+    shop: Shop
+    link: Link
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    async def fetch(self, lies: dict[str, Lie]) -> None:
+        """Download through the liar; whatever it raises, no file may be there under its final name."""
+        try:
+            async with lying(self.shop.server.url, lies) as url:
+                await self.shop.fetch(replace(self.link, server=url), self.output)
+        finally:
+            assert not [path for path in tree(self.folder) if not path.startswith("out/.bitcache-")]
+
+
+@pytest.fixture
+def buyer(shop: Shop, link: Link, tmp_path: Path) -> Buyer:
+    return Buyer(shop, link, tmp_path)
 
 
 def flip_a_bit(octets: bytes) -> bytes:
@@ -122,10 +138,10 @@ def both(change: Callable[[Any], None]) -> dict[str, Lie]:
     ],
 )
 async def test_what_differs_from_the_description_is_refused(
-    shop: Shop, link: Link, lies: dict[str, Lie], kind: str
+    buyer: Buyer, lies: dict[str, Lie], kind: str
 ) -> None:
     with pytest.raises(ParcelAltered) as refusal:
-        await fetch_from_liar(shop, link, lies)
+        await buyer.fetch(lies)
     assert refusal.value.kind == kind
 
 
@@ -142,35 +158,31 @@ async def test_what_differs_from_the_description_is_refused(
         pytest.param(both(point_twins_at_one_file), "RootMismatch", id="another file's bytes and digests"),
     ],
 )
-async def test_altered_files_are_refused_by_name(
-    shop: Shop, link: Link, lies: dict[str, Lie], kind: str
-) -> None:
+async def test_altered_files_are_refused_by_name(buyer: Buyer, lies: dict[str, Lie], kind: str) -> None:
     with pytest.raises(FileAltered) as refusal:
-        await fetch_from_liar(shop, link, lies)
+        await buyer.fetch(lies)
     assert refusal.value.kind == kind
 
 
-async def test_another_release_secret_is_refused(shop: Shop, link: Link) -> None:
+async def test_another_release_secret_is_refused(buyer: Buyer) -> None:
     secret = base64url.encode(keys.new_secret())
     with pytest.raises(ReleaseSecretWrong):
-        await fetch_from_liar(
-            shop, link, {"claim": altered(lambda claim: claim.update(release_secret=secret))}
-        )
+        await buyer.fetch({"claim": altered(lambda claim: claim.update(release_secret=secret))})
 
 
-async def test_altered_metadata_is_refused(shop: Shop, link: Link) -> None:
+async def test_altered_metadata_is_refused(buyer: Buyer) -> None:
     def alter(document: dict[str, Any]) -> None:
         document["metadata"] = base64url.encode(flip_a_bit(base64url.decode(document["metadata"])))
 
     with pytest.raises(MetadataAuthenticationFailed):
-        await fetch_from_liar(shop, link, {"offer": altered(alter)})
+        await buyer.fetch({"offer": altered(alter)})
 
 
-async def test_another_description_after_paying_is_refused(shop: Shop, link: Link) -> None:
+async def test_another_description_after_paying_is_refused(buyer: Buyer) -> None:
     """Server and seller in league: the description is genuine, but not the one that was shown before."""
 
     def alter(document: dict[str, Any]) -> None:
-        metadata = open_metadata(link.link_secret, base64url.decode(document["metadata"]))
+        metadata = open_metadata(buyer.link.link_secret, base64url.decode(document["metadata"]))
         metadata = type(metadata)(
             title="Something else",
             note=metadata.note,
@@ -179,10 +191,10 @@ async def test_another_description_after_paying_is_refused(shop: Shop, link: Lin
             release_commitment=metadata.release_commitment,
             key_check=metadata.key_check,
         )
-        document["metadata"] = base64url.encode(seal_metadata(link.link_secret, metadata))
+        document["metadata"] = base64url.encode(seal_metadata(buyer.link.link_secret, metadata))
 
     with pytest.raises(ParcelAltered) as refusal:
-        await fetch_from_liar(shop, link, {"claim": altered(alter)})
+        await buyer.fetch({"claim": altered(alter)})
     assert refusal.value.kind == "description-changed"
 
 
@@ -204,20 +216,20 @@ def sealed_by_hand(link_secret: bytes, change: Callable[[dict[str, Any]], None])
     "path",
     ["../evil", "/tmp/evil", "a/../../evil", "..\\evil", "C:evil", "nul.txt", "e\x1b[31mvil", "\u202eevil"],
 )
-async def test_a_seller_cannot_lead_the_buyer_out_of_the_folder(shop: Shop, link: Link, path: str) -> None:
+async def test_a_seller_cannot_lead_the_buyer_out_of_the_folder(buyer: Buyer, path: str) -> None:
     def change(description: dict[str, Any]) -> None:
         description["files"][0]["path"] = path
 
     with pytest.raises(PathRefused):
-        await fetch_from_liar(shop, link, both(sealed_by_hand(link.link_secret, change)))
+        await buyer.fetch(both(sealed_by_hand(buyer.link.link_secret, change)))
 
 
-async def test_a_title_that_commands_the_terminal_is_refused(shop: Shop, link: Link) -> None:
+async def test_a_title_that_commands_the_terminal_is_refused(buyer: Buyer) -> None:
     def change(description: dict[str, Any]) -> None:
         description["title"] = "\x1b]0;owned\x07"
 
     with pytest.raises(MetadataInvalid):
-        await fetch_from_liar(shop, link, both(sealed_by_hand(link.link_secret, change)))
+        await buyer.fetch(both(sealed_by_hand(buyer.link.link_secret, change)))
 
 
 async def endless(request: web.Request, answered: Answered) -> web.StreamResponse:
@@ -234,25 +246,25 @@ async def endless(request: web.Request, answered: Answered) -> web.StreamRespons
 
 
 @pytest.mark.parametrize("kind", ["offer", "claim", "digests", "content"])
-async def test_endless_answers_are_cut_off(shop: Shop, link: Link, kind: str) -> None:
+async def test_endless_answers_are_cut_off(buyer: Buyer, kind: str) -> None:
     with pytest.raises(ServerAnswerWrong):
-        await fetch_from_liar(shop, link, {kind: endless})
+        await buyer.fetch({kind: endless})
 
 
 @pytest.mark.parametrize("kind", ["offer", "claim", "digests", "content"])
-async def test_redirects_are_refused_and_no_token_follows_them(shop: Shop, link: Link, kind: str) -> None:
+async def test_redirects_are_refused_and_no_token_follows_them(buyer: Buyer, kind: str) -> None:
     elsewhere: list[str] = []
 
     async def catch(request: web.Request, answered: Answered) -> None:
         elsewhere.append(request.path)
 
-    async with lying(shop.server.url, {kind: catch}) as other_url:
+    async with lying(buyer.shop.server.url, {kind: catch}) as other_url:
 
         async def send_there(request: web.Request, answered: Answered) -> web.StreamResponse:
             return web.Response(status=307, headers={"Location": f"{other_url}{request.path}"})
 
         with pytest.raises(ServerAnswerWrong):
-            await fetch_from_liar(shop, link, {kind: send_there})
+            await buyer.fetch({kind: send_there})
     assert not elsewhere
 
 
@@ -271,36 +283,55 @@ async def nothing_there(request: web.Request, answered: Answered) -> None:
 
 
 @pytest.mark.parametrize("lie", [another_range, whole_file_instead, nothing_there])
-async def test_other_bytes_than_asked_for_are_refused(shop: Shop, link: Link, lie: Lie) -> None:
+async def test_other_bytes_than_asked_for_are_refused(buyer: Buyer, lie: Lie) -> None:
     with pytest.raises(ServerAnswerWrong):
-        await fetch_from_liar(shop, link, {"content": lie})
+        await buyer.fetch({"content": lie})
 
 
-async def test_a_symbolic_link_in_the_target_is_not_followed(shop: Shop, link: Link) -> None:
-    outside, output = shop.folder / "outside", shop.folder / "out"
+async def test_a_symbolic_link_in_the_target_is_not_followed(buyer: Buyer) -> None:
+    outside = buyer.folder / "outside"
     outside.mkdir()
-    output.mkdir()
-    (output / "goods").symlink_to(outside)
+    buyer.output.mkdir()
+    (buyer.output / "goods").symlink_to(outside)
     with pytest.raises(TargetUnsafe):
-        await shop.fetch(link, output)
+        await buyer.shop.fetch(buyer.link, buyer.output)
     assert not tree(outside)
 
 
-async def test_a_symbolic_link_as_target_is_not_written_through(shop: Shop, link: Link) -> None:
-    outside, output = shop.folder / "outside", shop.folder / "out"
-    (output / "goods").mkdir(parents=True)
+async def test_a_symbolic_link_as_target_is_not_written_through(buyer: Buyer) -> None:
+    outside, goods = buyer.folder / "outside", buyer.output / "goods"
+    goods.mkdir(parents=True)
     outside.write_bytes(b"mine")
-    (output / "goods" / "one.bin").symlink_to(outside)
+    (goods / "one.bin").symlink_to(outside)
     with pytest.raises(TargetExists):
-        await shop.fetch(link, output)
-    await shop.fetch(link, output, force=True)
+        await buyer.shop.fetch(buyer.link, buyer.output)
+    await buyer.shop.fetch(buyer.link, buyer.output, force=True)
     assert outside.read_bytes() == b"mine"
-    assert tree(output / "goods") == tree(shop.folder / "goods")
+    assert tree(goods) == tree(buyer.shop.folder / "goods")
 
 
-async def test_the_liar_without_lies_is_honest(shop: Shop, link: Link) -> None:
+async def test_a_server_that_commands_the_terminal_is_not_obeyed(buyer: Buyer) -> None:
+    """The seller's name is the server's word, shown by `get`; so are the words of its problems."""
+    evil = "\x1b]0;owned\x07\x1b[2J\u202eevil\r\n"
+
+    async def refuse(request: web.Request, answered: Answered) -> None:
+        answered.status = 410
+        answered.headers["Content-Type"] = "application/problem+json"
+        problem = {"type": f"/problems/{evil}", "title": evil, "status": 410, "detail": evil}
+        answered.body = json.dumps(problem).encode()
+
+    lies = {"offer": altered(lambda offer: offer.update(seller_name=evil)), "buy": refuse}
+    async with lying(buyer.shop.server.url, lies) as url:
+        process = await bitcache(buyer.folder, "get", str(replace(buyer.link, server=url)))
+        out, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"evil" in err
+    shown = (out + err).decode()
+    assert not set(shown) & set("\x1b\x07\r\u202e")
+
+
+async def test_the_liar_without_lies_is_honest(buyer: Buyer) -> None:
     """Else the cases above would prove nothing."""
-    output = shop.folder / "out"
-    async with lying(shop.server.url, {}) as url:
-        await shop.fetch(replace(link, server=url), output)
-    assert tree(output / "goods") == tree(shop.folder / "goods")
+    async with lying(buyer.shop.server.url, {}) as url:
+        await buyer.shop.fetch(replace(buyer.link, server=url), buyer.output)
+    assert tree(buyer.output / "goods") == tree(buyer.shop.folder / "goods")
