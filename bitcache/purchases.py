@@ -15,6 +15,7 @@ from msgspec import json
 from sqlalchemy import func, select
 
 from bitcache.access import Access, grant_of
+from bitcache.api.rate_limits import RateLimit
 from bitcache.api.wire import InvoiceSummary, InvoiceView
 from bitcache.config import Config
 from bitcache.errors import NodeOffline, OfferUnavailable, SellerNotPayable, TakenDown, TooManyOpenInvoices
@@ -36,6 +37,8 @@ REFERENCE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Without the characters that people confuse when they read them to each other."""
 ADDRESS_ATTEMPTS_MAX = 5
 CLIENTS_REMEMBERED_MAX = 100_000
+REQUESTS_PER_MINUTE = 120
+"""Per client. Free invoices are under no cap of unpaid ones, and every invoice stays for ever."""
 INVOICES_REMEMBERED_MAX = 200
 """Per client, the newest; far more than may be unpaid at once."""
 
@@ -71,13 +74,16 @@ class Purchases:
         self._watcher = watcher
         self._clock = clock
         self._clients = _ClientInvoices()
+        self._requests = RateLimit(count=REQUESTS_PER_MINUTE, period_s=60)
 
     async def buy(self, offer_id: str, claim_hash: bytes, client: str) -> Purchase:
         """The invoice for `claim_hash` (32 bytes) on this offer, made now unless it exists.
 
         `client` is whose cap of unpaid invoices counts: an address, or any other name of who asks.
-        Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices.
+        Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices,
+        TooManyRequests.
         """
+        self._requests.check(client)
         with self._clients.asking(client) as asker:
             record, created = await self._bought(offer_id, claim_hash, asker)
             if created and record.address:

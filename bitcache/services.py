@@ -39,6 +39,7 @@ from storage.local import LocalBlobStore
 from storage.ports import BlobStore
 
 REGISTRATIONS_PER_HOUR = 10
+CLAIMS_PER_MINUTE = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class Services:
     sweep: Sweep
     offers: Offers
     registration_limit: RateLimit
+    claim_limit: RateLimit
     part_buffers: PartBuffers
     grants: GrantBook
     claims: Claims
@@ -155,6 +157,7 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),
             offers=Offers(config=config, sold=registry.sold),
             registration_limit=RateLimit(count=REGISTRATIONS_PER_HOUR, period_s=3600),
+            claim_limit=RateLimit(count=CLAIMS_PER_MINUTE, period_s=60),
             metrics=Metrics(),
             stopping=stopping,
         )

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select, update
 
+from bitcache import purchases, services
 from bitcache.api.client_address import client_address
 from bitcache.db.tables import accounts, offers
 from bitcache.purchases import new_reference
@@ -349,6 +350,21 @@ async def test_unpaid_invoices_are_capped_by_client_even_at_once(world: RegtestW
             pass
         assert await _count_invoices(till) == 3
         assert await refusal(till, sold) == (429, "too-many-invoices")
+
+
+async def test_asking_and_claiming_have_a_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purchases, "REQUESTS_PER_MINUTE", 5)
+    monkeypatch.setattr(services, "CLAIMS_PER_MINUTE", 5)
+    async with open_nodeless_till(tmp_path) as till:
+        sold = await till.offer(price_sat=0)
+        bought = await till.buy(sold)
+        asked, claimed = [], []
+        for _ in range(10):
+            async with till.ask(sold, bought.claim_secret) as answer:
+                asked.append(answer.status)
+            claimed.append((await till.claim(bought, secret=bytes(32)))[0])
+        assert (asked[0], asked[-1], set(asked)) == (200, 429, {200, 429})
+        assert (claimed[0], claimed[-1], set(claimed)) == (403, 429, {403, 429})
 
 
 async def test_unpaid_invoices_are_capped_by_seller(world: RegtestWorld, tmp_path: Path) -> None:

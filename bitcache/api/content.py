@@ -161,6 +161,7 @@ CONTENT_PROBLEMS = (
     "payment-unconfirmed",
     "offer-unavailable",
     "too-many-invoices",
+    "too-many-requests",
     "seller-not-payable",
     "node-offline",
     "grant-suspended",

@@ -41,6 +41,7 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 
 async def claim_invoice(call: Call) -> Answer:
+    call.services.claim_limit.check(client_of(call))
     return Answer(200, await call.services.claims.claim(call.path("invoice_id"), _claim_secret(call)))
 
 
@@ -95,6 +96,7 @@ ROUTES = (
             "seller-not-payable",
             "offer-unavailable",
             "too-many-invoices",
+            "too-many-requests",
             "taken-down",
             "node-offline",
             "descriptor-invalid",
@@ -128,7 +130,7 @@ ROUTES = (
         summary="A grant token and, when the payment allows it, the release secret",
         request=ClaimRequest,
         responses={200: ClaimView},
-        problems=("not-found", "claim-refused", "credential-invalid", "taken-down"),
+        problems=("not-found", "claim-refused", "too-many-requests", "credential-invalid", "taken-down"),
         request_headers=(Header("Authorization", "`Payment ...`, in place of `claim_secret`"),),
     ),
     Route(
