@@ -15,7 +15,7 @@ from sqlalchemy import delete
 
 from payments import chain_store, tables
 from payments.bitcoind import Bitcoind, MempoolEntry, MempoolSnapshot
-from payments.errors import NodeRefused, NodeUnavailable
+from payments.errors import InvoiceNotRenewable, NodeRefused, NodeUnavailable
 from payments.invoice import Flag, OutPoint, Status
 from payments.ledger import chain, direct
 from payments.node_fitness import ChainInfo
@@ -39,6 +39,7 @@ class MeddledNode(Bitcoind):
         self.unreadable: set[str] = set()
         self.unfetchable: set[str] = set()
         self.unlisted: set[str] = set()
+        self.feerate_sat_kvb: int | None = None
 
     async def _meddle(self, method: str) -> None:
         if (hook := self.before.pop(method, None)) is not None:
@@ -78,7 +79,7 @@ class MeddledNode(Bitcoind):
 
     async def estimate_feerate(self, blocks: int) -> int | None:
         await self._meddle("estimate_feerate")
-        return await super().estimate_feerate(blocks)
+        return self.feerate_sat_kvb or await super().estimate_feerate(blocks)
 
     async def spending_transactions(self, outpoints: Sequence[OutPoint]) -> list[str]:
         await self._meddle("spending_transactions")
@@ -212,6 +213,107 @@ async def test_events_tell_of_a_replacement_that_pays_another_invoice(shop: Shop
     await shop.watcher.look_at([moved.txid])
     assert (await shop.load(first)).standing.status is Status.OPEN
     assert (await shop.load(second)).standing.status is Status.SEEN
+
+
+async def test_unconfirmed_parents_make_a_payment_unfit_for_prefetch(shop: Shop, buyer: BitWallet) -> None:
+    record, payment = await paid(shop, buyer)
+    assert record.prefetch_fit
+    child_of_payment = await shop.invoice()
+    assert child_of_payment.address is not None
+    assert payment.change is not None
+    child = await buyer.pay([(child_of_payment.address, PRICE_SAT)], inputs=[payment.change])
+    await shop.world.mempool_wait(child.txid)
+    record = await shop.look(child_of_payment)
+    assert record.standing.status is Status.SEEN
+    assert not record.prefetch_fit
+
+    # The parent is replaced: our node sees the child go, and no more.
+    stolen = await buyer.pay([(buyer.address, PRICE_SAT)], fee_sat=15_000, inputs=payment.inputs)
+    await shop.world.mempool_wait(stolen.txid)
+    record = await shop.look(record)
+    assert Flag.MISSING in record.standing.flags
+    assert not record.standing.covered_now, "nothing new is given for it"
+    await shop.world.mine()
+    assert Presence.MISSING in (await presences(shop, record)).values()
+    assert await shop.balances() == {}
+
+
+@pytest.mark.parametrize("fair", [True, False])
+async def test_a_low_feerate_makes_a_payment_unfit_for_prefetch(
+    shop: Shop, buyer: BitWallet, node: MeddledNode, fair: bool
+) -> None:
+    node.feerate_sat_kvb = 1_500 if fair else 15_000  # a payment of 500 sat for some 220 vbytes has 2,200
+    record, _ = await paid(shop, buyer)
+    assert record.prefetch_fit is fair
+
+
+# --- the buyer and the clock -------------------------------------------------------------------------------
+
+
+async def let_the_price_run_out(shop: Shop) -> None:
+    """Our clock goes on, the node's does not; nobody was looking away."""
+    shop.offset_s += shop.hold_s + 60
+    now = shop.clock()
+    beat = tables.watcher_state.update().values(beat_at=now, online_at=now)
+    await shop.database.write(lambda tx: tx.execute(beat))
+
+
+@pytest.mark.parametrize("mined", [False, True], ids=["in the mempool", "in a block"])
+async def test_in_time_by_the_node_though_we_look_late(shop: Shop, buyer: BitWallet, mined: bool) -> None:
+    record = await shop.invoice()
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    if mined:
+        await shop.world.mine()
+    await let_the_price_run_out(shop)
+    record = await shop.look(record)
+    assert record.standing.covered
+    assert Flag.LATE not in record.standing.flags
+    assert len(record.invoice.terms) == 1
+
+
+async def test_time_alone_ends_an_invoice_and_the_buyer_may_renew_it(shop: Shop, buyer: BitWallet) -> None:
+    record = await shop.invoice()
+
+    async def renewed() -> InvoiceRecord:
+        now = shop.clock()
+        return await shop.database.write(lambda tx: shop.registry.renew(tx, record.invoice.id, now=now))
+
+    async def open_unpaid() -> int:
+        return await shop.database.read(lambda tx: shop.registry.open_unpaid(tx, SELLER))
+
+    with pytest.raises(InvoiceNotRenewable, match="still holds its price"):
+        await renewed()
+    assert await open_unpaid() == 1
+    await let_the_price_run_out(shop)
+    before = len(shop.changes)
+    await shop.watcher.poll_once()
+    assert [after.standing.status for _, after in shop.changes[before:]] == [Status.EXPIRED]
+    assert await open_unpaid() == 0
+
+    record = await renewed()
+    assert (record.standing.status, len(record.invoice.terms)) == (Status.OPEN, 2)
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    await shop.look(record)
+    with pytest.raises(InvoiceNotRenewable, match="is paid"):
+        await renewed()
+
+
+async def test_a_cancelled_invoice_is_watched_all_the_same(shop: Shop, buyer: BitWallet) -> None:
+    record = await shop.invoice()
+    now = shop.clock()
+    record = await shop.database.write(lambda tx: shop.registry.cancel(tx, record.invoice.id, now=now))
+    assert record.standing.status is Status.CANCELLED
+    with pytest.raises(InvoiceNotRenewable, match="cancelled"):
+        await shop.database.write(lambda tx: shop.registry.renew(tx, record.invoice.id, now=now))
+    shop.restart()
+    assert record.address is not None
+    payment = await buyer.pay([(record.address, PRICE_SAT)])
+    await shop.world.mempool_wait(payment.txid)
+    assert (await shop.look(record)).standing.status is Status.SEEN
 
 
 # --- the chain that turns ----------------------------------------------------------------------------------
@@ -411,6 +513,9 @@ async def test_a_call_that_fails_half_way_costs_time_only(
         await shop.watcher.poll_once()
         assert not node.failing, f"{method} was not called"
         assert not shop.watcher.condition.online
+        state = await shop.database.read(chain_store.watcher_state_of)
+        assert state is not None
+        assert state.trouble is not None, "other processes read it there"
         assert (await shop.load(first)).standing.status is Status.SEEN, "nothing is written by halves"
         assert (await shop.load(second)).standing.status is Status.OPEN
     await shop.watcher.poll_once()
