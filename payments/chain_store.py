@@ -281,8 +281,8 @@ async def add_payment(
                     txid=payment.txid, previous_txid=previous.txid, previous_vout=previous.vout
                 )
             )
-    elif height is None and known.height is not None:
-        # The node has taken its block off the chain since our last look: the poll that records this moves it.
+    elif height is None and (known.height is not None or known.conflict_height is not None):
+        # The node has taken that block off the chain since our last look: the poll that records it is first.
         return set()
     else:
         await tx.execute(
@@ -291,7 +291,6 @@ async def add_payment(
             .values(
                 presence=presence,
                 height=height,
-                conflict_height=None,
                 reorged=known.reorged and height is None,
             )
         )

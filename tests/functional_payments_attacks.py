@@ -17,7 +17,7 @@ from payments import chain_store, tables
 from payments.bitcoind import Bitcoind, MempoolEntry, MempoolSnapshot
 from payments.errors import InvoiceNotRenewable, NodeRefused, NodeUnavailable
 from payments.invoice import Flag, OutPoint, Status
-from payments.ledger import chain, direct
+from payments.ledger import chain, direct, owed
 from payments.node_fitness import ChainInfo
 from payments.outputs import Presence
 from payments.records import InvoiceRecord
@@ -273,6 +273,12 @@ async def test_in_time_by_the_node_though_we_look_late(shop: Shop, buyer: BitWal
     assert len(record.invoice.terms) == 1
 
 
+async def test_while_nobody_looks_no_price_runs_out(shop: Shop) -> None:
+    record = await shop.invoice()
+    shop.offset_s += shop.hold_s + 60
+    assert (await shop.load(record)).standing.status is Status.OPEN
+
+
 async def test_time_alone_ends_an_invoice_and_the_buyer_may_renew_it(shop: Shop, buyer: BitWallet) -> None:
     record = await shop.invoice()
 
@@ -355,6 +361,9 @@ async def test_a_payment_robbed_twice_stays_robbed_when_one_thief_is_undone(
     await shop.world.reorg(1, drop=[thieves[1].txid])
     await shop.look(record)
     assert await presences(shop, record) == {payment.txid: Presence.GONE}
+    # Without either thief it concerns its invoice again, wherever it is found.
+    assert await shop.database.write(lambda tx: chain_store.disconnect_above(tx, 0)) == {record.invoice.id}
+    assert await presences(shop, record) == {payment.txid: Presence.MISSING}
 
 
 async def test_an_event_overtakes_the_poll_that_records_a_reorg(shop: Shop, buyer: BitWallet) -> None:
@@ -439,6 +448,18 @@ async def test_a_policy_deeper_than_six_is_followed(shop: Shop, buyer: BitWallet
         record = await shop.look(record)
     assert record.standing.status is Status.SETTLED
     assert record.released_at is not None
+
+
+async def test_new_coins_to_a_settled_invoice_ripen(shop: Shop, buyer: BitWallet) -> None:
+    record, _ = await paid(shop, buyer)
+    await shop.world.mine(1, to=record.address)
+    assert (await shop.look(record)).standing.status is Status.SETTLED
+    await shop.world.mine(10)
+    await shop.look(record)
+    assert owed(record.invoice.id) not in await shop.balances()
+    await shop.world.mine(89)
+    await shop.look(record)
+    assert (await shop.balances())[owed(record.invoice.id)] > 0
 
 
 # --- the node at the worst moment --------------------------------------------------------------------------
