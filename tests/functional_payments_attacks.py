@@ -343,6 +343,24 @@ async def test_a_reorg_onto_a_double_spend(shop: Shop, buyer: BitWallet) -> None
     assert await shop.balances() == {}
 
 
+async def test_the_first_of_two_branches_wins_after_all(shop: Shop, buyer: BitWallet) -> None:
+    record, _ = await paid(shop, buyer)
+    [first] = await shop.world.mine()
+    await shop.look(record)
+    outside = shop.world.outside
+    await outside.rpc("invalidateblock", first)
+    second = await shop.world.mine_exactly([], sync=False)
+    await shop.world.mine_exactly([])
+    assert (await shop.look(record)).standing.status is Status.SEEN
+
+    await outside.rpc("invalidateblock", second)
+    await outside.rpc("reconsiderblock", first)
+    await shop.world.mine(3)
+    record = await shop.look(record)
+    assert (record.standing.status, record.standing.depth) == (Status.SETTLED, 4)
+    assert await shop.balances() == {chain(): -PRICE_MSAT, direct(SELLER): PRICE_MSAT}
+
+
 async def test_a_payment_robbed_twice_stays_robbed_when_one_thief_is_undone(
     shop: Shop, buyer: BitWallet
 ) -> None:
