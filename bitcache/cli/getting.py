@@ -157,7 +157,8 @@ class Get:
             self._say(f"File    {printable(file.path)}  {show_size(file.plain_bytes)}")
         if len(parcel.files) > LINES_SHOWN_MAX:
             self._say(f"        and {len(parcel.files) - LINES_SHOWN_MAX} more")
-        self._say(f"Size    {show_size(parcel.plain_bytes)} in {len(parcel.files)} files")
+        count = len(parcel.files)
+        self._say(f"Size    {show_size(parcel.plain_bytes)} in {count} file{'' if count == 1 else 's'}")
 
     def _show_receipt(self, purchase: Purchase) -> None:
         """Before the address: who pays must already hold what the payment is worth."""
