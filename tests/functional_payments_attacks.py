@@ -468,6 +468,18 @@ async def test_a_policy_deeper_than_six_is_followed(shop: Shop, buyer: BitWallet
     assert record.released_at is not None
 
 
+async def test_an_operator_who_shortens_the_chain_lowers_every_depth(shop: Shop, buyer: BitWallet) -> None:
+    record, _ = await paid(shop, buyer)
+    blocks = await shop.world.mine(8)
+    await shop.look(record)
+    for node in (shop.world.outside, shop.world.server):
+        await node.rpc("invalidateblock", blocks[4])
+    await shop.look(record)
+    assert shop.changes[-1][1].standing.depth == 4
+    await shop.world.mine(5)
+    assert (await shop.look(record)).standing.depth == 9
+
+
 async def test_new_coins_to_a_settled_invoice_ripen(shop: Shop, buyer: BitWallet) -> None:
     record, _ = await paid(shop, buyer)
     await shop.world.mine(1, to=record.address)
