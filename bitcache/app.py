@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from aiohttp import web
 
 from bitcache import config as configuration
+from bitcache.api import parser_log
 from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
@@ -108,6 +109,7 @@ async def _site(services: Services) -> AsyncIterator[None]:
     runner = web.AppRunner(
         make_app(services),
         access_log=None,
+        logger=parser_log.logger,
         shutdown_timeout=DRAIN_S,
         read_bufsize=READ_BUFFER_BYTES,
         max_line_size=HEADER_BYTES_MAX,

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-import aiohttp
 import msgspec
 from aiohttp import web
 from msgspec import Struct
@@ -56,8 +55,10 @@ async def read_piece(request: web.Request) -> bytes:
                 piece, end_of_piece = await request.content.readchunk()
                 if piece or not end_of_piece:
                     return piece
-    except aiohttp.ClientPayloadError as exc:
-        raise RequestInvalid("The body ended before its announced length. Send it again.") from exc
+    except web.RequestPayloadError as exc:
+        raise RequestInvalid(
+            "The body is not encoded as its headers say (Content-Encoding, Transfer-Encoding). Send it plain."
+        ) from exc
     except TimeoutError as exc:
         raise BodyTooSlow(f"Nothing came for {BODY_IDLE_S} s. Send the request again.") from exc
 

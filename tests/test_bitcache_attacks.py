@@ -1,0 +1,86 @@
+"""What an adversary at the HTTP door sends: broken framing, false encodings, secrets where none belong.
+
+Requests that no client library would send go over a plain socket. Refusals that belong to one resource are
+beside its other tests.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.service import RunningServer, running_server
+
+ANSWER_S = 10
+
+
+@pytest_asyncio.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
+    async with running_server(tmp_path) as server:
+        yield server
+
+
+async def send(server: RunningServer, octets: bytes) -> bytes:
+    """What the server answers to these bytes until it closes the connection."""
+    config = server.services.config
+    reader, writer = await asyncio.open_connection(config.listen_host, config.listen_port)
+    try:
+        writer.write(octets)
+        async with asyncio.timeout(ANSWER_S):
+            return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = (f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *headers, "", "")
+    return "\r\n".join(lines).encode() + body
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Authorization: Bearer bcs_verysecret\x00",
+        "Authorization: Bearer bcs_verysecret\x01",
+        "Authorization : Bearer bcs_verysecret",
+        "Authorization: Bearer\r\n bcs_verysecret",
+        "Authorization: Bearer bcs_verysecret" + "x" * 20_000,
+        "Content-Length: verysecret",
+    ],
+)
+async def test_what_the_parser_refuses_is_not_quoted_in_the_log(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, header: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    answer = await send(server, request("GET", "/api/v1/account", header))
+    assert answer.split()[1] in {b"400", b"401"}
+    assert "verysecret" not in caplog.text
+
+
+async def test_a_secret_in_a_broken_body_is_not_quoted_in_the_log(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = (await server.new_seller()).token
+    chunked = ("Transfer-Encoding: chunked", f"Authorization: Bearer {token}")
+    answer = await send(
+        server, request("POST", "/api/v1/files", *chunked, body=b'5\r\n{"si\r\nverysecret\r\n')
+    )
+    assert answer.split()[1] == b"400"
+    assert "verysecret" not in caplog.text
+    assert token not in caplog.text
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_a_bad_request(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = (await server.new_seller()).token
+    headers = (f"Authorization: Bearer {token}", "Content-Encoding: gzip", "Content-Length: 10")
+    answer = await send(server, request("POST", "/api/v1/files", *headers, body=b"0123456789"))
+    assert answer.split()[1] == b"400"
+    assert b"/problems/bad-request" in answer
+    assert "Traceback" not in caplog.text
