@@ -107,6 +107,7 @@ class Offers:
         edits: dict[str, int | None] = {}
         if changes.price_msat is not UNSET:
             self._check_price(changes.price_msat)
+            self._check_unconfirmed_key(changes.price_msat, key_at=row.key_at)
             edits["price_msat"] = changes.price_msat
         if changes.expires_at is not UNSET:
             _check_expiry(changes.expires_at, now)
@@ -183,8 +184,11 @@ class Offers:
                     "A meterable parcel serves no bytes before the key: choose bytes_at = key_at.",
                     field="policy",
                 )
+        self._check_unconfirmed_key(terms.price_msat, key_at=terms.key_at)
+
+    def _check_unconfirmed_key(self, price_msat: int, *, key_at: int) -> None:
         cap_sat = self._config.zero_conf_key_cap_sat
-        if terms.key_at == 0 and terms.price_msat > cap_sat * MSAT_PER_SAT:
+        if key_at == 0 and price_msat > cap_sat * MSAT_PER_SAT:
             raise ValueRefused(
                 f"Above {cap_sat} sat this server gives no key before a confirmation: choose key_at >= 1.",
                 field="policy",

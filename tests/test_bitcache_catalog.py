@@ -207,7 +207,10 @@ async def test_terms_that_make_no_sense_are_refused(
         422,
         "invalid-value",
     )
-    assert (await make_offer(http, parcel_id, 10_000, policy={"bytes_at": 0, "key_at": 0}))[0] == 201
+    status, offer = await make_offer(http, parcel_id, 10_000, policy={"bytes_at": 0, "key_at": 0})
+    assert status == 201
+    dearer = {"price": {"kind": "fixed", "amount_msat": 10_001_000}}
+    assert await ask(http, "PATCH", f"/offers/{offer['offer_id']}", dearer) == (422, "invalid-value")
     assert (await make_offer(http, parcel_id, 0))[0] == 201
     assert (await make_offer(http, parcel_id, 1000))[0] == 201
 
