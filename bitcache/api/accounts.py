@@ -7,7 +7,6 @@ from msgspec import UNSET
 
 from bitcache import accounts, payout_wallet
 from bitcache.accounts import Account, IssuedToken
-from bitcache.api.invoices import client_of
 from bitcache.api.routing import Answer, Auth, Call, Route
 from bitcache.api.wire import AccountPatch, AccountRequest, AccountView, PayoutView, TokenRequest, TokenView
 from bitcache.errors import InviteInvalid, RegistrationClosed
@@ -22,7 +21,7 @@ from payments.ports import Transaction
 async def register(call: Call) -> Answer:
     """Takes no Idempotency-Key: nobody is known yet to whom the kept answer, a token, would belong."""
     services, asked = call.services, call.body(AccountRequest)
-    services.registration_limit.check(client_of(call))
+    services.registration_limit.check(call.client)
     _check_registration(services, asked)
 
     async def made(tx: Transaction) -> IssuedToken:
@@ -161,7 +160,7 @@ async def _first_addresses(services: Services, descriptor: PayoutDescriptor) -> 
 ROUTES = (
     Route(
         method="POST",
-        path="/api/v1/accounts",
+        path="/accounts",
         handler=register,
         operation_id="createAccount",
         summary="Open an account, where the operator allows it; the token is shown this once",
@@ -171,7 +170,7 @@ ROUTES = (
     ),
     Route(
         method="POST",
-        path="/api/v1/tokens",
+        path="/tokens",
         handler=issue_token,
         operation_id="createToken",
         summary="One more token of the account; it is shown this once",
@@ -182,7 +181,7 @@ ROUTES = (
     ),
     Route(
         method="DELETE",
-        path="/api/v1/tokens/{token_id}",
+        path="/tokens/{token_id}",
         handler=revoke_token,
         operation_id="revokeToken",
         summary="Revoke a token of the account at once",
@@ -192,7 +191,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/account",
+        path="/account",
         handler=show,
         operation_id="getAccount",
         summary="The account: bytes stored, and the wallet it is paid into",
@@ -201,7 +200,7 @@ ROUTES = (
     ),
     Route(
         method="PATCH",
-        path="/api/v1/account",
+        path="/account",
         handler=change,
         operation_id="updateAccount",
         summary="Rename the account, or set the wallet it is paid into",

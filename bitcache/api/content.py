@@ -14,7 +14,6 @@ from typing import BinaryIO
 from aiohttp import hdrs, web
 
 from bitcache.api.byte_range import ByteRange, content_range, requested_range
-from bitcache.api.invoices import client_of
 from bitcache.api.payment_gate import Admission, Ask
 from bitcache.api.routing import Auth, Call, Header, Route
 from bitcache.contents import StoredFile
@@ -23,7 +22,6 @@ from bitcache.grants import Passage
 from storage.errors import BlobMissing, StorageError
 from storage.ports import LocalRange, StreamRange
 
-API = "/api/v1"
 SLICE_BYTES = 4 * 1024 * 1024
 SLICE_S_MAX = 300
 """A buyer who takes less than 4 MiB in that time holds a connection for nothing."""
@@ -39,7 +37,7 @@ async def get_content(call: Call) -> web.StreamResponse:
             method=call.http.method,
             headers=call.http.headers,
             offer_id=call.path("offer_id"),
-            client=client_of(call),
+            client=call.client,
         )
     )
     return await send_content(call, admission)
@@ -177,7 +175,7 @@ CONTENT_PROBLEMS = (
 def _content_route(method: str, operation_id: str) -> Route:
     return Route(
         method=method,
-        path=f"{API}/offers/{{offer_id}}/files/{{file_id}}/content",
+        path="/offers/{offer_id}/files/{file_id}/content",
         handler=get_content,
         operation_id=operation_id,
         summary="The ciphertext of one file, whole or a range of it",
@@ -194,7 +192,7 @@ ROUTES = (
     _content_route("HEAD", "headContent"),
     Route(
         method="GET",
-        path=f"{API}/offers/{{offer_id}}/files/{{file_id}}/digests",
+        path="/offers/{offer_id}/files/{file_id}/digests",
         handler=get_digests,
         operation_id="getDigests",
         summary="SHA-256 of every chunk of the ciphertext, 32 bytes each",

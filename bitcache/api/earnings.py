@@ -6,7 +6,6 @@ from bitcache.api.routing import Answer, Auth, Call, Query, Route
 from bitcache.api.wire import EarningsView
 from bitcache.earnings import earnings, earnings_csv, parse_period
 
-API = "/api/v1"
 CSV = "text/csv"
 UNIX_SECONDS = {"type": "integer", "minimum": 0}
 
@@ -42,7 +41,7 @@ PERIOD = (
 ROUTES = (
     Route(
         method="GET",
-        path=f"{API}/earnings",
+        path="/earnings",
         handler=get_earnings,
         operation_id="getEarnings",
         summary="Settled sales by parcel and day, what is pending, what is owed to buyers",
@@ -53,7 +52,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=f"{API}/earnings.csv",
+        path="/earnings.csv",
         handler=get_earnings_csv,
         operation_id="getEarningsCsv",
         summary="Settled sales by parcel and day, for a spreadsheet",

@@ -128,7 +128,7 @@ def _wrong_length(part_no: int, length_bytes: int) -> PartLengthWrong:
 ROUTES = (
     Route(
         method="POST",
-        path="/api/v1/files",
+        path="/files",
         handler=announce,
         operation_id="createFile",
         summary="Announce a file by the size of its ciphertext",
@@ -140,7 +140,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/files/{file_id}",
+        path="/files/{file_id}",
         handler=show,
         operation_id="getFile",
         summary="What has arrived of a file",
@@ -150,7 +150,7 @@ ROUTES = (
     ),
     Route(
         method="PUT",
-        path="/api/v1/files/{file_id}/parts/{part_no}",
+        path="/files/{file_id}/parts/{part_no}",
         handler=put_part,
         operation_id="putPart",
         summary="Send one part: 8 chunks, the last part fewer",
@@ -168,14 +168,13 @@ ROUTES = (
         ),
         auth=Auth.SELLER,
         body=BodyKind.STREAM,
-        body_bytes_max=PART_SIZE_BYTES,
         request_headers=(
             Header(DIGESTS_HEADER, "SHA-256 of each chunk, concatenated, base64url", required=True),
         ),
     ),
     Route(
         method="POST",
-        path="/api/v1/files/{file_id}/complete",
+        path="/files/{file_id}/complete",
         handler=complete,
         operation_id="completeFile",
         summary="Make a file whole: all parts are there and have this root",
@@ -186,7 +185,7 @@ ROUTES = (
     ),
     Route(
         method="DELETE",
-        path="/api/v1/files/{file_id}",
+        path="/files/{file_id}",
         handler=remove,
         operation_id="deleteFile",
         summary="Forget a file that is in no parcel",

@@ -12,22 +12,18 @@ from aiohttp import web
 from msgspec import UNSET
 
 from bitcache.api import events_stream
-from bitcache.api.client_address import client_address
+from bitcache.api.bodies import octets
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
-from bitcache.api.wire import ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
+from bitcache.api.wire import API, ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
 from bitcache.errors import ValueRefused
 from bitcache.payment_auth import is_payment
-from storage import base64url
-
-API = "/api/v1"
 
 
 async def create_invoice(call: Call) -> Answer:
     """201, or 200 with the invoice that the same claim hash got before."""
     asked = call.body(InvoiceRequest)
-    client = client_of(call)
-    claim_hash = _octets(asked.claim_hash, "claim_hash")
-    purchase = await call.services.purchases.buy(call.path("offer_id"), claim_hash, client)
+    claim_hash = octets(asked.claim_hash, "claim_hash")
+    purchase = await call.services.purchases.buy(call.path("offer_id"), claim_hash, call.client)
     location = f"{API}/invoices/{purchase.invoice.invoice_id}"
     return Answer(201 if purchase.created else 200, purchase.invoice, {"Location": location})
 
@@ -41,7 +37,7 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 
 async def claim_invoice(call: Call) -> Answer:
-    call.services.claim_limit.check(client_of(call))
+    call.services.claim_limit.check(call.client)
     return Answer(200, await call.services.claims.claim(call.path("invoice_id"), _claim_secret(call)))
 
 
@@ -57,35 +53,21 @@ async def list_invoices(call: Call) -> Answer:
     return Answer(200, InvoiceList(items=items, next=items[-1].invoice_id if more else None))
 
 
-def client_of(call: Call) -> str:
-    """Whose allowance of unpaid invoices counts."""
-    request = call.http
-    forwarded_for = ",".join(request.headers.getall("X-Forwarded-For", [])) or None
-    return client_address(request.remote, forwarded_for, call.services.config.proxies)
-
-
 def _claim_secret(call: Call) -> bytes:
     """The secret in the body or, for who paid a challenge, the one that the echoed challenge stands for."""
     claim_secret = call.body(ClaimRequest).claim_secret
     if claim_secret is not UNSET:
-        return _octets(claim_secret, "claim_secret")
+        return octets(claim_secret, "claim_secret")
     authorization = call.http.headers.get("Authorization", "")
     if not is_payment(authorization):
         raise ValueRefused("Send the invoice's `claim_secret`, or a paid challenge.", field="claim_secret")
     return call.services.gate.claim_secret(authorization)
 
 
-def _octets(text: str, field: str) -> bytes:
-    try:
-        return base64url.decode(text)
-    except ValueError as exc:
-        raise ValueRefused(f"`{field}` is not base64url of 32 bytes: {exc}.", field=field) from exc
-
-
 ROUTES = (
     Route(
         method="POST",
-        path=f"{API}/offers/{{offer_id}}/invoices",
+        path="/offers/{offer_id}/invoices",
         handler=create_invoice,
         operation_id="createInvoice",
         summary="Ask to pay: an address and an amount, held for a while",
@@ -105,7 +87,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=f"{API}/invoices/{{invoice_id}}",
+        path="/invoices/{invoice_id}",
         handler=get_invoice,
         operation_id="getInvoice",
         summary="How an invoice stands now",
@@ -114,7 +96,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=f"{API}/invoices/{{invoice_id}}/events",
+        path="/invoices/{invoice_id}/events",
         handler=get_invoice_events,
         operation_id="getInvoiceEvents",
         summary="How an invoice stands, now and at every change, as server-sent events",
@@ -124,7 +106,7 @@ ROUTES = (
     ),
     Route(
         method="POST",
-        path=f"{API}/invoices/{{invoice_id}}/claim",
+        path="/invoices/{invoice_id}/claim",
         handler=claim_invoice,
         operation_id="claimInvoice",
         summary="A grant token and, when the payment allows it, the release secret",
@@ -135,7 +117,7 @@ ROUTES = (
     ),
     Route(
         method="POST",
-        path=f"{API}/invoices/{{invoice_id}}/renew",
+        path="/invoices/{invoice_id}/renew",
         handler=renew_invoice,
         operation_id="renewInvoice",
         summary="Today's price for an invoice whose price has expired",
@@ -144,7 +126,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=f"{API}/invoices",
+        path="/invoices",
         handler=list_invoices,
         operation_id="listInvoices",
         summary="The seller's invoices, newest first",

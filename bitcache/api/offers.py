@@ -139,7 +139,7 @@ def _summary(offer: Offer) -> OfferSummary:
 ROUTES = (
     Route(
         method="POST",
-        path="/api/v1/offers",
+        path="/offers",
         handler=create,
         operation_id="createOffer",
         summary="Offer a sealed parcel",
@@ -151,7 +151,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/offers",
+        path="/offers",
         handler=listed,
         operation_id="listOffers",
         summary="The seller's offers, newest first",
@@ -162,7 +162,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/offers/{offer_id}",
+        path="/offers/{offer_id}",
         handler=show,
         operation_id="getOffer",
         summary="An offer as anyone may see it; names are sealed under the link's secret",
@@ -171,7 +171,7 @@ ROUTES = (
     ),
     Route(
         method="PATCH",
-        path="/api/v1/offers/{offer_id}",
+        path="/offers/{offer_id}",
         handler=change,
         operation_id="updateOffer",
         summary="Change an offer for new invoices, or close it",
@@ -182,7 +182,7 @@ ROUTES = (
     ),
     Route(
         method="DELETE",
-        path="/api/v1/offers/{offer_id}",
+        path="/offers/{offer_id}",
         handler=close,
         operation_id="closeOffer",
         summary="Close an offer: no new invoices",

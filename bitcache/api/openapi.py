@@ -16,12 +16,12 @@ from bitcache.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from bitcache.api.problems import CONTENT_TYPE as PROBLEM_TYPE
 from bitcache.api.problems import PROBLEMS, TYPE_PREFIX
 from bitcache.api.routing import Auth, BodyKind, Call, Header, Query, ResponseKind, Route, problems_of
-from bitcache.api.wire import ProblemView
+from bitcache.api.wire import API, ProblemView
 from bitcache.ids import ID_PATTERN
 
 Document = dict[str, Any]
 
-PATH = "/api/v1/openapi.json"
+PATH = f"{API}/openapi.json"
 DESCRIPTION = "Files sold for bitcoin. How to use these operations together: docs/PROTOCOL.md."
 REFERENCE = "#/components/schemas/{name}"
 JSON_TYPE = "application/json"

@@ -95,7 +95,7 @@ def _view(parcel: Parcel) -> ParcelView:
 ROUTES = (
     Route(
         method="POST",
-        path="/api/v1/parcels",
+        path="/parcels",
         handler=create,
         operation_id="createParcel",
         summary="Put complete files together, each with its key wrapped under the parcel's",
@@ -108,7 +108,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/parcels",
+        path="/parcels",
         handler=listed,
         operation_id="listParcels",
         summary="The seller's parcels, newest first",
@@ -119,7 +119,7 @@ ROUTES = (
     ),
     Route(
         method="POST",
-        path="/api/v1/parcels/{parcel_id}/seal",
+        path="/parcels/{parcel_id}/seal",
         handler=seal,
         operation_id="sealParcel",
         summary="Fix a parcel for ever, with its sealed description and its release secret",
@@ -131,7 +131,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path="/api/v1/parcels/{parcel_id}",
+        path="/parcels/{parcel_id}",
         handler=show,
         operation_id="getParcel",
         summary="One parcel of the seller",
@@ -141,7 +141,7 @@ ROUTES = (
     ),
     Route(
         method="DELETE",
-        path="/api/v1/parcels/{parcel_id}",
+        path="/parcels/{parcel_id}",
         handler=remove,
         operation_id="deleteParcel",
         summary="Sell a parcel no more; who paid keeps the right to its bytes",

@@ -22,7 +22,7 @@ from enum import Enum
 from typing import assert_never
 from urllib.parse import urlsplit
 
-from bitcache.api.wire import InvoiceView
+from bitcache.api.wire import API, InvoiceView
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.errors import (
@@ -232,7 +232,7 @@ class PaymentGate:
         )
 
     def _url(self, path: str) -> str:
-        return f"{self._config.public_url}/api/v1/{path}"
+        return f"{self._config.public_url}{API}/{path}"
 
     # Paid challenges
 

@@ -16,8 +16,9 @@ from msgspec import Struct
 from bitcache.accounts import Seller
 from bitcache.api import auth, idempotency
 from bitcache.api.bodies import decode, encode, json_response, read_body
+from bitcache.api.client_address import client_address
 from bitcache.errors import RequestInvalid
-from bitcache.ids import ID_PATTERN
+from bitcache.ids import ID_PATTERN, is_id
 from bitcache.services import Services
 from payments.ports import Transaction
 
@@ -87,7 +88,6 @@ class Call:
 
     http: web.Request
     services: Services
-    route: "Route"
     decoded: Struct | None
     body_hash: bytes
     authenticated: Seller | None
@@ -97,6 +97,12 @@ class Call:
         """Who calls; only on routes with Auth.SELLER."""
         assert self.authenticated is not None, "this route has no seller"
         return self.authenticated
+
+    @property
+    def client(self) -> str:
+        """Whose limits count; not who it is."""
+        forwarded_for = ",".join(self.http.headers.getall("X-Forwarded-For", [])) or None
+        return client_address(self.http.remote, forwarded_for, self.services.config.proxies)
 
     def body(self, kind: type[RequestStruct]) -> RequestStruct:
         """The decoded body, of the type the route declares."""
@@ -112,7 +118,7 @@ class Call:
     def page(self) -> tuple[str | None, int]:
         """(after, limit) of a list. Raises RequestInvalid."""
         after, limit = self.query("after"), self.query("limit")
-        if after is not None and not re.fullmatch(ID_PATTERN, after):
+        if after is not None and not is_id(after):
             raise RequestInvalid("`after` is the `next` of the page before, an id.", field="after")
         if limit is None:
             return after, PAGE_LIMIT_DEFAULT
@@ -144,7 +150,7 @@ ResponseKind = type[Struct] | str | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One operation. `path` is as in OpenAPI: `/api/v1/files/{file_id}`."""
+    """One operation. `path` is as in OpenAPI, such as `/files/{file_id}`; `table` puts /api/v1 before it."""
 
     method: str
     path: str
@@ -203,7 +209,7 @@ def _served(route: Route) -> Callable[[web.Request], Awaitable[web.StreamRespons
             octets = await read_body(request, limit_bytes=route.body_bytes_max)
             decoded = decode(octets, route.request)
             body_hash = idempotency.request_hash(request.method, request.path, octets)
-        answer = await route.handler(Call(request, services, route, decoded, body_hash, seller))
+        answer = await route.handler(Call(request, services, decoded, body_hash, seller))
         if isinstance(answer, Answer):
             return json_response(answer.status, encode(answer.body), answer.headers)
         return answer

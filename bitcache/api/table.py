@@ -1,20 +1,29 @@
 """Every route there is. The server and the OpenAPI document are made from this."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from bitcache import VERSION
 from bitcache.api import accounts, content, earnings, files, invoices, offers, parcels, system
 from bitcache.api.openapi import document_route
 from bitcache.api.routing import Route
+from bitcache.api.wire import API
 from bitcache.web import pages
+
+
+def _below_api(routes: Iterable[Route]) -> Iterable[Route]:
+    return (replace(route, path=API + route.path) for route in routes)
+
 
 _ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
-    *accounts.ROUTES,
-    *files.ROUTES,
-    *parcels.ROUTES,
-    *offers.ROUTES,
-    *invoices.ROUTES,
-    *content.ROUTES,
-    *earnings.ROUTES,
+    *_below_api(accounts.ROUTES),
+    *_below_api(files.ROUTES),
+    *_below_api(parcels.ROUTES),
+    *_below_api(offers.ROUTES),
+    *_below_api(invoices.ROUTES),
+    *_below_api(content.ROUTES),
+    *_below_api(earnings.ROUTES),
     *pages.ROUTES,
 )
 ROUTES = (*_ROUTES, document_route(_ROUTES, version=VERSION))

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-Id = Annotated[str, Meta(pattern="^[a-z2-7]{26}$", description="128 random bits, lower-case base32")]
+from bitcache.ids import ID_PATTERN
+
+API = "/api/v1"
+"""What every path begins with."""
+
+Id = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$", description="128 random bits, lower-case base32")]
 Binary = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$", description="base64url without padding")]
 Digest = Annotated[
     str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")

@@ -12,7 +12,6 @@ import hashlib
 
 from aiohttp import web
 
-from bitcache.api.invoices import client_of
 from bitcache.api.routing import Call, Route
 from bitcache.api.wire import InvoiceView
 from bitcache.node_state import NodeState, node_state
@@ -56,7 +55,7 @@ async def pay_page(visit: Visit) -> web.Response:
     _, nonce = await visit.form(PAY_FORM)
     claim_secret = visit.forms.secret(f"claim/{offer_id}", nonce)
     claim_hash = hashlib.sha256(claim_secret).digest()
-    purchase = await services.purchases.buy(offer_id, claim_hash, client_of(visit.call))
+    purchase = await services.purchases.buy(offer_id, claim_hash, visit.call.client)
     receipt = _receipt_url(visit, purchase.invoice) + f"#1.{base64url.encode(claim_secret)}."
     return visit.page("receipt.html", {"receipt": receipt, **_payment(purchase.invoice)}, form=RENEW_FORM)
 
