@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, and_, insert, or_, select, update
+from sqlalchemy import Row, insert, select, tuple_, update
 
+from bitcache.api.wire import ParcelFileView
 from bitcache.db.tables import files, offers, parcel_files, parcels
 from bitcache.errors import FileIncomplete, MetadataTooLarge, NotFound, ParcelSealed, ValueRefused
 from bitcache.ids import new_id
 from bitcache.sealing import Sealer
 from payments.ports import Transaction
+from storage import base64url
+from storage.metadata import SEALED_SIZE_MAX_BYTES
 
-METADATA_BYTES_MAX = 4 << 20
 IDS_PER_QUERY = 500
 
 
@@ -86,9 +88,9 @@ async def seal_parcel(
     now: int,
 ) -> Parcel:
     """Fix the parcel; the same again is harmless. Raises NotFound, ParcelSealed, MetadataTooLarge."""
-    if len(metadata) > METADATA_BYTES_MAX:
+    if len(metadata) > SEALED_SIZE_MAX_BYTES:
         raise MetadataTooLarge(
-            f"The sealed description has {len(metadata)} bytes; {METADATA_BYTES_MAX} are allowed. "
+            f"The sealed description has {len(metadata)} bytes; {SEALED_SIZE_MAX_BYTES} are allowed. "
             "Use a smaller preview or fewer files."
         )
     row = await _row(tx, account_id, parcel_id)
@@ -134,16 +136,30 @@ async def parcels_page(tx: Transaction, account_id: str, *, after: str | None, l
         ).first()
         if last is None:
             raise NotFound("parcel", after)
-        chosen = chosen.where(
-            or_(
-                parcels.c.created_at < last.created_at,
-                and_(parcels.c.created_at == last.created_at, parcels.c.id < after),
-            )
-        )
+        chosen = chosen.where(tuple_(parcels.c.created_at, parcels.c.id) < (last.created_at, after))
     newest_first = chosen.order_by(parcels.c.created_at.desc(), parcels.c.id.desc()).limit(limit)
     rows = (await tx.execute(newest_first)).all()
     offered = await _offers_of(tx, [row.id for row in rows])
     return [_parcel(row, offered) for row in rows]
+
+
+async def parcel_file_views(tx: Transaction, parcel_id: str) -> list[ParcelFileView]:
+    """The files of a parcel, in the seller's order."""
+    joined = (
+        select(parcel_files.c.file_id, parcel_files.c.wrapped_key, files.c.size_bytes, files.c.root)
+        .join(files, files.c.id == parcel_files.c.file_id)
+        .where(parcel_files.c.parcel_id == parcel_id)
+        .order_by(parcel_files.c.position)
+    )
+    return [
+        ParcelFileView(
+            file_id=row.file_id,
+            size_bytes=row.size_bytes,
+            root=base64url.encode(row.root),
+            wrapped_key=base64url.encode(row.wrapped_key),
+        )
+        for row in (await tx.execute(joined)).all()
+    ]
 
 
 async def _row(tx: Transaction, account_id: str, parcel_id: str) -> Row[tuple[object, ...]]:

@@ -9,8 +9,9 @@ import hmac
 from sqlalchemy import select
 
 from bitcache.access import Access, Grant, grant_of
-from bitcache.api.wire import ClaimView, ParcelFileView
-from bitcache.db.tables import files, offers, parcel_files, parcels
+from bitcache.api.wire import ClaimView
+from bitcache.catalog import parcel_file_views
+from bitcache.db.tables import offers, parcels
 from bitcache.errors import ClaimRefused, TakenDown
 from bitcache.grants import GrantBook
 from bitcache.sealing import Sealer
@@ -69,7 +70,7 @@ class Claims:
         )
         release_secret = None
         if grant.key_allowed:
-            secret = self._sealer.open(parcel.sealed_release_secret, table="parcels", row_id=parcel.id)
+            secret = self._sealer.open(parcel.sealed_release_secret, table=parcels.name, row_id=parcel.id)
             release_secret = base64url.encode(secret)
         return ClaimView(
             grant_id=grant.id,
@@ -82,22 +83,3 @@ class Claims:
             metadata=base64url.encode(parcel.metadata),
             retained_until=grant.retained_until,
         )
-
-
-async def parcel_file_views(tx: Transaction, parcel_id: str) -> list[ParcelFileView]:
-    """The files of a sealed parcel, in the seller's order."""
-    joined = (
-        select(parcel_files.c.file_id, parcel_files.c.wrapped_key, files.c.size_bytes, files.c.root)
-        .join(files, files.c.id == parcel_files.c.file_id)
-        .where(parcel_files.c.parcel_id == parcel_id)
-        .order_by(parcel_files.c.position)
-    )
-    return [
-        ParcelFileView(
-            file_id=row.file_id,
-            size_bytes=row.size_bytes,
-            root=base64url.encode(row.root),
-            wrapped_key=base64url.encode(row.wrapped_key),
-        )
-        for row in (await tx.execute(joined)).all()
-    ]

@@ -13,7 +13,7 @@ FILES_REMEMBERED_MAX = 200_000
 """Over all parcels, about 250 bytes each."""
 
 
-class StoredFile(NamedTuple):
+class ServedFile(NamedTuple):
     size_bytes: int
     etag: str
     """Strong, with its quotes: the root of the ciphertext's digests."""
@@ -24,10 +24,10 @@ class Contents:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._parcels: dict[str, dict[str, StoredFile]] = {}
+        self._parcels: dict[str, dict[str, ServedFile]] = {}
         self._count = 0
 
-    async def file(self, parcel_id: str, file_id: str) -> StoredFile:
+    async def file(self, parcel_id: str, file_id: str) -> ServedFile:
         """Raises FileNotInOffer."""
         parcel = self._parcels.get(parcel_id)
         if parcel is None:
@@ -42,11 +42,7 @@ class Contents:
         """(32 bytes for each chunk, ETag). Raises NotFound, FileNotInOffer, TakenDown."""
         return await self._store.read(lambda tx: _digests(tx, offer_id, file_id))
 
-    async def check_offer(self, offer_id: str) -> None:
-        """Raises NotFound if there is no such offer, TakenDown if it is one no more."""
-        await self._store.read(lambda tx: _offered_parcel(tx, offer_id))
-
-    def _remember(self, parcel_id: str, parcel: dict[str, StoredFile]) -> None:
+    def _remember(self, parcel_id: str, parcel: dict[str, ServedFile]) -> None:
         self._count += len(parcel) - len(self._parcels.pop(parcel_id, {}))
         self._parcels[parcel_id] = parcel
         while self._count > FILES_REMEMBERED_MAX and len(self._parcels) > 1:
@@ -54,13 +50,13 @@ class Contents:
             self._count -= len(self._parcels.pop(oldest))
 
 
-async def _files_of(tx: Transaction, parcel_id: str) -> dict[str, StoredFile]:
+async def _files_of(tx: Transaction, parcel_id: str) -> dict[str, ServedFile]:
     joined = (
         select(files.c.id, files.c.size_bytes, files.c.root)
         .join(parcel_files, parcel_files.c.file_id == files.c.id)
         .where(parcel_files.c.parcel_id == parcel_id)
     )
-    return {row.id: StoredFile(row.size_bytes, _etag(row.root)) for row in (await tx.execute(joined)).all()}
+    return {row.id: ServedFile(row.size_bytes, _etag(row.root)) for row in (await tx.execute(joined)).all()}
 
 
 async def _offered_parcel(tx: Transaction, offer_id: str) -> str:

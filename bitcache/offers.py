@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Row, Select, and_, insert, or_, select, update
+from sqlalchemy import Row, Select, insert, select, tuple_, update
 
 from bitcache.config import Config
-from bitcache.db.tables import accounts, files, offers, parcel_files, parcels
+from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, ValueRefused
 from bitcache.ids import new_id
 from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state
@@ -23,14 +23,6 @@ class Terms:
     key_at: int
     expires_at: int | None
     max_downloads: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class OfferedFile:
-    file_id: str
-    size_bytes: int
-    root: bytes
-    wrapped_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +128,7 @@ class Offers:
         chosen = _joined().where(offers.c.account_id == account_id)
         if after is not None:
             last = await self._own(tx, account_id, after)
-            chosen = chosen.where(
-                or_(
-                    offers.c.created_at < last.created_at,
-                    and_(offers.c.created_at == last.created_at, offers.c.id < after),
-                )
-            )
+            chosen = chosen.where(tuple_(offers.c.created_at, offers.c.id) < (last.created_at, after))
         newest_first = chosen.order_by(offers.c.created_at.desc(), offers.c.id.desc()).limit(limit)
         return [await self._offer(tx, row, now) for row in (await tx.execute(newest_first)).all()]
 
@@ -204,17 +191,6 @@ class Offers:
             )
         if price_msat > MAX_MONEY_SAT * MSAT_PER_SAT:
             raise ValueRefused("There are not so many bitcoins.", field="price")
-
-
-async def offered_files(tx: Transaction, parcel_id: str) -> list[OfferedFile]:
-    """The parcel's files in their order."""
-    rows = await tx.execute(
-        select(parcel_files.c.file_id, files.c.size_bytes, files.c.root, parcel_files.c.wrapped_key)
-        .join(files, files.c.id == parcel_files.c.file_id)
-        .where(parcel_files.c.parcel_id == parcel_id)
-        .order_by(parcel_files.c.position)
-    )
-    return [OfferedFile(**row._mapping) for row in rows.all()]
 
 
 async def sealed_metadata(tx: Transaction, parcel_id: str) -> bytes:

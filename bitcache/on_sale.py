@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
-from bitcache.errors import NotFound
+from bitcache.errors import NotFound, OfferUnavailable, TakenDown
 from payments.invoice import Term
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
@@ -77,6 +77,17 @@ async def sale_state(tx: Transaction, offer: SaleOffer, sold: Sold, now: int) ->
     if offer.max_downloads is not None and await sold(tx, offer.id) >= offer.max_downloads:
         return "sold_out"
     return "open"
+
+
+async def selling_offer(tx: Transaction, offer_id: str, sold: Sold, now: int) -> SaleOffer:
+    """The offer, if it sells now. Raises NotFound, TakenDown, OfferUnavailable."""
+    offer = await load_sale_offer(tx, offer_id, now)
+    state = await sale_state(tx, offer, sold, now)
+    if state == "taken_down":
+        raise TakenDown(offer_id)
+    if state != "open":
+        raise OfferUnavailable(offer_id, state)
+    return offer
 
 
 def sale_term(offer: SaleOffer, config: Config, now: int) -> Term:

@@ -18,11 +18,11 @@ from bitcache.access import Access, grant_of
 from bitcache.api.rate_limits import RateLimit
 from bitcache.api.wire import InvoiceSummary, InvoiceView
 from bitcache.config import Config
-from bitcache.errors import NodeOffline, OfferUnavailable, SellerNotPayable, TakenDown, TooManyOpenInvoices
+from bitcache.errors import NodeOffline, SellerNotPayable, TooManyOpenInvoices
 from bitcache.ids import new_id
 from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
-from bitcache.on_sale import SaleOffer, load_sale_offer, sale_state, sale_term
+from bitcache.on_sale import SaleOffer, sale_term, selling_offer
 from payments.addresses import AddressBook
 from payments.descriptors import DescriptorStore
 from payments.errors import AddressesNotDerived, InvoiceNotFound, NodeUnavailable
@@ -151,12 +151,7 @@ class Purchases:
         known = await self._registry.find(tx, subject=offer_id, claim_hash=claim_hash, now=now)
         if known is not None:
             return known, False
-        offer = await load_sale_offer(tx, offer_id, now)
-        state = await sale_state(tx, offer, self._registry.sold, now)
-        if state == "taken_down":
-            raise TakenDown(offer_id)
-        if state != "open":
-            raise OfferUnavailable(offer_id, state)
+        offer = await selling_offer(tx, offer_id, self._registry.sold, now)
         issued = None
         if offer.price_msat:
             descriptor_id = await self._payable(tx, offer, asker, now)

@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 from bitcache.api.byte_range import ByteRange, content_range, requested_range
 from bitcache.api.payment_gate import Admission, Ask
 from bitcache.api.routing import Auth, Call, Header, Route
-from bitcache.contents import StoredFile
+from bitcache.contents import ServedFile
 from bitcache.errors import OfferGone
 from bitcache.grants import Passage
 from storage.errors import BlobMissing, StorageError
@@ -91,7 +91,7 @@ async def get_digests(call: Call) -> web.StreamResponse:
     return web.Response(body=digests, content_type=CONTENT_TYPE, headers=headers)
 
 
-def _response(stored: StoredFile, chosen: ByteRange, more_headers: Mapping[str, str]) -> web.StreamResponse:
+def _response(stored: ServedFile, chosen: ByteRange, more_headers: Mapping[str, str]) -> web.StreamResponse:
     response = web.StreamResponse(
         status=206 if chosen.partial else 200,
         headers={

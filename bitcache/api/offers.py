@@ -11,11 +11,11 @@ from bitcache.api.wire import (
     OfferRequest,
     OfferSummary,
     OfferView,
-    ParcelFileView,
     PolicyView,
 )
+from bitcache.catalog import parcel_file_views
 from bitcache.config import Config
-from bitcache.offers import Changes, Offer, Terms, offered_files, sealed_metadata
+from bitcache.offers import Changes, Offer, Terms, sealed_metadata
 from payments.ports import Transaction
 from storage import base64url
 
@@ -107,15 +107,7 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         paid_retention_days=config.paid_retention_days,
         price_hold_s=config.price_hold_s,
         size_bytes=offer.size_bytes,
-        files=[
-            ParcelFileView(
-                file_id=file.file_id,
-                size_bytes=file.size_bytes,
-                root=base64url.encode(file.root),
-                wrapped_key=base64url.encode(file.wrapped_key),
-            )
-            for file in await offered_files(tx, offer.parcel_id)
-        ],
+        files=await parcel_file_views(tx, offer.parcel_id),
         metadata=base64url.encode(metadata),
     )
 

@@ -30,13 +30,11 @@ from bitcache.errors import (
     GrantMissing,
     GrantSuspended,
     NodeOffline,
-    OfferUnavailable,
-    TakenDown,
     TokenInvalid,
 )
 from bitcache.events import EventFeed
 from bitcache.grants import Entry, GrantBook
-from bitcache.on_sale import load_sale_offer, sale_state
+from bitcache.on_sale import selling_offer
 from bitcache.payment_auth import (
     NONCE_BYTES,
     BoundChallenge,
@@ -201,12 +199,7 @@ class PaymentGate:
         now = self._clock()
 
         async def looked(tx: Transaction) -> tuple[Sat, int]:
-            offer = await load_sale_offer(tx, offer_id, now)
-            state = await sale_state(tx, offer, self._registry.sold, now)
-            if state == "taken_down":
-                raise TakenDown(offer_id)
-            if state != "open":
-                raise OfferUnavailable(offer_id, state)
+            offer = await selling_offer(tx, offer_id, self._registry.sold, now)
             return sat_rounded_up(offer.price_msat), offer.bytes_at
 
         amount_sat, confirmations = await self._store.read(looked)
