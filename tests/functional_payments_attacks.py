@@ -38,6 +38,7 @@ class MeddledNode(Bitcoind):
         self.failing: dict[str, Exception] = {}
         self.unreadable: set[str] = set()
         self.unfetchable: set[str] = set()
+        self.entryless: set[str] = set()
         self.unlisted: set[str] = set()
         self.feerate_sat_kvb: int | None = None
 
@@ -75,7 +76,7 @@ class MeddledNode(Bitcoind):
 
     async def mempool_entry(self, txid: str) -> MempoolEntry | None:
         await self._meddle("mempool_entry")
-        return await super().mempool_entry(txid)
+        return None if txid in self.entryless else await super().mempool_entry(txid)
 
     async def estimate_feerate(self, blocks: int) -> int | None:
         await self._meddle("estimate_feerate")
@@ -432,15 +433,25 @@ async def test_a_reorg_below_all_that_we_know_is_loud(shop: Shop) -> None:
     assert "not the node used before" in str(shop.watcher.condition.trouble)
 
 
-async def test_paid_160_blocks_ago(shop: Shop, buyer: BitWallet) -> None:
+async def test_paid_160_blocks_ago(shop: Shop, buyer: BitWallet, node: MeddledNode) -> None:
     record = await shop.invoice()
     assert record.address is not None
     await shop.world.mine(10)
     await buyer.pay([(record.address, PRICE_SAT)])
     await shop.world.mine(150)
+    troubles: list[str | None] = []
+
+    async def note_trouble() -> None:
+        state = await shop.database.read(chain_store.watcher_state_of)
+        assert state is not None
+        troubles.append(state.trouble)
+
+    node.before["raw_mempool"] = note_trouble
     record = await shop.look(record)
     assert (record.standing.status, record.standing.depth) == (Status.SETTLED, 150)
-    assert shop.watcher.condition.online
+    assert troubles == ["catching up with the chain: wait"]
+    await note_trouble()
+    assert troubles[-1] is None
 
 
 async def test_each_of_six_confirmations_is_told_and_none_after(shop: Shop, buyer: BitWallet) -> None:
@@ -510,18 +521,46 @@ async def test_an_unreadable_transaction_stops_no_other(
     assert shop.watcher.condition.online
 
 
+@pytest.mark.parametrize("gone_from", ["unfetchable", "entryless"])
 async def test_a_payment_that_left_for_a_moment_is_looked_at_again(
-    shop: Shop, buyer: BitWallet, node: MeddledNode
+    shop: Shop, buyer: BitWallet, node: MeddledNode, gone_from: str
 ) -> None:
     record = await shop.invoice()
     assert record.address is not None
     payment = await buyer.pay([(record.address, PRICE_SAT)])
     await shop.world.mempool_wait(payment.txid)
-    node.unfetchable.add(payment.txid)
+    gone: set[str] = getattr(node, gone_from)
+    gone.add(payment.txid)
     await shop.watcher.look_at([payment.txid])
     assert (await shop.look(record)).standing.status is Status.OPEN
-    node.unfetchable.clear()
+    gone.clear()
     assert (await shop.look(record)).standing.status is Status.SEEN
+
+
+async def test_a_transaction_once_looked_at_is_not_fetched_again(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    polled = await buyer.pay([(buyer.address, PRICE_SAT)], inputs=buyer.coins[:1])
+    await shop.world.mempool_wait(polled.txid)
+    await shop.watcher.poll_once()
+    heard = await buyer.pay([(buyer.address, PRICE_SAT)], inputs=buyer.coins[:1])
+    await shop.world.mempool_wait(heard.txid)
+    await shop.watcher.look_at([heard.txid])
+    node.failing["raw_transactions"] = AssertionError("a full mempool would be fetched with every poll")
+    await shop.watcher.look_at([polled.txid, heard.txid])
+    await shop.watcher.poll_once()
+
+
+async def test_a_node_out_for_longer_than_the_price_is_held(shop: Shop, node: MeddledNode) -> None:
+    record = await shop.invoice()
+    for _ in range(3):
+        shop.offset_s += shop.hold_s // 2
+        node.failing["chain_info"] = NodeUnavailable("no answer")
+        await shop.watcher.poll_once()
+    record = await shop.look(record)
+    assert shop.watcher.condition.online
+    assert record.standing.status is Status.OPEN
+    assert record.standing.valid_until >= shop.clock()
 
 
 async def test_a_payment_that_comes_back_during_a_look_is_no_rival_of_itself(
