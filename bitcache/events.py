@@ -1,7 +1,8 @@
 """What happened, in order: the `events` table and the feed that tells this process about it.
 
-An event is written in the transaction it tells of, so it exists exactly when that happened. Sequence
-numbers rise in the order of commits, so a reader that remembers the last one misses nothing.
+An event is written in the transaction it tells of, so it exists exactly when that happened. Writes come one
+after the other (`bitcache.db.engine`), so sequence numbers rise in the order of commits and a reader that
+remembers the last one misses nothing.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Row, func, insert, select, text
+from sqlalchemy import Row, func, insert, select
 
 from bitcache.db.engine import COMMITTED_MARK
 from bitcache.db.tables import events
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 1
 ROWS_PER_POLL = 500
 QUEUE_EVENTS_MAX = 64
-# Any constant will do; all processes of one database use this one.
-ADVISORY_LOCK = 0x62697463
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,6 @@ class Reload:
 
 async def append(tx: Transaction, *, topic: str, subject: str, payload: Struct, now: int) -> None:
     """Tell of something in the transaction that does it."""
-    if tx.dialect.name == "postgresql":
-        # Sequence values are given out before commit: without the lock a reader could pass a lower one by.
-        await tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
     body = msgspec.json.encode(payload).decode()
     await tx.execute(insert(events).values(at=now, topic=topic, subject=subject, json=body))
     tx.info[COMMITTED_MARK] = True

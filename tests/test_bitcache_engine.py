@@ -47,6 +47,70 @@ async def test_no_increment_of_200_concurrent_ones_is_lost(database: Database) -
     assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == WRITERS
 
 
+async def test_two_processes_lose_no_increment_either(database: Database) -> None:
+    other = Database(database.url.render_as_string(hide_password=False))
+    await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
+
+    async def increment(tx: Transaction) -> None:
+        count = (await tx.scalars(select(accounts.c.created_at).where(accounts.c.id == "a"))).one()
+        await asyncio.sleep(0.001)  # let the other process read too
+        await tx.execute(update(accounts).where(accounts.c.id == "a").values(created_at=count + 1))
+
+    await asyncio.gather(*(each.write(increment) for each in (database, other) for _ in range(25)))
+    assert await other.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 50
+    await other.close()
+
+
+async def test_a_long_write_is_not_put_off_by_many_short_ones(database: Database) -> None:
+    """The watcher's write of a block, while buyers keep claiming."""
+    await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
+    runs: list[int] = []
+    long_one_done = asyncio.Event()
+
+    async def long_one(tx: Transaction) -> None:
+        runs.append(1)
+        count = (await tx.scalars(select(accounts.c.created_at))).one()
+        await asyncio.sleep(0.1)
+        await tx.execute(update(accounts).values(created_at=count + 1))
+
+    async def short_one(tx: Transaction) -> None:
+        await tx.execute(update(accounts).values(created_at=accounts.c.created_at + 1))
+
+    async def keep_writing() -> None:
+        while not long_one_done.is_set():
+            await database.write(short_one)
+
+    short_ones = [asyncio.create_task(keep_writing()) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await database.write(long_one)
+    long_one_done.set()
+    await asyncio.gather(*short_ones)
+    assert len(runs) == 1
+
+
+async def test_readers_do_not_wait_for_writers(database: Database) -> None:
+    writing, read = asyncio.Event(), asyncio.Event()
+
+    async def held(tx: Transaction) -> None:
+        await tx.execute(insert(accounts).values(id="a", name="a", created_at=0))
+        writing.set()
+        await read.wait()
+
+    async def waits(tx: Transaction) -> None:
+        await tx.execute(text("SELECT 1"))
+
+    writers = [asyncio.create_task(database.write(held))]
+    await writing.wait()
+    writers += [asyncio.create_task(database.write(waits)) for _ in range(20)]
+    await asyncio.sleep(0.05)  # they all wait now
+    async with asyncio.timeout(5):
+        seen = await database.read(lambda tx: tx.scalar(select(func.count()).select_from(accounts)))
+    assert seen == 0
+    read.set()
+    await asyncio.gather(*writers)
+
+
 async def test_what_raises_writes_nothing_and_wakes_nobody(database: Database) -> None:
     woken: list[int] = []
     database.after_events = lambda: woken.append(1)

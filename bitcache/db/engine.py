@@ -1,17 +1,18 @@
 """The one way to read and to write the database, on SQLite and on PostgreSQL.
 
-Writes are serialised so that what a function reads in its transaction is still true when it commits: on
-SQLite by one writer connection and BEGIN IMMEDIATE, on PostgreSQL by SERIALIZABLE with retries. A write
-function may therefore run more than once, and its only effects are the rows it writes.
+Writes come one after the other, so that what a function reads in its transaction is still true when it
+commits. Each process has one writer connection; between processes, SQLite has BEGIN IMMEDIATE and PostgreSQL
+a lock that every writer takes first and that is given in order. Concurrent SERIALIZABLE transactions would
+not do: a stream of small ones lets a long one, such as the watcher's, be tried again for ever.
+
+A write function's only effects are the rows it writes: the commit after it may fail.
 """
 
-import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 T = TypeVar("T")
@@ -19,8 +20,12 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 30
 COMMITTED_MARK = "bitcache_events"
 """In a transaction's `info`: it appended events, and who waits for them is told once it is committed."""
-SERIALIZATION_FAILURES = {"40001", "40P01"}
-RETRIES_MAX = 60
+WRITER_LOCK = 0x62697463
+"""PostgreSQL advisory lock. Any constant will do; all processes of one database use this one."""
+TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
+FROZEN_WRITER_S = 60
+"""A process that stops in the middle of a write, frozen or cut off, holds up the others no longer."""
+READERS_MAX = 8
 
 
 class Database:
@@ -35,12 +40,10 @@ class Database:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=4)
         else:
-            self._writer = create_async_engine(
-                url, isolation_level="SERIALIZABLE", pool_size=8, max_overflow=0
-            )
-            # A snapshot is enough to read, and unlike SERIALIZABLE it never asks to be tried again.
-            self._reader = self._writer.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            self._writer = _postgresql_engine(url, isolation_level="READ COMMITTED", pool_size=1)
+            _run_at_begin(self._writer, TAKE_WRITER_LOCK)
+            self._reader = _postgresql_engine(
+                url, isolation_level="REPEATABLE READ", pool_size=READERS_MAX, read_only=True
             )
 
     async def write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -48,22 +51,14 @@ class Database:
 
         The commit survives a crash of process and machine before this returns (SQLite synchronous=FULL).
         """
-        for attempt in range(RETRIES_MAX):
-            try:
-                async with self._writer.begin() as tx:
-                    # The mark lives with the pooled connection: a failed attempt may have left one.
-                    tx.info.pop(COMMITTED_MARK, None)
-                    result = await fn(tx)
-                    told = tx.info.pop(COMMITTED_MARK, False)
-                if told and self.after_events is not None:
-                    self.after_events()
-                return result
-            except DBAPIError as failure:
-                if not _may_retry(failure) or attempt == RETRIES_MAX - 1:
-                    raise
-            # Losers of a race wait a random while that grows, so that a crowd thins out.
-            await asyncio.sleep(random.uniform(0, 0.002 * min(attempt + 1, 25)))  # noqa: S311
-        raise AssertionError("unreachable")
+        async with self._writer.begin() as tx:
+            # The mark lives with the pooled connection: a failed write may have left one.
+            tx.info.pop(COMMITTED_MARK, None)
+            result = await fn(tx)
+            told = tx.info.pop(COMMITTED_MARK, False)
+        if told and self.after_events is not None:
+            self.after_events()
+        return result
 
     async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn` on one consistent snapshot. It writes nothing."""
@@ -80,8 +75,22 @@ class Database:
         return self._writer
 
 
-def _may_retry(failure: DBAPIError) -> bool:
-    return getattr(failure.orig, "sqlstate", None) in SERIALIZATION_FAILURES
+def _postgresql_engine(
+    url: str, *, isolation_level: IsolationLevel, pool_size: int, read_only: bool = False
+) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        isolation_level=isolation_level,
+        execution_options={"postgresql_readonly": read_only},
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
+        # The server may have been restarted since a connection was last used.
+        pool_pre_ping=True,
+        connect_args={
+            "server_settings": {"idle_in_transaction_session_timeout": str(FROZEN_WRITER_S * 1000)}
+        },
+    )
 
 
 def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
@@ -104,8 +113,11 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
+    _run_at_begin(engine, begin)
+    return engine
+
+
+def _run_at_begin(engine: AsyncEngine, statement: str) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def begin_transaction(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+        connection.exec_driver_sql(statement)

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from bitcache.db.engine import Database
 from bitcache.db.tables import metadata as bitcache_metadata
@@ -24,20 +24,14 @@ from payments.tables import metadata as payments_metadata
 
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 METADATAS = [bitcache_metadata, payments_metadata]
-# Any constant will do: servers of one database that start together wait for each other.
-ADVISORY_LOCK = 0x62697464
 
 
 async def upgrade(database: Database) -> None:
-    """Apply every revision the database lacks, in one transaction. Raises DatabaseOutdated."""
-    if database.is_sqlite:
-        async with database.engine.begin() as connection:
-            await connection.run_sync(_upgrade)
-        return
-    # A serializable snapshot would be taken before the lock is, and not show what others did meanwhile.
-    engine = database.engine.execution_options(isolation_level="READ COMMITTED")
-    async with engine.begin() as connection:
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+    """Apply every revision the database lacks, in one transaction. Raises DatabaseOutdated.
+
+    It is a writer like any other: servers of one database that start together wait for each other.
+    """
+    async with database.engine.begin() as connection:
         await connection.run_sync(_upgrade)
 
 
