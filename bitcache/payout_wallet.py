@@ -1,7 +1,8 @@
 """The wallet a seller is paid into: set, changed with a delay, and watched for its gap limit.
 
-The first descriptor counts at once. A change waits, and is told of, so that a thief of a token cannot turn
-the income around unseen.
+The first descriptor counts at once, and so does the next while no address of the one in force was ever handed
+out: nobody can have paid it, and a mistake must be mended before anybody does. Any other change waits, and is
+told of, so that a thief of a token cannot turn the income around unseen.
 """
 
 from dataclasses import dataclass
@@ -45,16 +46,17 @@ async def set_descriptor(
     delay_s: int,
     now: int,
 ) -> None:
-    """Pay into this wallet: the first from now, another after `delay_s`; the present one calls that off."""
+    """Pay into this wallet from `takes_effect_at` on; setting the present one calls a change off."""
     current = await wallet(tx, account_id, now=now)
+    effective_at = await takes_effect_at(tx, store, current, descriptor, delay_s=delay_s, now=now)
     await store.register(tx, descriptor, start_index=start_index, now=now)
-    if current is not None and descriptor.id == current.pending_descriptor_id:
-        return
-    if current is None or descriptor.id == current.descriptor_id:
+    if current is None or effective_at <= now:
         changed = PayoutWallet(descriptor.id, None, None)
+    elif descriptor.id == current.pending_descriptor_id:
+        return
     else:
         # What became due meanwhile is in force: the new change starts from there.
-        changed = PayoutWallet(current.descriptor_id, descriptor.id, now + delay_s)
+        changed = PayoutWallet(current.descriptor_id, descriptor.id, effective_at)
     await tx.execute(
         update(accounts)
         .where(accounts.c.id == account_id)
@@ -66,6 +68,25 @@ async def set_descriptor(
     )
     told = PayoutChanged(effective_at=changed.pending_until or now)
     await events.append(tx, topic=TOPIC, subject=account_id, payload=told, now=now)
+
+
+async def takes_effect_at(
+    tx: Transaction,
+    store: DescriptorStore,
+    current: PayoutWallet | None,
+    descriptor: PayoutDescriptor,
+    *,
+    delay_s: int,
+    now: int,
+) -> int:
+    """When `descriptor`, set now, would be paid into; `current` is the wallet in force."""
+    if current is None or descriptor.id == current.descriptor_id:
+        return now
+    if (await store.usage(tx, current.descriptor_id)).highest_index_used is None:
+        return now
+    if descriptor.id == current.pending_descriptor_id and current.pending_until is not None:
+        return current.pending_until
+    return now + delay_s
 
 
 async def raise_next_index(

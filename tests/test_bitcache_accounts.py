@@ -9,13 +9,17 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from sqlalchemy import func, select
 
 from bitcache.config import NodeConfig
 from bitcache.payout_wallet import gap_limit_advice
 from payments.descriptors import DescriptorUsage
+from payments.ports import Transaction
+from payments.tables import descriptors
 from regtest.world import RegtestWorld
 from tests.service import RunningServer, running_server
 from tests.test_bitcache_catalog import ask
+from tests.till import open_till
 
 KEY = (
     "tpubD6NzVbkrYhZ4WaWSyoBvQwbpLkojyoTZPRsgXELWz3Popb3qkjcJyJUG"
@@ -48,6 +52,10 @@ def addresses_of(world: RegtestWorld) -> Any:
         return info["descriptor"], await world.server.rpc("deriveaddresses", info["descriptor"], [0, 2])
 
     return derive
+
+
+async def stored_descriptors(tx: Transaction) -> int:
+    return int(await tx.scalar(select(func.count()).select_from(descriptors)) or 0)
 
 
 async def register(server: RunningServer, **body: object) -> tuple[int, Any]:
@@ -156,34 +164,69 @@ async def test_bodies_that_are_not_what_they_should_be(
             assert problem["field"] == "lable"
 
 
-async def test_the_first_wallet_counts_at_once_and_a_change_waits(
+async def test_a_wallet_is_looked_at_before_anything_is_stored(
     noded: RunningServer, addresses_of: Any
 ) -> None:
     descriptor, addresses = await addresses_of(f"wpkh({KEY}/0/*)")
-    other, _ = await addresses_of(f"tr({OTHER_KEY}/0/*)")
     async with noded.session((await noded.new_seller()).token) as http:
-        status, account = await ask(
-            http, "PATCH", "/account", {"payout_descriptor": descriptor, "start_index": 7}
+        status, preview = await ask(
+            http, "POST", "/account/payout-preview", {"payout_descriptor": f"wpkh({KEY}/<0;1>/*)"}
         )
+        assert status == 200, preview
+        assert (preview["descriptor"], preview["first_addresses"]) == (descriptor, addresses)
+        assert preview["effective_at"] == pytest.approx(noded.clock(), abs=5)
+        assert (await ask(http, "GET", "/account"))[1]["payout"] is None
+        refused = await ask(http, "POST", "/account/payout-preview", {"payout_descriptor": "nonsense"})
+        assert refused == (422, "descriptor-invalid")
+    assert await noded.services.database.read(stored_descriptors) == 0
+
+
+async def test_a_wallet_nobody_can_have_paid_is_replaced_at_once(
+    noded: RunningServer, addresses_of: Any
+) -> None:
+    wrong, addresses = await addresses_of(f"wpkh({KEY}/0/*)")
+    right, _ = await addresses_of(f"tr({OTHER_KEY}/0/*)")
+    async with noded.session((await noded.new_seller()).token) as http:
+        status, account = await ask(http, "PATCH", "/account", {"payout_descriptor": wrong, "start_index": 7})
         assert status == 200, account
         payout = account["payout"]
-        assert payout["descriptor"] == descriptor
-        assert payout["first_addresses"] == addresses
+        assert (payout["descriptor"], payout["first_addresses"]) == (wrong, addresses)
         assert (payout["next_index"], payout["highest_index_used"], payout["advice"]) == (7, None, None)
 
-        _, account = await ask(http, "PATCH", "/account", {"payout_descriptor": other})
-        assert account["payout"]["descriptor"] == descriptor
-        assert account["payout"]["pending_descriptor"] == other
-        assert account["payout"]["pending_until"] == pytest.approx(noded.clock() + 86_400, abs=5)
-        _, account = await ask(http, "PATCH", "/account", {"payout_descriptor": descriptor})
-        assert account["payout"]["pending_descriptor"] is None, "the present one calls the change off"
+        _, account = await ask(http, "PATCH", "/account", {"payout_descriptor": right})
+        assert (account["payout"]["descriptor"], account["payout"]["pending_descriptor"]) == (right, None)
 
-        await ask(http, "PATCH", "/account", {"payout_descriptor": other})
-        noded.clock.advance(86_401)
+
+async def test_a_wallet_that_gave_an_address_is_replaced_after_a_delay(
+    world: RegtestWorld, tmp_path: Path, addresses_of: Any
+) -> None:
+    other, _ = await addresses_of(f"tr({OTHER_KEY}/0/*)")
+    async with open_till(world, tmp_path) as till, till.server.session(till.account.token) as http:
+        clock = till.server.clock
+
+        async def set_wallet(descriptor: str) -> Any:
+            status, account = await ask(http, "PATCH", "/account", {"payout_descriptor": descriptor})
+            assert status == 200, account
+            return account["payout"]
+
+        await till.buy(await till.offer())
+        _, account = await ask(http, "GET", "/account")
+        present = account["payout"]["descriptor"]
+        _, preview = await ask(http, "POST", "/account/payout-preview", {"payout_descriptor": other})
+        assert preview["effective_at"] == pytest.approx(clock() + 86_400, abs=5)
+        payout = await set_wallet(other)
+        assert (payout["descriptor"], payout["pending_descriptor"]) == (present, other)
+        assert payout["pending_until"] == pytest.approx(clock() + 86_400, abs=5)
+        clock.advance(3_600)
+        assert (await set_wallet(other))["pending_until"] == payout["pending_until"], "it waits anew"
+        assert (await set_wallet(present))["pending_descriptor"] is None, "the present one calls it off"
+
+        await set_wallet(other)
+        clock.advance(86_401)
         for _ in range(2):  # before and after the sweep has written it down
             _, account = await ask(http, "GET", "/account")
             assert (account["payout"]["descriptor"], account["payout"]["pending_descriptor"]) == (other, None)
-            await noded.services.sweep.poll_once()
+            await till.server.services.sweep.poll_once()
 
 
 async def test_an_index_never_goes_back(noded: RunningServer) -> None:

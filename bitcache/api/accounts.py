@@ -8,7 +8,16 @@ from msgspec import UNSET
 from bitcache import accounts, payout_wallet
 from bitcache.accounts import Account, IssuedToken
 from bitcache.api.routing import Answer, Auth, Call, Route
-from bitcache.api.wire import AccountPatch, AccountRequest, AccountView, PayoutView, TokenRequest, TokenView
+from bitcache.api.wire import (
+    AccountPatch,
+    AccountRequest,
+    AccountView,
+    PayoutPreview,
+    PayoutPreviewRequest,
+    PayoutView,
+    TokenRequest,
+    TokenView,
+)
 from bitcache.errors import InviteInvalid, RegistrationClosed
 from bitcache.payout_wallet import PayoutWallet
 from bitcache.services import Services
@@ -72,6 +81,32 @@ async def change(call: Call) -> Answer:
 
     await services.database.write(changed)
     return Answer(200, await _view(services, account_id))
+
+
+async def preview_payout(call: Call) -> Answer:
+    """For the seller to compare with the wallet before anything is stored."""
+    services, asked = call.services, call.body(PayoutPreviewRequest)
+    descriptor = await normalise_descriptor(services.node, asked.payout_descriptor, services.config.network)
+
+    async def look(tx: Transaction) -> int:
+        now = services.clock()
+        return await payout_wallet.takes_effect_at(
+            tx,
+            services.descriptors,
+            await payout_wallet.wallet(tx, call.seller.account_id, now=now),
+            descriptor,
+            delay_s=services.config.payout_change_delay_s,
+            now=now,
+        )
+
+    derived = await services.addresses.first_addresses(descriptor)
+    view = PayoutPreview(
+        descriptor=descriptor.text,
+        first_addresses=[one.address for one in derived],
+        note=descriptor.note,
+        effective_at=await services.database.read(look),
+    )
+    return Answer(200, view)
 
 
 async def _change_payout(
@@ -145,6 +180,7 @@ async def _view(services: Services, account_id: str) -> AccountView:
         created_at=account.created_at,
         bytes_stored=account.bytes_stored,
         bytes_max=services.config.account_bytes_max if own_max is None else own_max,
+        price_floor_sat=services.config.price_floor_sat,
         payout=payout,
     )
 
@@ -207,6 +243,17 @@ ROUTES = (
         request=AccountPatch,
         responses={200: AccountView},
         problems=("descriptor-invalid", "name-taken", "node-offline"),
+        auth=Auth.SELLER,
+    ),
+    Route(
+        method="POST",
+        path="/account/payout-preview",
+        handler=preview_payout,
+        operation_id="previewPayout",
+        summary="The first addresses of a wallet, before it is set; nothing is stored",
+        request=PayoutPreviewRequest,
+        responses={200: PayoutPreview},
+        problems=("descriptor-invalid", "node-offline"),
         auth=Auth.SELLER,
     ),
 )

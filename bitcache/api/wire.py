@@ -81,12 +81,30 @@ class PayoutView(Response, frozen=True):
     """A change of wallet takes effect only then."""
 
 
+class PayoutPreviewRequest(Request, frozen=True):
+    payout_descriptor: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class PayoutPreview(Response, frozen=True):
+    """What setting this wallet would do. Nothing was stored."""
+
+    descriptor: str
+    """As it would be kept: one receive branch, with its checksum."""
+    first_addresses: list[str]
+    note: str
+    """What was assumed in reading the seller's words; may be empty."""
+    effective_at: Time
+    """Set now, from when on buyers would pay into it."""
+
+
 class AccountView(Response, frozen=True):
     account_id: Id
     name: str
     created_at: Time
     bytes_stored: int
     bytes_max: int
+    price_floor_sat: int
+    """The least price of an offer that is not free."""
     payout: PayoutView | None
 
 
