@@ -45,7 +45,8 @@ def get(
         typer.Option(
             envvar="BITCACHE_PAY",
             help="Pay from a bitcoind wallet: bitcoind: or "
-            "bitcoind:http://user:password@host:port/wallet/NAME; safer in the environment.",
+            "bitcoind:http://user:password@host:port/wallet/NAME; safer in the environment. "
+            "Instead of the password: bitcoind:http://host:port/wallet/NAME?cookie=FILE",
         ),
     ] = None,
     no_wait: Annotated[

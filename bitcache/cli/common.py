@@ -30,6 +30,7 @@ from payments.money import MAX_MONEY_SAT, Sat, sat_from_btc
 
 SERVER_VARIABLE = "BITCACHE_SERVER"
 TOKEN_VARIABLE = "BITCACHE_TOKEN"  # noqa: S105  # a variable's name
+TOKEN_FILE_VARIABLE = "BITCACHE_TOKEN_FILE"  # noqa: S105  # a variable's name
 SECRET_BYTES_MAX = 64 << 10
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hdw])")
@@ -99,6 +100,11 @@ def show_size(size_bytes: int) -> str:
     return f"{size:.1f} {unit}" if unit != "B" else f"{size_bytes} B"
 
 
+def show_count(count: int, noun: str) -> str:
+    """1 file, 2 files."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def show_sat(amount_sat: int) -> str:
     """5000 -> 5,000 sat."""
     return f"{amount_sat:,} sat"
@@ -126,12 +132,18 @@ def read_text(argument: str | None, file: Path | None, *, what: str) -> str:
         raise CommandFailed(f"The {what} cannot be read: {exc}") from exc
 
 
+def token_of_environment() -> str | None:
+    """The token in BITCACHE_TOKEN, else in the file BITCACHE_TOKEN_FILE names. Raises CommandFailed."""
+    token, file = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_FILE_VARIABLE)
+    return read_text(None, Path(file), what="access token") if file and not token else token
+
+
 def seller_api() -> ServerApi:
     """The server the seller is signed in to; the environment goes before the saved sign-in.
 
-    Raises NotSignedIn, LinkInvalid.
+    Raises NotSignedIn, LinkInvalid, CommandFailed.
     """
-    server, token = os.environ.get(SERVER_VARIABLE), os.environ.get(TOKEN_VARIABLE)
+    server, token = os.environ.get(SERVER_VARIABLE), token_of_environment()
     if server and token:
         return ServerApi(check_server(server), credentials.check_token(token))
     known = credentials.load(places.config_folder())

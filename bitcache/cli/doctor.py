@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, run
 
 if TYPE_CHECKING:
     from bitcache.doctor import Finding
 
-DataFolder = Annotated[
-    Path,
-    typer.Option("--data", envvar="BITCACHE_DATA", help="The server's data folder."),
-]
 SIGNS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 
 
@@ -25,7 +22,7 @@ app = typer.Typer()
 @app.command("doctor", epilog="Example: bitcache doctor --data /srv/bitcache")
 @expected_errors
 def doctor(
-    data: DataFolder = Path("bitcache-data"),
+    data: DataFolder = DATA_FOLDER,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Derive every invoice's status and bookings again.")
     ] = False,

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from bitcache.api import wire
-from bitcache.cli.common import RichProgress, confirm, show_sat, show_size, tell_event
+from bitcache.cli.common import RichProgress, confirm, show_count, show_sat, show_size, tell_event
 from bitcache.cli.output import print_json, print_text, printable, say
 from bitcache.cli.payment_words import payment_request, payment_uri, standing_words
 from bitcache.client import places
@@ -157,8 +157,7 @@ class Get:
             self._say(f"File    {printable(file.path)}  {show_size(file.plain_bytes)}")
         if len(parcel.files) > LINES_SHOWN_MAX:
             self._say(f"        and {len(parcel.files) - LINES_SHOWN_MAX} more")
-        count = len(parcel.files)
-        self._say(f"Size    {show_size(parcel.plain_bytes)} in {count} file{'' if count == 1 else 's'}")
+        self._say(f"Size    {show_size(parcel.plain_bytes)} in {show_count(len(parcel.files), 'file')}")
 
     def _show_receipt(self, purchase: Purchase) -> None:
         """Before the address: who pays must already hold what the payment is worth."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bitcache.api import wire
-from bitcache.cli.common import RichProgress, confirm, seller_api, show_size, show_time
+from bitcache.cli.common import RichProgress, confirm, seller_api, show_count, show_size, show_time
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
@@ -24,6 +24,7 @@ from bitcache.cli.terms import (
     MaxDownloads,
     PrefetchFlag,
     Price,
+    check_payable,
     for_parcel,
     offer_request,
 )
@@ -78,6 +79,8 @@ def upload(
 
     async def send() -> None:
         async with seller_api() as api:
+            # Before hours of uploading, not after.
+            check_payable(await api.get("/account", wire.AccountView), terms.price)
             name = state_name(api.base_url, paths)
             folder = places.uploads_folder()
             with (
@@ -127,8 +130,8 @@ def parcels(json_output: JsonFlag = False) -> None:
         kept = book.get(server, parcel.parcel_id)
         print_text(
             f"{parcel.parcel_id}  {show_time(parcel.created_at)}  {show_size(parcel.size_bytes):>10}  "
-            f"{parcel.files_count} files  {len(parcel.offers)} offers  {parcel.state}"
-            + (f"  {printable(kept.title)}" if kept else "")
+            f"{show_count(parcel.files_count, 'file')}  {show_count(len(parcel.offers), 'offer')}  "
+            f"{parcel.state}" + (f"  {printable(kept.title)}" if kept else "")
         )
 
 

@@ -17,6 +17,7 @@ from bitcache.cli.terms import (
     Price,
     changed_expiry,
     changed_max_downloads,
+    check_payable,
     fixed_price,
     offer_request,
 )
@@ -74,6 +75,7 @@ def offer_add(
 
     async def add() -> tuple[str, wire.OfferSummary]:
         async with seller_api() as api:
+            check_payable(await api.get("/account", wire.AccountView), request.price)
             return api.base_url, await make_offer(api, request)
 
     server, offer = run(add())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitcache import config
+from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, printable, run, say
 from bitcache.config import Config
 from bitcache.role import Role
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 account_app = typer.Typer(help="Sellers' accounts on this server.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
-
-DATA_FOLDER = Path("bitcache-data")
-DataFolder = Annotated[
-    Path,
-    typer.Option("--data", envvar="BITCACHE_DATA", help="The server's data folder."),
-]
 
 
 class NetworkName(StrEnum):

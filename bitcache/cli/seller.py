@@ -1,23 +1,26 @@
 """What a seller runs about money and identity: `login`, `payout`, `earnings`. Mounts `goods` and `offers`."""
 
-import os
+import sys
+import time
 from datetime import tzinfo
 from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
+from msgspec import UNSET
 
 from bitcache.api import wire
 from bitcache.cli import goods, offers
 from bitcache.cli.common import (
-    TOKEN_VARIABLE,
     confirm,
     day_start,
     read_text,
     seller_api,
+    show_count,
     show_sat,
     show_time,
+    token_of_environment,
 )
 from bitcache.cli.output import (
     CommandFailed,
@@ -41,6 +44,8 @@ app.add_typer(offers.app)
 payout = typer.Typer(help="The wallet that buyers pay to: yours, which the server can watch but not spend.")
 app.add_typer(payout, name="payout")
 
+CLOCKS_APART_S = 300
+"""A wallet that counts sooner than this by our clock counts at once: the server's may differ."""
 WHY_DEDICATED = (
     "Use an account or wallet of its own for sales: every sale takes its next address, so other payments to\n"
     "the same account would collide with buyers', and whoever runs the server sees all its addresses."
@@ -55,18 +60,19 @@ def login(
         str | None,
         typer.Option(
             help="The access token; other users of this computer can see arguments. "
-            "Default: $BITCACHE_TOKEN, else stdin."
+            "Default: $BITCACHE_TOKEN or $BITCACHE_TOKEN_FILE, else stdin."
         ),
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="Read the token from this file.")] = None,
     json_output: JsonFlag = False,
 ) -> None:
     """Sign in as a seller. The token is kept on this computer, readable by you alone."""
-    given = token if token is not None else os.environ.get(TOKEN_VARIABLE)
-    if given is None and token_file is None:
-        say("Paste the access token and press Enter, then Ctrl-D:")
-        given = "-"
-    text = read_text(given if token_file is None else token, token_file, what="access token")
+    given = token
+    if token is None and token_file is None:
+        given = token_of_environment() or "-"
+        if given == "-" and sys.stdin.isatty():
+            say("Paste the access token and press Enter, then Ctrl-D:")
+    text = read_text(given, token_file, what="access token")
     known = Credentials(check_server(url), check_token(text))
 
     async def sign_in() -> wire.AccountView:
@@ -100,14 +106,17 @@ def payout_set(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether the addresses match.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Set the wallet that buyers pay to, and compare its first addresses."""
+    """Set the wallet that buyers pay to, after you compared its first addresses with your wallet's."""
     text = read_text(descriptor, file, what="descriptor")
-    patch = wire.AccountPatch(payout_descriptor=text)
-    if start_index is not None:
-        patch = wire.AccountPatch(payout_descriptor=text, start_index=start_index)
+    if json_output and not yes:
+        raise UsageWrong("With --json nobody can be asked: add --yes once you have compared the addresses.")
 
     async def change() -> wire.AccountView:
         async with seller_api() as api:
+            kept = text if yes else await _compared(api, text)
+            patch = wire.AccountPatch(
+                payout_descriptor=kept, start_index=UNSET if start_index is None else start_index
+            )
             return await api.patch("/account", patch, wire.AccountView)
 
     view = run(change()).payout
@@ -118,11 +127,6 @@ def payout_set(
         return
     _print_payout(view)
     say(WHY_DEDICATED)
-    if not yes and not confirm("Are these the first addresses in your wallet?"):
-        raise CommandFailed(
-            "Then money would go elsewhere. Look up your wallet's public descriptor and run `payout set` "
-            "again before anybody buys. (If they are the same: add --yes.)"
-        )
 
 
 @payout.command("show", epilog="Example: bitcache payout show --json")
@@ -179,10 +183,34 @@ def earnings(
         _print_earnings(view)
 
 
-def _print_payout(view: wire.PayoutView) -> None:
-    print_text(f"Wallet  {printable(view.descriptor)}")
-    for number, address in enumerate(view.first_addresses):
+async def _compared(api: ServerApi, text: str) -> str:
+    """The descriptor as the server reads it, once a person said that its addresses are the right ones.
+
+    Raises CommandFailed; nothing was stored then.
+    """
+    request = wire.PayoutPreviewRequest(payout_descriptor=text)
+    preview = await api.post("/account/payout-preview", request, wire.PayoutPreview, repeatable=True)
+    _print_wallet(preview.descriptor, preview.first_addresses)
+    if preview.note:
+        say(printable(preview.note))
+    if preview.effective_at > time.time() + CLOCKS_APART_S:
+        say(f"Buyers would pay into it from {show_time(preview.effective_at)} on.")
+    if not confirm("Are these the first addresses in your wallet?"):
+        raise CommandFailed(
+            "Nothing was changed. If they are others, money would go elsewhere: look up your wallet's public "
+            "descriptor and run `bitcache payout set` again. If they are the same, answer y, or add --yes."
+        )
+    return preview.descriptor
+
+
+def _print_wallet(descriptor: str, first_addresses: list[str]) -> None:
+    print_text(f"Wallet  {printable(descriptor)}")
+    for number, address in enumerate(first_addresses):
         print_text(f"Address {number}  {printable(address)}")
+
+
+def _print_payout(view: wire.PayoutView) -> None:
+    _print_wallet(view.descriptor, view.first_addresses)
     highest = "none yet" if view.highest_index_used is None else f"index {view.highest_index_used}"
     print_text(f"Handed out up to: {highest}; next is index {view.next_index}.")
     if view.pending_descriptor is not None:
@@ -195,7 +223,7 @@ def _print_payout(view: wire.PayoutView) -> None:
 def _print_earnings(view: wire.EarningsView) -> None:
     for day in view.days:
         print_text(f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}")
-    print_text(f"Received {show_sat(view.received_sat)} in {view.sales} sales.")
+    print_text(f"Received {show_sat(view.received_sat)} in {show_count(view.sales, 'sale')}.")
     print_text(f"On its way: {show_sat(view.pending_sat)}.")
     if view.owed_sat:
         print_text(f"You owe buyers {show_sat(view.owed_sat)}: money that came late or was too much.")

@@ -7,8 +7,8 @@ import typer
 from msgspec import UNSET, UnsetType
 
 from bitcache.api import wire
-from bitcache.cli.common import local_now, parse_expiry, parse_price
-from bitcache.cli.output import UsageWrong
+from bitcache.cli.common import local_now, parse_expiry, parse_price, show_sat
+from bitcache.cli.output import CommandFailed, UsageWrong
 
 MSAT_PER_SAT = 1_000
 
@@ -47,6 +47,22 @@ def offer_request(
 def for_parcel(request: wire.OfferRequest, parcel_id: str) -> wire.OfferRequest:
     """The same terms for that parcel."""
     return msgspec.structs.replace(request, parcel_id=parcel_id)
+
+
+def check_payable(account: wire.AccountView, price: wire.FixedPrice) -> None:
+    """Raises CommandFailed if the server would not take the price, or buyers could not pay it."""
+    price_sat = price.amount_msat // MSAT_PER_SAT
+    if not price_sat:
+        return
+    if price_sat < account.price_floor_sat:
+        raise CommandFailed(
+            f"The least price on this server is {show_sat(account.price_floor_sat)}: below it the buyer's "
+            "fee is more than the price. Ask for more, or make it free: --price 0"
+        )
+    if account.payout is None:
+        raise CommandFailed(
+            "Nobody could pay you: set the wallet first: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB"
+        )
 
 
 def fixed_price(text: str) -> wire.FixedPrice:
