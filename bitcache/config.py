@@ -24,7 +24,9 @@ DATABASE_FILE_NAME = "bitcache.db"
 VARIABLE_PREFIX = "BITCACHE_"
 SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password"})
 # Variables of the command line and the client, which share the prefix.
-FOREIGN_VARIABLES = frozenset({"BITCACHE_DATA", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"})
+FOREIGN_VARIABLES = frozenset(
+    {"BITCACHE_DATA", "BITCACHE_PAY", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"}
+)
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 GIB = 1 << 30
@@ -43,6 +45,10 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     zmq_sequence_url: str | None = None
     """Where the node publishes `-zmqpubsequence`; without it polling alone finds payments."""
     poll_interval_s: Annotated[int, Meta(ge=1, le=15)] = 2
+
+    @property
+    def cookie_path(self) -> Path | None:
+        return Path(self.rpc_cookie_file).expanduser() if self.rpc_cookie_file else None
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,13 +147,25 @@ def parse(
 
 def warnings(config: Config) -> list[str]:
     """What an operator should hear at start-up, though the server can run."""
+    found = []
     url = urlsplit(config.public_url)
-    if url.scheme == "https" or url.hostname in LOCAL_HOSTS:
-        return []
-    return [
-        f"public_url is {config.public_url}: browsers decrypt only on https or localhost. "
-        "Put a reverse proxy with a certificate in front and set public_url to its https address."
-    ]
+    if url.scheme != "https" and url.hostname not in LOCAL_HOSTS:
+        found.append(
+            f"public_url is {config.public_url}: browsers decrypt only on https or localhost. "
+            "Put a reverse proxy with a certificate in front and set public_url to its https address."
+        )
+    if (cookie := missing_cookie_file(config)) is not None:
+        found.append(
+            f"the node's cookie file {cookie} is not there, or not for this user: start the node, or correct "
+            "`rpc_cookie_file` under [node]."
+        )
+    return found
+
+
+def missing_cookie_file(config: Config) -> Path | None:
+    """The cookie file, if the server is to use one and cannot see it; a node writes it when it starts."""
+    cookie = config.node.cookie_path
+    return None if cookie is None or os.path.exists(cookie) else cookie
 
 
 def known_keys() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from bitcache.config import LOCAL_HOSTS, Config
+from bitcache.config import LOCAL_HOSTS, Config, missing_cookie_file
 from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
 from bitcache.services import Services, read_master_key
@@ -98,6 +98,15 @@ async def check_database(services: Services) -> Finding:
 async def check_node(services: Services) -> AsyncIterator[Finding]:
     """All that concerns the bitcoin node; only the first finding when it does not answer."""
     config, node = services.config, services.node
+    if (cookie := missing_cookie_file(config)) is not None:
+        yield Finding(
+            "node",
+            Verdict.WRONG,
+            f"its cookie file {cookie} is not there, or not for this user",
+            "Start the node, which writes it, or correct `rpc_cookie_file` under [node]: it is in the node's "
+            "data folder, on other chains than mainnet one folder deeper (`signet/.cookie`).",
+        )
+        return
     try:
         info = await node.node_info()
         network = await node.network_info()

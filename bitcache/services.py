@@ -198,10 +198,9 @@ def write_private(path: Path, octets: bytes) -> None:
 
 
 def _node(config: Config) -> Bitcoind:
-    cookie = config.node.rpc_cookie_file
     return Bitcoind(
         config.node.rpc_url,
-        cookie_file=Path(cookie).expanduser() if cookie else None,
+        cookie_file=config.node.cookie_path,
         user=config.node.rpc_user,
         password=config.node.rpc_password,
     )

@@ -46,8 +46,12 @@ class BitcoindRpc:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """`url` is http://host:port. Give either `cookie_file` or `user` and `password`."""
-        if (cookie_file is None) == (user is None or password is None):
+        if cookie_file is not None and user is not None:
             raise NodeMisconfigured("give the node's cookie file, or its RPC user and password, not both")
+        if cookie_file is None and (user is None or password is None):
+            raise NodeMisconfigured(
+                "nothing says how to sign in to the node: give its cookie file, or its RPC user and password"
+            )
         self._url = url.rstrip("/")
         self._cookie_file = cookie_file
         self._user_password = None if user is None or password is None else f"{user}:{password}"

@@ -81,6 +81,14 @@ async def test_a_node_without_rest_events_and_with_wallets(own_world: RegtestWor
         assert found["node"].verdict is Verdict.WRONG
         assert "regtest" in found["node"].mend
 
+    nowhere = structs.replace(
+        config, node=NodeConfig(rpc_url=outside.rpc_url, rpc_cookie_file=str(tmp_path / "no.cookie"))
+    )
+    async with open_services(nowhere) as services:
+        (only,) = [finding async for finding in doctor.check_node(services)]
+        assert only.verdict is Verdict.WRONG
+        assert f"cookie file {tmp_path / 'no.cookie'} is not there" in only.words
+
 
 async def test_a_master_key_that_others_can_read(tmp_path: Path) -> None:
     config = test_config(tmp_path)

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,8 @@ from bitcache.config import Config, known_keys, load, parse, warnings
 from bitcache.errors import AlreadyInitialised, ConfigInvalid, MasterKeyUnusable
 from bitcache.services import read_master_key
 from bitcache.setup import config_text, initialise
+from payments.bitcoind import Bitcoind
+from payments.errors import NodeMisconfigured
 
 FOLDER = Path("data")
 
@@ -53,6 +56,7 @@ def test_variables_override_the_file() -> None:
         BITCACHE_TRUSTED_PROXIES="10.0.0.0/8, 127.0.0.1",
         BITCACHE_PREFETCH_ALLOWED="false",
         BITCACHE_TOKEN="the client's own",
+        BITCACHE_PAY="bitcoind:",
         HOME="/nowhere",
     )
     assert config.price_floor_sat == 7
@@ -111,6 +115,27 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 )
 def test_plain_http_is_warned_of(url: str, count: int) -> None:
     assert len(warnings(parsed(f"public_url = '{url}'"))) == count
+
+
+def test_a_cookie_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    cookie = tmp_path / ".cookie"
+    config = parsed(f"[node]\nrpc_cookie_file = '{cookie}'")
+    assert [str(cookie) in warning for warning in warnings(config)] == [True]
+    cookie.touch()
+    assert warnings(config) == []
+
+
+@pytest.mark.parametrize(
+    ("sign_in", "words"),
+    [
+        ({}, "nothing says how to sign in"),
+        ({"user": "a"}, "nothing says how to sign in"),
+        ({"user": "a", "password": "b", "cookie_file": FOLDER / ".cookie"}, "not both"),
+    ],
+)
+def test_how_to_sign_in_to_the_node_is_said_once(sign_in: dict[str, Any], words: str) -> None:
+    with pytest.raises(NodeMisconfigured, match=words):
+        Bitcoind("http://127.0.0.1:1", **sign_in)
 
 
 async def test_initialise_makes_private_files_and_overwrites_nothing(tmp_path: Path) -> None:
