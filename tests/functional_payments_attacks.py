@@ -456,9 +456,12 @@ async def test_paid_160_blocks_ago(shop: Shop, buyer: BitWallet, node: MeddledNo
 
 async def test_each_of_six_confirmations_is_told_and_none_after(shop: Shop, buyer: BitWallet) -> None:
     record, _ = await paid(shop, buyer)
+    released_at = set()
     for _ in range(8):
         await shop.world.mine()
-        await shop.look(record)
+        shop.offset_s += 10
+        released_at.add((await shop.look(record)).released_at)
+    assert len(released_at) == 1, "when the key was first allowed is never moved"
     assert [after.standing.depth for _, after in shop.changes] == [0, 1, 2, 3, 4, 5, 6]
     tip = await shop.database.read(chain_store.tip)
     assert tip is not None
@@ -475,6 +478,7 @@ async def test_a_policy_deeper_than_six_is_followed(shop: Shop, buyer: BitWallet
     for _ in range(9):
         await shop.world.mine()
         record = await shop.look(record)
+    assert [after.standing.depth for _, after in shop.changes] == list(range(1, 10))
     assert record.standing.status is Status.SETTLED
     assert record.released_at is not None
 
