@@ -141,17 +141,6 @@ class PartDigestsWrong(BitcacheError):
     """The announced digests are not those of the bytes that came. Nothing was stored."""
 
 
-class PartConflicting(BitcacheError):
-    """Other bytes were acknowledged for this part: they never change."""
-
-    def __init__(self, part_no: int) -> None:
-        super().__init__(
-            f"Part {part_no} is stored with other bytes. Two encryptions under one key would give both away: "
-            "start a new file with a new key."
-        )
-        self.part_no = part_no
-
-
 class PartsMissing(BitcacheError):
     """The file cannot be completed yet; the message lists the parts to send."""
 

@@ -21,7 +21,6 @@ from bitcache.errors import (
     AccountFull,
     FileInUse,
     NotFound,
-    PartConflicting,
     PartDigestsWrong,
     PartOutOfRange,
     PartsMissing,
@@ -32,7 +31,7 @@ from payments.ports import Clock, Store, Transaction
 from storage import digests as chunk_digests
 from storage.errors import PartConflict
 from storage.ports import PART_SIZE_BYTES, BlobStore
-from storage.stream import CHUNK_SIZE_BYTES, plaintext_size
+from storage.stream import CHUNK_SIZE_BYTES, chunk_count, plaintext_size
 
 DIGEST_BYTES = chunk_digests.DIGEST_SIZE_BYTES
 PARTS_LISTED_MAX = 20
@@ -109,7 +108,7 @@ class Uploads:
     ) -> bool:
         """Keep `part`, whose chunks have the SHA-256s `announced`. True if it is new, False if it was there.
 
-        Its length was checked. Raises NotFound, PartDigestsWrong, PartConflicting, DiskFull.
+        Its length was checked. Raises NotFound, PartDigestsWrong, PartConflict, DiskFull.
         """
         # Several milliseconds of SHA-256, which lets go of the interpreter: in a thread it stops nobody.
         actual = await asyncio.to_thread(digests_of, part)
@@ -120,10 +119,7 @@ class Uploads:
         async with self._alone(file_id, part_no):
             if await self._store.read(lambda tx: _is_stored(tx, account_id, file_id, part_no, actual)):
                 return False
-            try:
-                await self._blobs.write_part(file_id, part_no, part)
-            except PartConflict as exc:
-                raise PartConflicting(part_no) from exc
+            await self._blobs.write_part(file_id, part_no, part)
             return await self._store.write(lambda tx: self._note(tx, account_id, file_id, part_no, actual))
 
     async def complete(self, account_id: str, file_id: str, root: bytes) -> StoredFile:
@@ -132,7 +128,7 @@ class Uploads:
         Raises NotFound, PartsMissing, RootMismatch.
         """
         stored, digests = await self._store.read(lambda tx: _all_digests(tx, account_id, file_id))
-        chunk_digests.verify_root(digests, root, chunk_count=-(-stored.size_bytes // CHUNK_SIZE_BYTES))
+        chunk_digests.verify_root(digests, root, chunk_count=chunk_count(stored.size_bytes))
         if stored.completed_at is None:
             await self._blobs.finish(file_id, stored.size_bytes)
         return await self._store.write(lambda tx: self._seal(tx, account_id, file_id, root, digests))
@@ -226,7 +222,7 @@ async def delete_rows(tx: Transaction, file_ids: Iterable[str]) -> None:
 
 
 async def _is_stored(tx: Transaction, account_id: str, file_id: str, part_no: int, digests: bytes) -> bool:
-    """Whether the part is acknowledged with these digests. Raises NotFound, PartConflicting."""
+    """Whether the part is acknowledged with these digests. Raises NotFound, PartConflict."""
     stored = await load(tx, account_id, file_id)
     if stored.completed_at is not None:
         whole = await tx.scalar(select(files.c.digests).where(files.c.id == file_id))
@@ -239,7 +235,7 @@ async def _is_stored(tx: Transaction, account_id: str, file_id: str, part_no: in
             )
         )
     if kept is not None and kept != digests:
-        raise PartConflicting(part_no)
+        raise PartConflict(file_id, part_no)
     return kept is not None
 
 

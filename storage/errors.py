@@ -157,11 +157,12 @@ class BlobIncomplete(StorageError):
 
 
 class PartConflict(StorageError):
-    """Other bytes are stored for this part, and the blob is finished: it never changes again."""
+    """Other bytes are stored for this part and were acknowledged: they never change."""
 
     def __init__(self, file_id: str, part_no: int) -> None:
         super().__init__(
-            f"Part {part_no} of file {file_id} is stored with other bytes. Start a new file with a new key."
+            f"Part {part_no} of file {file_id} is stored with other bytes. Two encryptions under one key "
+            "would give both away: start a new file with a new key."
         )
         self.file_id = file_id
         self.part_no = part_no
