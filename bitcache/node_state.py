@@ -14,14 +14,23 @@ HEARTBEAT_AGE_MAX_S = 30
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    online: bool
     tip_height: int
     """Height of the best block scanned; 0 before the first."""
+    trouble: str | None
+    """Why payments cannot be judged, for the operator; None when they can."""
+
+    @property
+    def online(self) -> bool:
+        return self.trouble is None
 
 
 async def node_state(tx: Transaction, now: int) -> NodeState:
     """The node's state at `now`; offline while the watcher has never run."""
     beat = await chain_store.watcher_state_of(tx)
     tip = await chain_store.tip(tx)
-    online = beat is not None and beat.trouble is None and now - beat.beat_at <= HEARTBEAT_AGE_MAX_S
-    return NodeState(online=online, tip_height=tip.height if tip else 0)
+    trouble = (
+        "the watcher does not run"
+        if beat is None or now - beat.beat_at > HEARTBEAT_AGE_MAX_S
+        else beat.trouble
+    )
+    return NodeState(tip_height=tip.height if tip else 0, trouble=trouble)

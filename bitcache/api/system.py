@@ -3,7 +3,7 @@
 import logging
 
 from aiohttp import web
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from bitcache import VERSION
 from bitcache.api.bodies import encode, json_response
@@ -12,8 +12,6 @@ from bitcache.api.wire import HealthView
 from bitcache.metrics import CONTENT_TYPE
 from bitcache.node_state import node_state
 from bitcache.services import Services
-from payments.ports import Transaction
-from payments.tables import watcher_state
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +47,12 @@ async def metrics(call: Call) -> web.StreamResponse:
 
 
 async def _health(services: Services) -> HealthView:
-    async def look(tx: Transaction) -> tuple[bool, str | None]:
-        state = await node_state(tx, services.clock())
-        trouble = await tx.scalar(select(watcher_state.c.trouble))
-        return state.online, trouble
-
-    online, trouble = await services.database.read(look)
-    if not online and trouble is None:
-        trouble = "the watcher does not run"
+    state = await services.database.read(lambda tx: node_state(tx, services.clock()))
     return HealthView(
-        status="ok" if online else "degraded", node_online=online, trouble=trouble, version=VERSION
+        status="ok" if state.online else "degraded",
+        node_online=state.online,
+        trouble=state.trouble,
+        version=VERSION,
     )
 
 
