@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -84,3 +85,35 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_a_bad_request(
     assert answer.split()[1] == b"400"
     assert b"/problems/bad-request" in answer
     assert "Traceback" not in caplog.text
+
+
+async def test_a_full_disk_under_the_database_is_told_and_nothing_is_lost(server: RunningServer) -> None:
+    async def pages_max(count: int) -> None:
+        await server.services.database.write(
+            lambda tx: tx.exec_driver_sql(f"PRAGMA max_page_count = {count}")
+        )
+
+    async with server.session((await server.new_seller()).token) as seller:
+        await pages_max(1)  # the pages there are stay, but there will be no more
+        made = 0
+        while True:
+            async with seller.post("/api/v1/files", json={"size_bytes": 100}) as answer:
+                if answer.status != 201:
+                    break
+                made += 1
+        assert answer.status == 507
+        name, detail = await _problem(seller, "/api/v1/files", {"size_bytes": 100})
+        assert name == "disk-full"
+        assert "server's disk" in detail
+        async with seller.get("/api/v1/account") as answer:
+            assert (await answer.json())["bytes_stored"] == made * 100
+        await pages_max(1 << 30)
+        async with seller.post("/api/v1/files", json={"size_bytes": 100}) as answer:
+            assert answer.status == 201
+
+
+async def _problem(http: aiohttp.ClientSession, path: str, body: object) -> tuple[str, str]:
+    """(name, detail) of the refusal."""
+    async with http.post(path, json=body) as answer:
+        problem = await answer.json()
+        return problem["type"].removeprefix("/problems/"), problem["detail"]

@@ -169,6 +169,7 @@ CONTENT_PROBLEMS = (
     "range-unsatisfiable",
     "grant-exhausted",
     "taken-down",
+    "disk-full",
 )
 
 

@@ -164,7 +164,6 @@ ROUTES = (
             "part-size-wrong",
             "too-slow",
             "too-many-requests",
-            "disk-full",
         ),
         auth=Auth.SELLER,
         body=BodyKind.STREAM,

@@ -138,6 +138,10 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
 
 # What the node says of itself is for the operator: it may name hosts and files.
 OPERATORS_BUSINESS = (payments_errors.NodeUnavailable, payments_errors.NodeMisconfigured)
+WORDS_WITHOUT_ERROR = {
+    "not-found": "There is nothing at this address. Check the path; an id is 26 characters of a-z and 2-7.",
+    "method-not-allowed": "This address takes other methods: those in the Allow header.",
+}
 
 
 def problem_of(error: Exception) -> Problem | None:
@@ -187,7 +191,12 @@ def _detail(problem: Problem, error: Exception | None) -> str:
         return (
             "The server's bitcoin node does not answer at the moment. Try again in a minute; do not pay now."
         )
-    return str(error) if error is not None else f"{problem.title}."
+    if isinstance(error, storage_errors.DiskFull):
+        return (
+            "The server's disk is full. Nothing is lost, but nothing new was kept: tell the operator, and "
+            "send this again later."
+        )
+    return str(error) if error is not None else WORDS_WITHOUT_ERROR.get(problem.name, f"{problem.title}.")
 
 
 def _retry_after_s(problem: Problem, error: Exception | None) -> int | None:

@@ -183,6 +183,8 @@ def problems_of(route: Route) -> tuple[str, ...]:
         names |= {"token-missing", "token-invalid"}
     if route.request is not None:
         names |= {"invalid-value", "too-large", "too-slow"}
+    if route.method not in {"GET", "HEAD"}:
+        names |= {"disk-full"}
     if route.idempotent:
         names |= {"idempotency-key-reused"}
     return tuple(sorted(names))

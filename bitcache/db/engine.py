@@ -8,12 +8,16 @@ not do: a stream of small ones lets a long one, such as the watcher's, be tried 
 A write function's only effects are the rows it writes: the commit after it may fail.
 """
 
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import event, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from storage.errors import DiskFull
 
 T = TypeVar("T")
 
@@ -26,6 +30,8 @@ TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
 FROZEN_WRITER_S = 60
 """A process that stops in the middle of a write, frozen or cut off, holds up the others no longer."""
 READERS_MAX = 8
+DISK_FULL = {sqlite3.SQLITE_FULL, "53100"}
+"""Code of SQLite, SQLSTATE of PostgreSQL."""
 
 
 class Database:
@@ -50,12 +56,18 @@ class Database:
         """Run `fn` in a transaction and commit it; nothing is written if it raises.
 
         The commit survives a crash of process and machine before this returns (SQLite synchronous=FULL).
+        Raises DiskFull, and what `fn` raises.
         """
-        async with self._writer.begin() as tx:
-            # The mark lives with the pooled connection: a failed write may have left one.
-            tx.info.pop(COMMITTED_MARK, None)
-            result = await fn(tx)
-            told = tx.info.pop(COMMITTED_MARK, False)
+        try:
+            async with self._writer.begin() as tx:
+                # The mark lives with the pooled connection: a failed write may have left one.
+                tx.info.pop(COMMITTED_MARK, None)
+                result = await fn(tx)
+                told = tx.info.pop(COMMITTED_MARK, False)
+        except DBAPIError as failure:
+            if _is_disk_full(failure):
+                raise DiskFull from failure
+            raise
         if told and self.after_events is not None:
             self.after_events()
         return result
@@ -73,6 +85,11 @@ class Database:
     def engine(self) -> AsyncEngine:
         """For migrations and start-up checks; everything else goes through `write` and `read`."""
         return self._writer
+
+
+def _is_disk_full(failure: DBAPIError) -> bool:
+    codes = {getattr(failure.orig, name, None) for name in ("sqlite_errorcode", "sqlstate")}
+    return not DISK_FULL.isdisjoint(codes)
 
 
 def _postgresql_engine(
