@@ -69,6 +69,23 @@ async def issue_token(tx: Transaction, account_id: str, *, label: str, now: int)
     return issued
 
 
+async def id_of_name(tx: Transaction, name: str) -> str | None:
+    """The account of this name, however it is spaced and capitalised."""
+    name = " ".join(name.split())
+    # Both sides in the database: Python's lower case knows letters that SQLite's does not.
+    return await tx.scalar(select(accounts.c.id).where(func.lower(accounts.c.name) == func.lower(name)))
+
+
+async def revoke_all_tokens(tx: Transaction, account_id: str, *, now: int) -> int:
+    """Revoke every token of the account; how many were valid until now."""
+    revoked = await tx.execute(
+        update(tokens)
+        .where(tokens.c.account_id == account_id, tokens.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+    return int(revoked.rowcount)
+
+
 async def revoke_token(tx: Transaction, account_id: str, token_id: str, *, now: int) -> None:
     """Raises NotFound: no such token, or another's. Revoking again is harmless."""
     revoked = await tx.execute(
@@ -132,7 +149,7 @@ async def _free_name(tx: Transaction, name: str, *, account_id: str | None) -> s
     name = " ".join(name.split())
     if not name.isprintable() or not name:
         raise ValueRefused("A name is 1 to 80 printable characters: it is shown to buyers.", field="name")
-    holder = await tx.scalar(select(accounts.c.id).where(func.lower(accounts.c.name) == name.lower()))
+    holder = await id_of_name(tx, name)
     if holder is not None and holder != account_id:
         raise NameTaken(f"The name {name!r} is taken. Choose another one.")
     return name

@@ -18,10 +18,10 @@ from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
 from bitcache.config import Config
-from bitcache.db.migrate import upgrade
 from bitcache.errors import ListenRefused, WrongNetwork
 from bitcache.role import Role
 from bitcache.services import Services, open_services
+from bitcache.setup import prepare_database
 from payments.errors import NodeMisconfigured, NodeUnavailable
 from payments.node_fitness import CHAIN_OF_NETWORK
 
@@ -48,7 +48,7 @@ async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], No
     for warning in configuration.warnings(config):
         log.warning("%s", warning)
     async with open_services(config) as services:
-        await upgrade(services.database)
+        await prepare_database(config, services.database)
         with _stop_on_signals(services.stopping):
             await run(services, role=role, ready=ready)
 

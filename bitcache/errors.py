@@ -28,6 +28,10 @@ class DatabaseOutdated(BitcacheError):
     """The database is of a newer version than this program."""
 
 
+class DatabaseMissing(BitcacheError):
+    """The database is blank and there are blobs: it is not theirs, and by it all would be swept away."""
+
+
 class WrongNetwork(BitcacheError):
     """The node follows another chain than the configuration says: nothing it reports may be believed."""
 

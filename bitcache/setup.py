@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network, parse
 from bitcache.db.engine import Database
-from bitcache.db.migrate import upgrade
-from bitcache.errors import AlreadyInitialised
+from bitcache.db.migrate import is_blank, upgrade
+from bitcache.errors import AlreadyInitialised, DatabaseMissing
 from bitcache.services import write_master_key, write_private
 
 RPC_PORTS: dict[Network, int] = {"mainnet": 8332, "testnet4": 48332, "signet": 38332, "regtest": 18443}
@@ -76,12 +76,30 @@ rpc_cookie_file = "{cookie_file}"
 
 
 async def initialise(folder: Path, *, network: Network) -> None:
-    """Make `folder` a server's data folder. Raises AlreadyInitialised; nothing is ever overwritten."""
-    database = Database(_write_files(folder, network).database)
+    """Make `folder` a server's data folder; nothing is ever overwritten.
+
+    Raises AlreadyInitialised, DatabaseMissing.
+    """
+    config = _write_files(folder, network)
+    database = Database(config.database)
     try:
-        await upgrade(database)
+        await prepare_database(config, database)
     finally:
         await database.close()
+
+
+async def prepare_database(config: Config, database: Database) -> None:
+    """Make or migrate the tables. Raises DatabaseOutdated, DatabaseMissing.
+
+    To a blank database every blob is one that nobody owns: better no start than a sweep.
+    """
+    if await is_blank(database) and _holds_blobs(config.blobs):
+        raise DatabaseMissing(
+            f"The database {database.url!r} is empty, but {config.blobs} holds blobs: they belong to another "
+            "database. Correct `database_url`, or restore the database from your backup. To begin anew, move "
+            "the blobs away."
+        )
+    await upgrade(database)
 
 
 def config_text(network: Network) -> str:
@@ -107,3 +125,7 @@ def _write_files(folder: Path, network: Network) -> Config:
     write_private(database_path, b"")
     write_master_key(settings.master_key)
     return settings
+
+
+def _holds_blobs(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))

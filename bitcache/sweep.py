@@ -1,7 +1,8 @@
 """What nobody has a right to goes: unfinished uploads, files of no parcel, parcels past their last buyer.
 
 Rows go first, in one transaction that looks again; then the blobs. A crash in between leaves blobs that no
-row names, which the next turn takes.
+row names. They go too, but late: after an older backup of the database was restored, every newer upload looks
+like them, and the operator needs time to notice.
 """
 
 import asyncio
@@ -19,8 +20,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 600
 PER_TURN_MAX = 500
-ORPHAN_AGE_S = 3_600
-"""A blob that no row names may be of a part whose row is being written."""
+ORPHAN_KEPT_S = 7 * 86_400
+"""Since this process first saw that no row names the blob: with a restored backup its age says nothing."""
 EVENTS_KEPT_S = 30 * 86_400
 
 
@@ -32,6 +33,7 @@ class Sweep:
         self._store = store
         self._blobs = blobs
         self._clock = clock
+        self._orphan_since: dict[str, int] = {}
 
     async def run(self) -> None:
         """Sweep for ever. A turn that fails is told and tried again."""
@@ -96,17 +98,31 @@ class Sweep:
         return ids
 
     async def _delete_orphans(self, now: int) -> None:
-        candidates = [
-            blob.file_id async for blob in self._blobs.list() if blob.modified_at <= now - ORPHAN_AGE_S
-        ]
-        for start in range(0, len(candidates), PER_TURN_MAX):
-            some = candidates[start : start + PER_TURN_MAX]
+        orphans = await self._orphans()
+        if fresh := len(orphans - self._orphan_since.keys()):
+            log.warning(
+                "blobs that no row of the database names: %d. They are deleted in %d days; if an older backup "
+                "was restored, keep a copy of them.",
+                fresh,
+                ORPHAN_KEPT_S // 86_400,
+            )
+        self._orphan_since = {file_id: self._orphan_since.get(file_id, now) for file_id in orphans}
+        for file_id, since in self._orphan_since.items():
+            if since <= now - ORPHAN_KEPT_S:
+                log.info("deleting a blob that no file names: %s", file_id)
+                await self._blobs.delete(file_id)
+
+    async def _orphans(self) -> set[str]:
+        """Blobs without a row. A row comes before its blob, so none of them can be of an upload under way."""
+        stored = [blob.file_id async for blob in self._blobs.list()]
+        orphans: set[str] = set()
+        for start in range(0, len(stored), PER_TURN_MAX):
+            some = stored[start : start + PER_TURN_MAX]
             known = await self._store.read(
                 lambda tx, some=some: tx.scalars(select(files.c.id).where(files.c.id.in_(some)))  # type: ignore[misc]
             )
-            for file_id in set(some) - set(known.all()):
-                log.info("deleting a blob that no file names: %s", file_id)
-                await self._blobs.delete(file_id)
+            orphans |= set(some) - set(known.all())
+        return orphans
 
 
 def _right_holds(now: int) -> ColumnElement[bool]:

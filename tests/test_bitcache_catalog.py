@@ -15,6 +15,7 @@ from sqlalchemy import insert, update
 
 from bitcache.db.tables import grants, offers
 from bitcache.ids import new_id
+from bitcache.role import Role
 from storage import base64url
 from tests.service import RunningServer, running_server
 
@@ -323,6 +324,17 @@ async def test_the_sweep_takes_abandoned_uploads_and_orphans_only(
     assert left[0] not in {abandoned, orphan}
     assert await ask(http, "GET", f"/files/{abandoned}") == (404, "not-found")
     assert (await ask(http, "GET", f"/parcels/{kept_parcel}"))[0] == 200
+
+
+async def test_an_old_blob_outlives_the_restoring_of_an_older_backup(tmp_path: Path) -> None:
+    # A web process has no sweep of its own that would come in between.
+    async with running_server(tmp_path, role=Role.WEB) as server:
+        server.clock.advance(365 * DAY_S)
+        await server.services.blobs.write_part(new_id(), 0, b"uploaded after the backup, a year ago")
+        for wait_s, left in ((0, 1), (7 * DAY_S - 10, 1), (20, 0)):
+            server.clock.advance(wait_s)
+            await server.services.sweep.poll_once()
+            assert len([blob async for blob in server.services.blobs.list()]) == left
 
 
 async def test_a_takedown_shows_in_the_offer(server: RunningServer, http: aiohttp.ClientSession) -> None:

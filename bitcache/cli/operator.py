@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,18 +16,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitcache import config
+from bitcache.cli.common import show_count
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
-from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, printable, run, say
+from bitcache.cli.output import (
+    CommandFailed,
+    JsonFlag,
+    expected_errors,
+    print_json,
+    print_text,
+    printable,
+    run,
+    say,
+)
 from bitcache.config import Config
 from bitcache.role import Role
 
 if TYPE_CHECKING:
     from bitcache.accounts import Account, IssuedToken
+    from bitcache.db.engine import Database
     from payments.ports import Transaction
 
 app = typer.Typer()
 account_app = typer.Typer(help="Sellers' accounts on this server.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
+
+
+OPERATORS_LABEL = "made by the operator"
 
 
 class NetworkName(StrEnum):
@@ -89,10 +105,31 @@ def account_create(
     """Open an account and print its token, this once."""
     issued = run(_create_account(config.load(data), name))
     if json_output:
-        print_json({"account_id": issued.account_id, "token_id": issued.token_id, "token": issued.token})
+        print_json(_token_facts(issued))
+    else:
+        _print_token(issued)
+
+
+@account_app.command(
+    "token", epilog='Example: bitcache account token "Ada\'s music" --revoke-others --data /srv/bitcache'
+)
+@expected_errors
+def account_token(
+    name: Annotated[str, typer.Argument(help="Name of the account, from `account list`.")],
+    revoke_others: Annotated[
+        bool, typer.Option("--revoke-others", help="Make all its other tokens invalid: one was stolen.")
+    ] = False,
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """Print a new token of an account whose tokens are lost, this once."""
+    issued, revoked = run(_issue_token(config.load(data), name, revoke_others=revoke_others))
+    if json_output:
+        print_json({**_token_facts(issued), "revoked": revoked})
         return
-    say("Give this token to the seller; it is not shown again. They sign in with `bitcache login`:")
-    print_text(issued.token)
+    if revoke_others:
+        say(f"Revoked {show_count(revoked, 'other token')}.")
+    _print_token(issued)
 
 
 @account_app.command("list", epilog="Example: bitcache account list --data /srv/bitcache")
@@ -119,33 +156,60 @@ def account_list(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) 
 
 async def _create_account(settings: Config, name: str) -> IssuedToken:
     from bitcache import accounts
-    from bitcache.db.engine import Database
-    from bitcache.db.migrate import upgrade
     from bitcache.services import now
 
     async def made(tx: Transaction) -> IssuedToken:
         account_id = await accounts.register(tx, name=name, now=now())
-        return await accounts.issue_token(tx, account_id, label="made by the operator", now=now())
+        return await accounts.issue_token(tx, account_id, label=OPERATORS_LABEL, now=now())
 
-    database = Database(settings.database)
-    try:
-        await upgrade(database)
+    async with _database(settings) as database:
         return await database.write(made)
-    finally:
-        await database.close()
+
+
+async def _issue_token(settings: Config, name: str, *, revoke_others: bool) -> tuple[IssuedToken, int]:
+    """The token, and how many others were revoked."""
+    from bitcache import accounts
+    from bitcache.services import now
+
+    async def issued(tx: Transaction) -> tuple[IssuedToken, int]:
+        account_id = await accounts.id_of_name(tx, name)
+        if account_id is None:
+            raise CommandFailed(f"There is no account {name!r}. `bitcache account list` shows all.")
+        revoked = await accounts.revoke_all_tokens(tx, account_id, now=now()) if revoke_others else 0
+        return await accounts.issue_token(tx, account_id, label=OPERATORS_LABEL, now=now()), revoked
+
+    async with _database(settings) as database:
+        return await database.write(issued)
 
 
 async def _list_accounts(settings: Config) -> list[Account]:
     from bitcache import accounts
+
+    async with _database(settings) as database:
+        return await database.read(accounts.list_all)
+
+
+@asynccontextmanager
+async def _database(settings: Config) -> AsyncIterator[Database]:
+    """The server's database with its tables up to date, whether the server runs or not."""
     from bitcache.db.engine import Database
-    from bitcache.db.migrate import upgrade
+    from bitcache.setup import prepare_database
 
     database = Database(settings.database)
     try:
-        await upgrade(database)
-        return await database.read(accounts.list_all)
+        await prepare_database(settings, database)
+        yield database
     finally:
         await database.close()
+
+
+def _token_facts(issued: IssuedToken) -> dict[str, object]:
+    return {"account_id": issued.account_id, "token_id": issued.token_id, "token": issued.token}
+
+
+def _print_token(issued: IssuedToken) -> None:
+    say("Give this token to the seller; it is not shown again. They sign in with `bitcache login`:")
+    print_text(issued.token)
 
 
 def _log_to_stderr() -> None:

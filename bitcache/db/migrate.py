@@ -35,6 +35,12 @@ async def upgrade(database: Database) -> None:
         await connection.run_sync(_upgrade)
 
 
+async def is_blank(database: Database) -> bool:
+    """Whether no revision was ever applied: the database was just made, or is not the one that was meant."""
+    async with database.engine.connect() as connection:
+        return await connection.run_sync(_revision) is None
+
+
 async def differences(database: Database) -> list[Any]:
     """What the tables in the code have that the database has not, and the other way round."""
     async with database.engine.connect() as connection:
@@ -44,12 +50,16 @@ async def differences(database: Database) -> list[Any]:
 def _upgrade(connection: Connection) -> None:
     config = _config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    current = _revision(connection)
     if current is not None and current not in known:
         raise DatabaseOutdated(
             f"The database is at revision {current}, which this version does not know. Run the newer version."
         )
     command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _differences(connection: Connection) -> list[Any]:
