@@ -20,6 +20,7 @@ from payments.invoice import Standing, Status
 from payments.policy import Permission, permission
 from payments.ports import Clock, Transaction
 from payments.records import InvoiceRecord
+from payments.registry import mark_released
 from payments.tables import invoice_terms, invoices
 
 TOPIC = "invoice"
@@ -91,9 +92,7 @@ class Access:
         released_at = record.released_at
         if permitted.key_allowed and released_at is None:
             released_at = now
-            await tx.execute(
-                update(invoices).where(invoices.c.id == record.invoice.id).values(released_at=now)
-            )
+            await mark_released(tx, record.invoice.id, now=now)
         await tx.execute(
             update(grants)
             .where(grants.c.id == grant.id)
@@ -129,7 +128,7 @@ class Access:
         if record.standing.depth != 0 or record.invoice.policy.key_at > 0:
             return True  # not asked
         return (
-            await _unconfirmed_exposure_sat(tx, record.invoice.id) + record.standing.price_sat
+            await _unconfirmed_exposure_sat(tx, record.invoice.id, self._clock()) + record.standing.price_sat
             <= self._config.zero_conf_key_cap_sat
         )
 
@@ -149,13 +148,17 @@ def _paid_at(record: InvoiceRecord, now: int) -> int:
     return now if record.released_at is None else record.released_at
 
 
-async def _unconfirmed_exposure_sat(tx: Transaction, except_invoice_id: str) -> int:
-    """What would be lost if every unconfirmed payment whose key was given failed, in sats."""
+async def _unconfirmed_exposure_sat(tx: Transaction, except_invoice_id: str, now: int) -> int:
+    """What would be lost if every unconfirmed payment whose key was given failed, in sats.
+
+    What was lost in the last day counts too: who double-spends does not make room for the next.
+    """
+    lost = invoices.c.status.in_((Status.OPEN, Status.EXPIRED)) & (invoices.c.released_at > now - DAY_S)
     exposed = (
         select(func.max(invoice_terms.c.amount_sat).label("amount_sat"))
         .join(invoices, invoices.c.id == invoice_terms.c.invoice_id)
         .where(
-            invoices.c.status == Status.SEEN,
+            (invoices.c.status == Status.SEEN) | lost,
             invoices.c.key_at == 0,
             invoices.c.released_at.is_not(None),
             invoices.c.id != except_invoice_id,

@@ -19,6 +19,7 @@ from payments.extended_keys import BASE58_TOKEN, WPKH, Key, as_plain, decode_key
 DESCRIPTOR_CHARACTERS_MAX = 5_000
 """Twice what fifteen keys with their origins take, the most that sh(sortedmulti) holds."""
 ADDRESSES_PER_WINDOW = 100
+ADDRESSES_HELD_MAX = 5_000
 ADDRESSES_AHEAD_MIN = 20
 """A window with fewer addresses left is renewed, so that indexes skipped on a collision are at hand."""
 WINDOWS_MAX = 500
@@ -116,8 +117,11 @@ class AddressBook:
             if self._holds(descriptor.id, index):
                 return
             derived = await self.derive(descriptor, start=index, count=ADDRESSES_PER_WINDOW)
-            self._windows.pop(descriptor.id, None)
-            self._windows[descriptor.id] = {address.index: address for address in derived}
+            # Those before are kept: where another descriptor of the same wallet took a long run of addresses,
+            # the search for a free one begins at its start each time.
+            before = self._windows.pop(descriptor.id, {})
+            window = before | {address.index: address for address in derived}
+            self._windows[descriptor.id] = dict(sorted(window.items())[-ADDRESSES_HELD_MAX:])
             if len(self._windows) > WINDOWS_MAX:
                 self._windows.pop(next(iter(self._windows)))
 

@@ -185,7 +185,7 @@ def standing(invoice: Invoice, outputs: Iterable[ReceivedOutput], chain: ChainVi
     payments = payments_of(
         output
         for output in outputs
-        if counts(output, created_at=invoice.created_at, tip_height=chain.tip_height)
+        if counts(output, created_at=invoice.created_at, tip_height=chain.tip_height, now=now)
     )
     taken = without_conflicts(payments)
     counted = tuple(output for payment in taken for output in payment.outputs)

@@ -14,6 +14,8 @@ from payments.money import Sat
 DUST_SAT = Sat(330)
 """Outputs below this never change a status (Bitcoin Core's dust limit of a witness v1 output)."""
 COINBASE_MATURITY = 100
+MISSING_LAPSES_S = 14 * 86_400
+"""Mempools forget a transaction after two weeks (Bitcoin Core's -mempoolexpiry)."""
 CLOCK_SKEW_S = 7_200
 """How far a block's time may stand from ours (Bitcoin Core accepts two hours)."""
 
@@ -95,10 +97,26 @@ def spendable(output: ReceivedOutput, tip_height: int) -> bool:
     return not output.coinbase or confirmations(output, tip_height) >= COINBASE_MATURITY
 
 
-def counts(output: ReceivedOutput, *, created_at: int, tip_height: int) -> bool:
-    """Whether the output may ever change a status, wherever its transaction is now."""
+def lapses_at(output: ReceivedOutput) -> int | None:
+    """When a missing output stops to count, unless it turns up; None if it does not lapse.
+
+    What a block once held may be mined again at any time, and does not lapse.
+    """
+    if output.presence is not Presence.MISSING or output.reorged:
+        return None
+    return output.first_seen_at + MISSING_LAPSES_S
+
+
+def counts(output: ReceivedOutput, *, created_at: int, tip_height: int, now: int) -> bool:
+    """Whether the output may change a status now, if its transaction is anywhere to be had."""
+    lapsed_at = lapses_at(output)
     return (
-        output.amount_sat >= DUST_SAT and not predates(output, created_at) and spendable(output, tip_height)
+        output.amount_sat >= DUST_SAT
+        and not predates(output, created_at)
+        and spendable(output, tip_height)
+        # A payment whose unconfirmed parent was double-spent stays missing for ever: it must not hold the
+        # last copy of an offer as long.
+        and (lapsed_at is None or now <= lapsed_at)
     )
 
 

@@ -24,6 +24,7 @@ from payments.invoice import (
     standing,
 )
 from payments.money import Msat, Sat
+from payments.outputs import ReceivedOutput, lapses_at
 from payments.ports import OnChange, Quote, Transaction
 from payments.records import InvoiceRecord, IssuedAddress
 from payments.tables import invoice_terms, invoices, transfers
@@ -76,7 +77,7 @@ class InvoiceRegistry:
                 released_at=now if born.status is Status.SETTLED else None,
                 status=born.status,
                 standing=_encode(born),
-                review_at=_review_at(born, now),
+                review_at=_review_at(born, (), now),
             )
         )
         for position, term in enumerate(invoice.terms):
@@ -160,14 +161,6 @@ class InvoiceRegistry:
         await self.refresh(tx, [invoice_id], now=now)
         return await self.load(tx, invoice_id, now=now)
 
-    async def mark_released(self, tx: Transaction, invoice_id: str, *, now: int) -> None:
-        """Remember that the key was given out; settling does the same by itself."""
-        await tx.execute(
-            update(invoices)
-            .where(invoices.c.id == invoice_id, invoices.c.released_at.is_(None))
-            .values(released_at=now)
-        )
-
     async def due_for_review(self, tx: Transaction, *, now: int) -> list[str]:
         """Invoices whose standing changes by time alone, their deadline having passed."""
         return list((await tx.scalars(select(invoices.c.id).where(invoices.c.review_at < now))).all())
@@ -210,7 +203,7 @@ class InvoiceRegistry:
     ) -> bool:
         before = _decode(row.standing)
         after = record.standing
-        changes: dict[str, object] = {"review_at": _review_at(after, now)}
+        changes: dict[str, object] = {"review_at": _review_at(after, record.outputs, now)}
         telling_depth = max(DEPTH_TOLD, record.invoice.policy.key_at)
         if _visible(before, telling_depth) != _visible(after, telling_depth):
             changes |= {"status": after.status, "standing": _encode(after)}
@@ -223,6 +216,15 @@ class InvoiceRegistry:
             return False
         await self._on_change(tx, before, record)
         return True
+
+
+async def mark_released(tx: Transaction, invoice_id: str, *, now: int) -> None:
+    """Remember that the key may be out; settling does the same by itself."""
+    await tx.execute(
+        update(invoices)
+        .where(invoices.c.id == invoice_id, invoices.c.released_at.is_(None))
+        .values(released_at=now)
+    )
 
 
 async def _row(tx: Transaction, invoice_id: str, *, lock: bool = False) -> Row[tuple[object, ...]]:
@@ -307,9 +309,12 @@ async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: i
     return bool(missing)
 
 
-def _review_at(current: Standing, now: int) -> int | None:
-    waits = not current.covered and current.status is not Status.CANCELLED and current.valid_until >= now
-    return current.valid_until if waits else None
+def _review_at(current: Standing, outputs: Iterable[ReceivedOutput], now: int) -> int | None:
+    """The next moment at which time alone changes the standing."""
+    moments = [moment for output in outputs if (moment := lapses_at(output)) is not None]
+    if not current.covered and current.status is not Status.CANCELLED:
+        moments.append(current.valid_until)
+    return min((moment for moment in moments if moment >= now), default=None)
 
 
 def _visible(current: Standing, telling_depth: int) -> Standing:

@@ -60,7 +60,7 @@ invoices = Table(
     # The last standing, for lists; `standing` in payments.invoice can always compute it again.
     Column("status", Text, nullable=False),
     Column("standing", Text, nullable=False),
-    # The next moment at which time alone may change the standing: the moved deadline while nothing covers it.
+    # The next moment at which time alone changes the standing: a deadline, or missing money that lapses.
     Column("review_at", BigInteger),
     UniqueConstraint("subject", "claim_hash"),
     UniqueConstraint("descriptor_id", "address_index"),

@@ -19,7 +19,7 @@ from payments.errors import InvoiceNotRenewable, NodeRefused, NodeUnavailable
 from payments.invoice import Flag, OutPoint, Status
 from payments.ledger import chain, direct, owed
 from payments.node_fitness import ChainInfo
-from payments.outputs import Presence
+from payments.outputs import MISSING_LAPSES_S, Presence
 from payments.records import InvoiceRecord
 from payments.watcher import Watcher
 from regtest.wallet import BitWallet, Payment
@@ -164,11 +164,11 @@ async def test_a_payment_to_another_invoice_lends_no_time(shop: Shop, buyer: Bit
 
 async def test_a_double_spent_payment_takes_no_last_copy(shop: Shop, buyer: BitWallet) -> None:
     record, payment = await paid(shop, buyer)
-    assert await shop.database.read(lambda tx: shop.registry.sold(tx, "thing")) == 1
+    assert await sold(shop) == 1
     stolen = await buyer.pay([(buyer.address, PRICE_SAT)], fee_sat=5_000, inputs=payment.inputs)
     await shop.world.mempool_wait(stolen.txid)
     await shop.look(record)
-    assert await shop.database.read(lambda tx: shop.registry.sold(tx, "thing")) == 0
+    assert await sold(shop) == 0
 
 
 async def test_the_first_of_three_rivals_is_mined_after_all(shop: Shop, buyer: BitWallet) -> None:
@@ -238,6 +238,14 @@ async def test_unconfirmed_parents_make_a_payment_unfit_for_prefetch(shop: Shop,
     assert Presence.MISSING in (await presences(shop, record)).values()
     assert await shop.balances() == {}
 
+    # It cannot come back, which nobody can know; but it does not hold the last copy for ever.
+    assert await sold(shop) == 1
+    await let_the_price_run_out(shop)
+    assert (await shop.look(record)).standing.status is Status.SEEN
+    await let_the_price_run_out(shop, seconds=MISSING_LAPSES_S)
+    assert (await shop.look(record)).standing.status is Status.EXPIRED
+    assert await sold(shop) == 0
+
 
 @pytest.mark.parametrize("fair", [True, False])
 async def test_a_low_feerate_makes_a_payment_unfit_for_prefetch(
@@ -251,9 +259,14 @@ async def test_a_low_feerate_makes_a_payment_unfit_for_prefetch(
 # --- the buyer and the clock -------------------------------------------------------------------------------
 
 
-async def let_the_price_run_out(shop: Shop) -> None:
+async def sold(shop: Shop) -> int:
+    """Copies that count against an offer's limit."""
+    return await shop.database.read(lambda tx: shop.registry.sold(tx, "thing"))
+
+
+async def let_the_price_run_out(shop: Shop, *, seconds: int = 0) -> None:
     """Our clock goes on, the node's does not; nobody was looking away."""
-    shop.offset_s += shop.hold_s + 60
+    shop.offset_s += seconds or shop.hold_s + 60
     now = shop.clock()
     beat = tables.watcher_state.update().values(beat_at=now, online_at=now)
     await shop.database.write(lambda tx: tx.execute(beat))

@@ -20,6 +20,7 @@ from payments.invoice import (
     standing,
 )
 from payments.money import Sat
+from payments.outputs import MISSING_LAPSES_S, lapses_at
 from tests.payments_facts import CHAIN, CREATED_AT, PRICE_SAT, TIP, UNTIL, invoice_of, paid
 
 NOW = CREATED_AT + 600
@@ -215,6 +216,18 @@ def test_a_missing_extra_takes_nothing_from_what_is_seen() -> None:
     outputs = [paid("a", 5_000, confirmations=2), paid("b", 1_000, presence=MISSING)]
     found = standing(invoice_of(), outputs, CHAIN, NOW)
     assert (found.covered_now, found.depth, found.surplus_sat) == (True, 2, 0)
+
+
+def test_what_stays_missing_for_two_weeks_lapses_unless_a_block_once_held_it() -> None:
+    money = paid("a", 5_000, presence=MISSING)
+    last_moment = money.first_seen_at + MISSING_LAPSES_S
+    assert lapses_at(money) == last_moment
+    assert standing(invoice_of(), [money], CHAIN, last_moment).status is Status.SEEN
+    assert standing(invoice_of(), [money], CHAIN, last_moment + 1).status is Status.EXPIRED
+    back = paid("a", 5_000, confirmations=1)
+    assert standing(invoice_of(), [back], CHAIN, last_moment + 1).status is Status.SETTLED
+    once_mined = paid("a", 5_000, presence=MISSING, reorged=True)
+    assert standing(invoice_of(), [once_mined], CHAIN, last_moment + 1).status is Status.SEEN
 
 
 def test_the_price_shown_is_the_nearest_open_one() -> None:

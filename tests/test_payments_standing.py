@@ -38,7 +38,9 @@ def counted_of(world: World) -> list[ReceivedOutput]:
     eligible = [
         output
         for output in world.outputs
-        if counts(output, created_at=world.invoice.created_at, tip_height=world.chain.tip_height)
+        if counts(
+            output, created_at=world.invoice.created_at, tip_height=world.chain.tip_height, now=world.now
+        )
     ]
     return [output for payment in without_conflicts(payments_of(eligible)) for output in payment.outputs]
 
@@ -281,5 +283,5 @@ def test_coinbases_do_not_exclude_each_other() -> None:
     ]
     assert len(without_conflicts(payments_of(coinbases))) == 2
     assert all(confirmations(output, TIP - 1) == 0 for output in coinbases)
-    assert all(not counts(o, created_at=UNTIL, tip_height=TIP + 98) for o in coinbases)
-    assert all(counts(o, created_at=UNTIL, tip_height=TIP + 99) for o in coinbases)
+    assert all(not counts(o, created_at=UNTIL, tip_height=TIP + 98, now=UNTIL) for o in coinbases)
+    assert all(counts(o, created_at=UNTIL, tip_height=TIP + 99, now=UNTIL) for o in coinbases)
