@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
+from sqlalchemy import exc as database_errors
 
 from bitcache import config as configuration
 from bitcache.api import parser_log
@@ -24,6 +25,7 @@ from bitcache.services import Services, open_services
 from bitcache.setup import prepare_database
 from payments.errors import NodeMisconfigured, NodeUnavailable
 from payments.node_fitness import CHAIN_OF_NETWORK
+from storage.errors import DiskFull
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,14 @@ DRAIN_S = 30
 HEADER_BYTES_MAX = 16 * 1024
 READ_BUFFER_BYTES = 512 * 1024
 """Of a body, before its sender is paused: more pauses cost more than the memory."""
+DATABASE_TROUBLE = (
+    DiskFull,
+    database_errors.InterfaceError,
+    database_errors.OperationalError,
+    database_errors.TimeoutError,
+    OSError,
+)
+"""Its disk or its server, not a bug of ours."""
 
 
 def make_app(services: Services) -> web.Application:
@@ -81,8 +91,19 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
 
 
 async def _watch(services: Services) -> None:
+    """Follow the node for ever. A database that takes nothing for a while, its disk being full, ends nothing.
+
+    Meanwhile the heartbeat grows old, so no invoice is given; what is paid can be downloaded.
+    """
     node = services.config.node
-    await services.watcher.run(events_endpoint=node.zmq_sequence_url, poll_interval_s=node.poll_interval_s)
+    while True:
+        try:
+            await services.watcher.run(
+                events_endpoint=node.zmq_sequence_url, poll_interval_s=node.poll_interval_s
+            )
+        except* DATABASE_TROUBLE as group:
+            log.error("what the node sees could not be written down: %s", group.exceptions[0])
+        await asyncio.sleep(node.poll_interval_s)
 
 
 async def _check_network(services: Services) -> None:

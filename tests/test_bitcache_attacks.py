@@ -12,7 +12,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
+from sqlalchemy import select
 
+from payments.tables import watcher_state
+from regtest.node import wait_until
 from tests.service import RunningServer, running_server
 
 ANSWER_S = 10
@@ -110,6 +113,32 @@ async def test_a_full_disk_under_the_database_is_told_and_nothing_is_lost(server
         await pages_max(1 << 30)
         async with seller.post("/api/v1/files", json={"size_bytes": 100}) as answer:
             assert answer.status == 201
+
+
+async def test_a_database_out_of_order_ends_neither_watcher_nor_server(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rename(table: str, name: str) -> None:
+        await server.services.database.write(
+            lambda tx: tx.exec_driver_sql(f"ALTER TABLE {table} RENAME TO {name}")
+        )
+
+    async def failed() -> bool:
+        return "could not be written down" in caplog.text
+
+    async def beats() -> bool:
+        checked_at = await server.services.database.read(
+            lambda tx: tx.scalar(select(watcher_state.c.beat_at))
+        )
+        return checked_at is not None and checked_at >= fixed_at
+
+    await rename("watcher_state", "hidden")
+    await wait_until(failed, "the watcher to fail")
+    async with server.session() as http, http.get("/static/app.css") as answer:
+        assert answer.status == 200
+    await rename("hidden", "watcher_state")
+    fixed_at = server.clock()
+    await wait_until(beats, "the watcher to write again")
 
 
 async def _problem(http: aiohttp.ClientSession, path: str, body: object) -> tuple[str, str]:
