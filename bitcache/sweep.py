@@ -101,8 +101,8 @@ class Sweep:
         orphans = await self._orphans()
         if fresh := len(orphans - self._orphan_since.keys()):
             log.warning(
-                "blobs that no row of the database names: %d. They are deleted in %d days; if an older backup "
-                "was restored, keep a copy of them.",
+                "blobs that no row of the database names: %d. They are deleted in %d days; if an older "
+                "backup was restored, keep a copy of them.",
                 fresh,
                 ORPHAN_KEPT_S // 86_400,
             )

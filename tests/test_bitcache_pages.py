@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 
 from bitcache import accounts
 from bitcache.api.wire import InvoiceView, PolicyView
+from bitcache.role import Role
 from bitcache.web.forms import FORM_LIFETIME_S
 from bitcache.web.i18n import CATALOGUE, chosen_language
 from bitcache.web.render import size_text
@@ -24,7 +25,8 @@ from payments.tables import invoices
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from storage import base64url
-from tests.till import Till, open_nodeless_till, open_till
+from tests.service import running_server
+from tests.till import Till, open_nodeless_till, open_till, pretend_node_online
 
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
@@ -101,6 +103,48 @@ async def test_an_offer_says_what_it_is_before_anyone_pays(till: Till, browser: 
     # Nobody can see a payment come: there is no button.
     assert "Do not pay now" in browser.text
     assert "<form" not in browser.text
+
+
+async def test_a_seller_without_a_wallet_has_no_button(tmp_path: Path) -> None:
+    # A web process has no watcher, which would find that there is no node.
+    async with running_server(tmp_path, role=Role.WEB) as server, server.session() as http:
+        till = Till(server, await server.new_seller())
+        till.http = http
+        await pretend_node_online(till)
+        priced, free = await till.offer(price_sat=5_000), await till.offer(price_sat=0)
+        async with Browser(till) as browser:
+            await browser.get(f"/d/{priced.offer_id}")
+            assert "has not set a wallet yet" in browser.text
+            assert "<form" not in browser.text
+            await browser.get(f"/d/{free.offer_id}")
+            assert "has not set a wallet yet" not in browser.text
+            assert "<form" in browser.text
+
+
+@pytest.mark.parametrize(
+    ("terms", "shown"),
+    [
+        (
+            "https://x.org/terms?a=1&b=2",
+            '<a href="https://x.org/terms?a=1&amp;b=2" rel="noreferrer">Terms</a>',
+        ),
+        ("mailto:ada@x.org", '<a href="mailto:ada@x.org" rel="noreferrer">Terms</a>'),
+        ("javascript:alert(1)", "Terms: javascript:alert(1)"),
+        ("data:text/html,x", "Terms: data:text/html,x"),
+        ("Be <b>kind</b>", "Terms: Be &lt;b&gt;kind&lt;/b&gt;"),
+        ('https://x.org/"><script>', 'href="https://x.org/&#34;&gt;&lt;script&gt;"'),
+        ("", None),
+    ],
+)
+async def test_the_foot_of_every_page_says_who_runs_the_server(
+    tmp_path: Path, terms: str, shown: str | None
+) -> None:
+    operator = {"operator_name": "<Ada>", "operator_terms": terms, "operator_contact": "Ada & sons"}
+    async with open_nodeless_till(tmp_path, **operator) as till, Browser(till) as browser:
+        await browser.get("/dashboard")
+    assert "run by &lt;Ada&gt;." in browser.text
+    assert "Contact: Ada &amp; sons" in browser.text
+    assert shown in browser.text if shown else "Terms" not in browser.text
 
 
 async def test_every_page_keeps_to_the_policy(till: Till, browser: Browser) -> None:

@@ -16,6 +16,7 @@ from bitcache.api.routing import Call, Route
 from bitcache.api.wire import InvoiceView
 from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
+from bitcache.on_sale import load_sale_offer
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
 from bitcache.web.render import STYLE, qr_code, sat_text
 from bitcache.web.states import PAYABLE, RENEWABLE, page_state, tone_of
@@ -31,17 +32,20 @@ RENEW_FORM = "renew"
 async def offer_page(visit: Visit) -> web.Response:
     services, offer_id = visit.services, visit.call.path("offer_id")
 
-    async def read(tx: Transaction) -> tuple[Offer, NodeState]:
+    async def read(tx: Transaction) -> tuple[Offer, NodeState, bool]:
         now = visit.now()
-        return await services.offers.load(tx, offer_id, now=now), await node_state(tx, now)
+        offer = await services.offers.load(tx, offer_id, now=now)
+        wallet = (await load_sale_offer(tx, offer_id, now)).descriptor_id
+        return offer, await node_state(tx, now), wallet is not None
 
-    offer, node = await services.database.read(read)
+    offer, node, seller_payable = await services.database.read(read)
     return visit.page(
         "offer.html",
         {
             "offer": offer,
             "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
             "node_online": node.online,
+            "seller_payable": seller_payable,
             "retention_days": services.config.paid_retention_days,
             "link": f"{services.config.public_url}/d/{offer_id}",
         },

@@ -16,6 +16,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
+LINKED = ("https://", "http://", "mailto:")
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 STYLE = resources.files(__package__).joinpath("static/app.css").read_bytes()
 
@@ -63,11 +64,18 @@ def minute_text(at: int) -> str:
     return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def web_address(text: str) -> str | None:
+    """`text` where it may be a link's target; anything else, `javascript:` above all, stays words."""
+    return text if text.lower().startswith(LINKED) else None
+
+
 def _environment() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("bitcache.web"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # They are part of the program: looking at their files again at every page costs, and changes nothing.
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -75,6 +83,7 @@ def _environment() -> jinja2.Environment:
     templates.filters["btc"] = lambda amount_sat: btc_from_sat(Sat(amount_sat))
     templates.filters["size"] = size_text
     templates.filters["minute"] = minute_text
+    templates.filters["web_address"] = web_address
     return templates
 
 

@@ -44,7 +44,7 @@ class Visit:
             self.words,
             {
                 **fields,
-                "operator_name": self.services.config.operator_name,
+                "operator": self.services.config,
                 "form_field": forms.FIELD,
                 "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
                 # The answer to a form has no address of its own to read again in another language.

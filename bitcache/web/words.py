@@ -124,6 +124,8 @@ ENGLISH = {
     # All pages.
     "language": "Language",
     "operator": "This server is run by {name}.",
+    "operator_terms": "Terms",
+    "operator_contact": "Contact",
     "trust": "The server sees sizes and who buys what, never the files or their names.",
 }
 
@@ -243,5 +245,7 @@ FRENCH = {
     "back": "Retour",
     "language": "Langue",
     "operator": "Ce serveur est tenu par {name}.",
+    "operator_terms": "Conditions",
+    "operator_contact": "Contact",
     "trust": "Le serveur voit les tailles et qui achète quoi, jamais les fichiers ni leurs noms.",
 }
