@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -141,6 +142,11 @@ async def test_a_reader_that_leaves_frees_its_place(till: Till, monkeypatch: pyt
     async with asyncio.timeout(20):
         while till.server.services.streams._open:
             await asyncio.sleep(0.02)
+    metrics = till.server.services.metrics.page().decode()
+    counted = re.findall(
+        r'^bitcache_http_requests_total.*/events",status="(\w+)"} (.+)$', metrics, re.MULTILINE
+    )
+    assert counted == [("left", "3.0")], "whoever leaves has done nothing wrong"
 
 
 async def test_too_many_readers_are_told_to_poll(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,9 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 NO_ROUTE = "none"
+CLIENT_LEFT = "left"
+LEFT = (ConnectionResetError, BrokenPipeError)
+"""What writing to a client raises that is gone. Refused connections are our own: to the database, say."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -35,13 +38,16 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The outermost middleware: nothing but answers comes out of it."""
     request[REQUEST_ID] = secrets.token_hex(8)
     started_at = time.monotonic()
+    outcome = ""
     try:
         response = await handler(request)
     except web.HTTPException as exc:
         response = _of_aiohttp(exc)
+    except LEFT:
+        response, outcome = web.Response(), CLIENT_LEFT  # nobody reads this
     except Exception as exc:
         response = _of_error(request, exc)
-    _note(request, response.status, time.monotonic() - started_at)
+    _note(request, outcome or str(response.status), time.monotonic() - started_at)
     return response
 
 
@@ -66,8 +72,6 @@ def _of_aiohttp(exc: web.HTTPException) -> web.StreamResponse:
 def _of_error(request: web.Request, exc: Exception) -> web.StreamResponse:
     problem = problem_of(exc)
     if problem is None:
-        if isinstance(exc, ConnectionError):
-            return problem_response(PROBLEMS["bad-request"])  # the other side left: nobody reads this
         log.exception("request %s failed", request[REQUEST_ID])
         return problem_response(PROBLEMS["internal-error"])
     if problem.status >= 500:
@@ -75,12 +79,13 @@ def _of_error(request: web.Request, exc: Exception) -> web.StreamResponse:
     return problem_response(problem, exc)
 
 
-def _note(request: web.Request, status: int, elapsed_s: float) -> None:
+def _note(request: web.Request, outcome: str, elapsed_s: float) -> None:
+    """`outcome` is the status, or that the client left before the answer's end, as readers of events do."""
     route = route_of(request)
     path = route.path if route else NO_ROUTE
     # Methods are the client's words: only known ones become a label.
     method = route.method if route else NO_ROUTE
     metrics = request.app[SERVICES].metrics
-    metrics.requests.labels(method, path, str(status)).inc()
+    metrics.requests.labels(method, path, outcome).inc()
     metrics.request_seconds.labels(path).observe(elapsed_s)
-    access_log.info("%s %s %d %.0f ms %s", method, path, status, elapsed_s * 1000, request[REQUEST_ID])
+    access_log.info("%s %s %s %.0f ms %s", method, path, outcome, elapsed_s * 1000, request[REQUEST_ID])
