@@ -15,7 +15,6 @@ from msgspec import json
 from sqlalchemy import func, select
 
 from bitcache.access import Access, grant_of
-from bitcache.api.rate_limits import RateLimit
 from bitcache.api.wire import InvoiceSummary, InvoiceView
 from bitcache.config import Config
 from bitcache.errors import NodeOffline, SellerNotPayable, TooManyOpenInvoices
@@ -23,6 +22,7 @@ from bitcache.ids import new_id
 from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
 from bitcache.on_sale import SaleOffer, sale_term, selling_offer
+from bitcache.rate_limits import RateLimit
 from payments.addresses import AddressBook
 from payments.descriptors import DescriptorStore
 from payments.errors import AddressesNotDerived, InvoiceNotFound, NodeUnavailable

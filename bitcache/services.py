@@ -12,7 +12,6 @@ from pathlib import Path
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
-from bitcache.api.rate_limits import RateLimit
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -25,6 +24,7 @@ from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.purchases import Purchases
+from bitcache.rate_limits import RateLimit
 from bitcache.sealing import MASTER_KEY_SIZE_BYTES, Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
