@@ -145,11 +145,16 @@ def parse(
     return config
 
 
+def browsers_decrypt_at(public_url: str) -> bool:
+    """Whether pages of this address may use cryptography: on https, and on this machine itself."""
+    url = urlsplit(public_url)
+    return url.scheme == "https" or url.hostname in LOCAL_HOSTS
+
+
 def warnings(config: Config) -> list[str]:
     """What an operator should hear at start-up, though the server can run."""
     found = []
-    url = urlsplit(config.public_url)
-    if url.scheme != "https" and url.hostname not in LOCAL_HOSTS:
+    if not browsers_decrypt_at(config.public_url):
         found.append(
             f"public_url is {config.public_url}: browsers decrypt only on https or localhost. "
             "Put a reverse proxy with a certificate in front and set public_url to its https address."

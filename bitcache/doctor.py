@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from bitcache.config import LOCAL_HOSTS, Config, missing_cookie_file
+from bitcache.config import Config, browsers_decrypt_at, missing_cookie_file
 from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
 from bitcache.services import Services, read_master_key
@@ -47,9 +47,7 @@ def check_master_key(config: Config) -> Finding:
 
 
 def check_public_url(config: Config) -> Finding:
-    scheme, _, rest = config.public_url.partition("://")
-    host = rest.split("/", 1)[0].rsplit(":", 1)[0].strip("[]")
-    if scheme == "https" or host in LOCAL_HOSTS:
+    if browsers_decrypt_at(config.public_url):
         return Finding("public_url", Verdict.OK, config.public_url)
     return Finding(
         "public_url",

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferUnavailable, TakenDown
+from bitcache.payout_wallet import in_force
 from payments.invoice import Term
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
@@ -49,7 +50,7 @@ async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer
     row = (await tx.execute(joined)).one_or_none()
     if row is None:
         raise NotFound("offer", offer_id)
-    changed = row.pending_descriptor_id is not None and row.pending_until <= now
+    wallet = in_force(row, now)
     return SaleOffer(
         id=row.id,
         parcel_id=row.parcel_id,
@@ -62,7 +63,7 @@ async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer
         max_downloads=row.max_downloads,
         closed=row.closed_at is not None or row.deleted_at is not None,
         taken_down=row.taken_down_at is not None,
-        descriptor_id=row.pending_descriptor_id if changed else row.descriptor_id,
+        descriptor_id=wallet.descriptor_id if wallet else None,
     )
 
 

@@ -6,9 +6,10 @@ told of, so that a thief of a token cannot turn the income around unseen.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 
 from bitcache import events
 from bitcache.db.tables import accounts
@@ -111,6 +112,11 @@ async def wallet(tx: Transaction, account_id: str, *, now: int) -> PayoutWallet 
     ).first()
     if row is None:
         raise NotFound("account", account_id)
+    return in_force(row, now)
+
+
+def in_force(row: Row[*tuple[Any, ...]], now: int) -> PayoutWallet | None:
+    """The wallet that these columns of `accounts` mean at `now`, a due change counted. Pure."""
     if row.pending_descriptor_id is not None and row.pending_until <= now:
         return PayoutWallet(row.pending_descriptor_id, None, None)
     if row.descriptor_id is None:
