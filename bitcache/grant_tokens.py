@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from bitcache.errors import GrantTokenInvalid
+from storage import base64url
 
 PREFIX = "bcg_"
 VERSION = 1
@@ -31,25 +32,10 @@ class GrantClaims:
     expires_at: int
 
 
-def raw_id(text: str) -> bytes:
-    """The 16 bytes of an id of 26 lower-case base32 characters. Raises ValueError for anything else."""
-    if len(text) != 26 or text != text.lower():
-        raise ValueError("an id is 26 characters of a-z and 2-7")
-    octets = base64.b32decode(text.upper() + "======")
-    if id_text(octets) != text:
-        raise ValueError("an id has no loose bits at its end")
-    return octets
-
-
-def id_text(octets: bytes) -> str:
-    """The id of 16 bytes as text."""
-    return base64.b32encode(octets).decode().rstrip("=").lower()
-
-
 def seal_token(key: bytes, claims: GrantClaims) -> str:
     payload = _PAYLOAD.pack(VERSION, claims.grant_id, claims.offer_id, claims.parcel_id, claims.expires_at)
     octets = payload + hmac.digest(key, payload, "sha256")
-    return PREFIX + base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+    return PREFIX + base64url.encode(octets)
 
 
 def open_token(key: bytes, token: str, now: int) -> GrantClaims:

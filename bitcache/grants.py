@@ -28,7 +28,8 @@ from bitcache.errors import (
     TakenDown,
 )
 from bitcache.events import Event
-from bitcache.grant_tokens import GrantClaims, id_text, open_token, raw_id, seal_token
+from bitcache.grant_tokens import GrantClaims, open_token, seal_token
+from bitcache.ids import id_text, raw_id
 from payments.ports import Clock, Store, Transaction
 from payments.tables import invoices
 

@@ -14,11 +14,26 @@ _ID = re.compile(ID_PATTERN)
 
 def new_id() -> str:
     """A fresh id: 26 characters, 128 random bits."""
-    return _base32(secrets.token_bytes(16))
+    return id_text(secrets.token_bytes(16))
 
 
 def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
+
+
+def id_text(octets: bytes) -> str:
+    """The id of 16 bytes as text."""
+    return _base32(octets)
+
+
+def raw_id(text: str) -> bytes:
+    """The 16 bytes of an id. Raises ValueError for any other text."""
+    if not is_id(text):
+        raise ValueError("an id is 26 characters of a-z and 2-7")
+    octets = base64.b32decode(text.upper() + "======")
+    if id_text(octets) != text:
+        raise ValueError("an id has no loose bits at its end")
+    return octets
 
 
 def new_token(prefix: str) -> str:

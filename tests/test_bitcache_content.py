@@ -16,8 +16,9 @@ from bitcache import events
 from bitcache.api.byte_range import requested_range
 from bitcache.db.tables import grants, offers
 from bitcache.errors import RangeUnsatisfiable
-from bitcache.grant_tokens import GrantClaims, raw_id, seal_token
+from bitcache.grant_tokens import GrantClaims, seal_token
 from bitcache.grants import CONNECTIONS_MAX, OFFER_TOPIC, PARCELS_SERVED_MAX
+from bitcache.ids import raw_id
 from payments.ports import Transaction
 from regtest.node import wait_until
 from storage.stream import CHUNK_SIZE_BYTES

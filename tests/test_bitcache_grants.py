@@ -12,9 +12,9 @@ from sqlalchemy import delete, select, update
 
 from bitcache.db.tables import grants
 from bitcache.errors import GrantExhausted, GrantForeign, GrantMissing, GrantSuspended, GrantTokenInvalid
-from bitcache.grant_tokens import GrantClaims, id_text, open_token, raw_id, seal_token
+from bitcache.grant_tokens import GrantClaims, open_token, seal_token
 from bitcache.grants import CONNECTIONS_MAX, FEED_AGE_MAX_S, IDLE_S, PARCELS_SERVED_MAX, GrantBook
-from bitcache.ids import new_id
+from bitcache.ids import id_text, new_id, raw_id
 from payments.tables import invoices
 from tests.till import Sold, Till, open_nodeless_till
 

@@ -4,7 +4,6 @@ A random cookie marks the browser; each form carries a MAC over it, the form's n
 can neither read the cookie nor make the MAC, and SameSite=Strict keeps the cookie from coming with its forms.
 """
 
-import base64
 import hmac
 import re
 import secrets
@@ -12,6 +11,7 @@ import secrets
 from aiohttp import web
 
 from bitcache.errors import BitcacheError
+from storage import base64url
 
 COOKIE = "bitcache_form"
 FIELD = "form_token"
@@ -67,7 +67,7 @@ class Forms:
 
     def _mac(self, form: str, browser: str, head: str) -> str:
         octets = hmac.digest(self._key, f"form\0{form}\0{browser}\0{head}".encode(), "sha256")
-        return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+        return base64url.encode(octets)
 
 
 def set_cookie(response: web.StreamResponse, name: str, text: str, *, secure: bool, lifetime_s: int) -> None:
