@@ -7,6 +7,7 @@ from typing import Any
 import mpp
 import pytest
 
+from bitcache import purchases, services
 from bitcache.api import events_stream, files, parcels, payment_gate, routing
 from bitcache.api.idempotency import LIFETIME_S
 from bitcache.api.problems import PROBLEMS
@@ -58,6 +59,9 @@ def test_every_problem_named_in_the_text_exists() -> None:
         ("idempotency key", f"kept {LIFETIME_S // 3600} h"),
         ("grant token", f"{Config(data_folder=PROTOCOL).grant_token_lifetime_s // 60} minutes"),
         ("held request of a paid challenge", f"{payment_gate.HOLD_S:.0f} s"),
+        ("pace of a client", f"{services.REGISTRATIONS_PER_HOUR} accounts an hour"),
+        ("pace of a client", f"{purchases.REQUESTS_PER_MINUTE} requests"),
+        ("pace of a client", f"{services.CLAIMS_PER_MINUTE} claims"),
         ("connections of a grant", f"{CONNECTIONS_MAX}"),
         ("bytes of a grant", f"{PARCELS_SERVED_MAX} times"),
         ("invoice's price", f"{Config(data_folder=PROTOCOL).price_hold_s // 60} minutes"),

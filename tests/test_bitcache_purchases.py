@@ -365,6 +365,8 @@ async def test_asking_and_claiming_have_a_pace(tmp_path: Path, monkeypatch: pyte
             claimed.append((await till.claim(bought, secret=bytes(32)))[0])
         assert (asked[0], asked[-1], set(asked)) == (200, 429, {200, 429})
         assert (claimed[0], claimed[-1], set(claimed)) == (403, 429, {403, 429})
+        async with till.ask(sold, bought.claim_secret) as answer:
+            assert 1 <= int(answer.headers["Retry-After"]) <= 60
 
 
 async def test_unpaid_invoices_are_capped_by_seller(world: RegtestWorld, tmp_path: Path) -> None:
