@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,13 +22,9 @@ class Told(Struct, frozen=True):
     number: int
 
 
-@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
-    else:
-        url = request.getfixturevalue("postgres_database")
-    database = Database(url)
+@pytest_asyncio.fixture
+async def database(each_database: str) -> AsyncIterator[Database]:
+    database = Database(each_database)
     await upgrade(database)
     yield database
     await database.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,13 +12,9 @@ from bitcache.db.migrate import differences, upgrade
 from bitcache.errors import DatabaseOutdated
 
 
-@pytest_asyncio.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
-    else:
-        url = request.getfixturevalue("postgres_database")
-    database = Database(url)
+@pytest_asyncio.fixture
+async def database(each_database: str) -> AsyncIterator[Database]:
+    database = Database(each_database)
     yield database
     await database.close()
 

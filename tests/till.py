@@ -26,6 +26,7 @@ from bitcache.accounts import IssuedToken
 from bitcache.config import NodeConfig
 from bitcache.db.tables import accounts, files, offers, parcel_files, parcels
 from bitcache.ids import new_id
+from bitcache.node_state import node_state
 from payments import chain_store
 from payments.addresses import normalise_descriptor
 from payments.chain_store import BlockRef
@@ -218,16 +219,23 @@ class Till:
         return bought
 
 
-@asynccontextmanager
-async def open_till(world: RegtestWorld, folder: Path, **changes: Any) -> AsyncIterator[Till]:
-    """A server on the world's node, with a seller whose wallet is on the outside node."""
-    node = NodeConfig(
+def node_config(world: RegtestWorld) -> NodeConfig:
+    """The service's own node in `world`."""
+    return NodeConfig(
         rpc_url=world.server.rpc_url,
         rpc_cookie_file=str(world.server.cookie_path),
         zmq_sequence_url=world.server.zmq_url,
         poll_interval_s=1,
     )
-    async with running_server(folder, node=node, **changes) as server:
+
+
+@asynccontextmanager
+async def open_till(world: RegtestWorld, folder: Path, **changes: Any) -> AsyncIterator[Till]:
+    """A server on the world's node, with a seller whose wallet is on the outside node.
+
+    With `role=Role.WEB` a watcher must run already, on the same database.
+    """
+    async with running_server(folder, node=node_config(world), **changes) as server:
         till = Till(server, await server.new_seller(), world)
         wallet = await OutsideWallet.create(world, f"seller-{time.monotonic_ns()}")
         services = server.services
@@ -244,7 +252,8 @@ async def open_till(world: RegtestWorld, folder: Path, **changes: Any) -> AsyncI
         await services.database.write(set_payout)
 
         async def online() -> bool:
-            return services.watcher.condition.online
+            state = await services.database.read(lambda tx: node_state(tx, server.clock()))
+            return state.online
 
         await wait_until(online, "the watcher to see the node")
         async with server.session() as till.http:
