@@ -11,7 +11,8 @@ from pathlib import Path
 from bitcache.config import Config, browsers_decrypt_at, missing_cookie_file
 from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
-from bitcache.services import Services, read_master_key
+from bitcache.master_key import read_master_key
+from bitcache.services import Services
 from payments import chain_store
 from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable

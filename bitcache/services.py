@@ -1,13 +1,10 @@
 """What the handlers and loops work with, put together in one place."""
 
 import asyncio
-import os
-import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
@@ -16,16 +13,16 @@ from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
 from bitcache.db.engine import Database
-from bitcache.errors import MasterKeyUnusable
 from bitcache.events import EventFeed
 from bitcache.grants import GrantBook
+from bitcache.master_key import read_master_key
 from bitcache.metrics import Metrics
 from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.purchases import Purchases
 from bitcache.rate_limits import RateLimit
-from bitcache.sealing import MASTER_KEY_SIZE_BYTES, Sealer
+from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from payments.addresses import AddressBook
@@ -161,40 +158,6 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             metrics=Metrics(),
             stopping=stopping,
         )
-
-
-def read_master_key(path: Path) -> bytes:
-    """The 32 bytes of the master key file. Raises MasterKeyUnusable if others could have read it."""
-    try:
-        mode = path.stat().st_mode
-        key = path.read_bytes()
-    except OSError as exc:
-        raise MasterKeyUnusable(
-            f"The master key {path} cannot be read ({exc.strerror}). Restore it from your backup: without it "
-            "no release secret opens."
-        ) from exc
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise MasterKeyUnusable(f"Others can read the master key. Run: chmod 600 {path}")
-    if len(key) != MASTER_KEY_SIZE_BYTES:
-        raise MasterKeyUnusable(
-            f"The master key {path} is {len(key)} bytes, not {MASTER_KEY_SIZE_BYTES}. Restore your backup."
-        )
-    return key
-
-
-def write_master_key(path: Path) -> None:
-    """A fresh master key, for its owner alone. Never overwrites: that would lose every release secret."""
-    write_private(path, os.urandom(MASTER_KEY_SIZE_BYTES))
-
-
-def write_private(path: Path, octets: bytes) -> None:
-    """A new file that only its owner can read, on disk when this returns. Raises FileExistsError."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(file, octets)
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _node(config: Config) -> Bitcoind:

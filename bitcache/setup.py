@@ -7,7 +7,7 @@ from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Networ
 from bitcache.db.engine import Database
 from bitcache.db.migrate import is_blank, upgrade
 from bitcache.errors import AlreadyInitialised, DatabaseMissing
-from bitcache.services import write_master_key, write_private
+from bitcache.master_key import create_private, write_master_key
 
 RPC_PORTS: dict[Network, int] = {"mainnet": 8332, "testnet4": 48332, "signet": 38332, "regtest": 18443}
 
@@ -121,8 +121,8 @@ def _write_files(folder: Path, network: Network) -> Config:
                 f"{existing} is there already; nothing was changed. Choose another folder, or run "
                 f"`bitcache serve --data {folder}`."
             )
-    write_private(config_path, config_text(network).encode())
-    write_private(database_path, b"")
+    create_private(config_path, config_text(network).encode())
+    create_private(database_path, b"")
     write_master_key(settings.master_key)
     return settings
 

@@ -14,7 +14,8 @@ from bitcache import doctor
 from bitcache.config import NodeConfig
 from bitcache.db.migrate import upgrade
 from bitcache.doctor import Finding, Verdict
-from bitcache.services import open_services, write_master_key
+from bitcache.master_key import write_master_key
+from bitcache.services import open_services
 from payments import tables
 from payments.ports import Transaction
 from regtest.served import CommandFailed, ServedBitcache

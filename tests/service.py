@@ -23,8 +23,9 @@ from bitcache.api.table import ROUTES
 from bitcache.app import run
 from bitcache.config import Config, NodeConfig
 from bitcache.db.migrate import upgrade
+from bitcache.master_key import write_master_key
 from bitcache.role import Role
-from bitcache.services import Services, now, open_services, write_master_key
+from bitcache.services import Services, now, open_services
 from payments.ports import Transaction
 from regtest.processes import free_ports
 from tests.openapi_check import OpenApiCheck

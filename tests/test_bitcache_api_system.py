@@ -13,7 +13,8 @@ from pytest_aiohttp import AiohttpClient
 
 from bitcache.app import make_app
 from bitcache.db.migrate import upgrade
-from bitcache.services import open_services, write_master_key
+from bitcache.master_key import write_master_key
+from bitcache.services import open_services
 from tests.service import API_CHECK, running_server, test_config
 
 Http = TestClient[web.Request, web.Application]

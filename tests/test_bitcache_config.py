@@ -8,7 +8,7 @@ import pytest
 
 from bitcache.config import Config, known_keys, load, parse, warnings
 from bitcache.errors import AlreadyInitialised, ConfigInvalid, MasterKeyUnusable
-from bitcache.services import read_master_key
+from bitcache.master_key import read_master_key
 from bitcache.setup import config_text, initialise
 from payments.bitcoind import Bitcoind
 from payments.errors import NodeMisconfigured

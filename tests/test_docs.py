@@ -18,7 +18,8 @@ from bitcache.app import make_app
 from bitcache.cli.main import app as commands
 from bitcache.config import SECRETS, Config, known_keys
 from bitcache.db.migrate import upgrade
-from bitcache.services import open_services, write_master_key
+from bitcache.master_key import write_master_key
+from bitcache.services import open_services
 from tests.service import test_config
 
 PROJECT = Path(__file__).parent.parent
