@@ -107,7 +107,6 @@ offers = Table(
     Column("max_downloads", BigInteger),
     Column("closed_at", BigInteger),
     Column("taken_down_at", BigInteger),
-    Column("takedown_reason", Text),
     Index(None, "account_id", "created_at"),
     Index(None, "parcel_id"),
 )

@@ -121,7 +121,6 @@ def upgrade() -> None:
         sa.Column("max_downloads", sa.BigInteger(), nullable=True),
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.Column("taken_down_at", sa.BigInteger(), nullable=True),
-        sa.Column("takedown_reason", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_offers_account_id")),
         sa.ForeignKeyConstraint(["parcel_id"], ["parcels.id"], name=op.f("fk_offers_parcel_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_offers")),
