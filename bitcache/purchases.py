@@ -61,10 +61,9 @@ class Purchases:
         access: Access,
         descriptors: DescriptorStore,
         addresses: AddressBook,
-        watcher: Watcher | None,
+        watcher: Watcher,
         clock: Clock,
     ) -> None:
-        """`watcher` is None in a process that runs none."""
         self._config = config
         self._store = store
         self._registry = registry
@@ -88,7 +87,7 @@ class Purchases:
             record, created = await self._bought(offer_id, claim_hash, asker)
             if created and record.address:
                 asker.invoice_ids = [*asker.invoice_ids, record.invoice.id][-INVOICES_REMEMBERED_MAX:]
-        if self._watcher and record.script_pubkey:
+        if record.script_pubkey:
             self._watcher.watch(record.script_pubkey, record.invoice.id)
         return Purchase(await self.view(record.invoice.id), created)
 
