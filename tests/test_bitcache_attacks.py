@@ -6,6 +6,7 @@ beside its other tests.
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from bitcache.cli.main import app
 from payments.tables import watcher_state
 from regtest.node import wait_until
 from tests.service import RunningServer, running_server
@@ -139,6 +142,33 @@ async def test_a_database_out_of_order_ends_neither_watcher_nor_server(
     await rename("hidden", "watcher_state")
     fixed_at = server.clock()
     await wait_until(beats, "the watcher to write again")
+
+
+@pytest.mark.parametrize("label", ["a\x00b", "\x1b[31mred", "\u202ereversed"])
+async def test_a_token_has_a_printable_label(server: RunningServer, label: str) -> None:
+    async with server.session((await server.new_seller()).token) as seller:
+        assert (await _problem(seller, "/api/v1/tokens", {"label": label}))[0] == "invalid-value"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        # The master key of the first test vector of BIP32, and the private key 1.
+        "xprv9s21ZrQH143K3QTDL4LXw2F7HEK3wJUD2nW2nRk4stbPy6cq3jPPqjiChkVvvNKmPGJxWUtg6LnF5kejMRNNU3TGtRBeJgk33yuGBxrMPHi",
+        "wpkh(KwDiBf89QgGbjEhKnhXJuH7LrciVrZi3qYjgd9M7rFU73sVHnoWn)",
+        "abandon " * 11 + "about",
+    ],
+)
+def test_a_private_key_does_not_leave_the_sellers_computer(secret: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        variables = {"BITCACHE_SERVER": address, "BITCACHE_TOKEN": "bcs_" + "a" * 52}
+        result = CliRunner().invoke(app, ["payout", "set", secret, "--yes"], env=variables)
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert result.exit_code == 2
+    assert "Nothing was sent" in " ".join(result.stderr.split())
 
 
 async def _problem(http: aiohttp.ClientSession, path: str, body: object) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """What a seller runs about money and identity: `login`, `payout`, `earnings`. Mounts `goods` and `offers`."""
 
+import re
 import sys
 import time
 from datetime import tzinfo
@@ -37,6 +38,7 @@ from bitcache.client import credentials, places
 from bitcache.client.api import ServerApi
 from bitcache.client.credentials import Credentials, check_token
 from bitcache.client.link import check_server
+from payments.extended_keys import keys_in
 
 app = typer.Typer()
 app.add_typer(goods.app)
@@ -46,6 +48,8 @@ app.add_typer(payout, name="payout")
 
 CLOCKS_APART_S = 300
 """A wallet that counts sooner than this by our clock counts at once: the server's may differ."""
+RECOVERY_WORDS = re.compile(r"\s*[a-z]{3,8}(\s+[a-z]{3,8}){11,23}\s*")
+"""As BIP39 and Electrum write them."""
 WHY_DEDICATED = (
     "Use an account or wallet of its own for sales: every sale takes its next address, so other payments to\n"
     "the same account would collide with buyers', and whoever runs the server sees all its addresses."
@@ -108,6 +112,7 @@ def payout_set(
 ) -> None:
     """Set the wallet that buyers pay to, after you compared its first addresses with your wallet's."""
     text = read_text(descriptor, file, what="descriptor")
+    _check_public(text)
     if json_output and not yes:
         raise UsageWrong("With --json nobody can be asked: add --yes once you have compared the addresses.")
 
@@ -181,6 +186,15 @@ def earnings(
         print_json(view)
     else:
         _print_earnings(view)
+
+
+def _check_public(text: str) -> None:
+    """Raises UsageWrong. A secret must not even travel to the server that would refuse it."""
+    if any(key.version.private for key in keys_in(text)) or RECOVERY_WORDS.fullmatch(text):
+        raise UsageWrong(
+            "This holds a private key or recovery words. Nothing was sent. Give the descriptor or extended "
+            "public key (xpub) that your wallet exports for watching."
+        )
 
 
 async def _compared(api: ServerApi, text: str) -> str:
