@@ -55,7 +55,9 @@ async def rename(tx: Transaction, account_id: str, *, name: str) -> None:
 
 
 async def issue_token(tx: Transaction, account_id: str, *, label: str, now: int) -> IssuedToken:
-    """A new token of an existing account."""
+    """A new token of an existing account. Raises ValueRefused."""
+    if not label.isprintable():
+        raise ValueRefused("A label is up to 80 printable characters.", field="label")
     issued = IssuedToken(token_id=new_id(), token=new_token(SELLER_TOKEN_PREFIX), account_id=account_id)
     await tx.execute(
         insert(tokens).values(
