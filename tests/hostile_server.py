@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 KINDS = {
     "offer": r"/api/v1/offers/[a-z2-7]{26}",
@@ -81,11 +82,5 @@ async def lying(honest_url: str, lies: Mapping[str, Lie]) -> AsyncIterator[str]:
 
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(app, handler_cancellation=True)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with TestServer(app) as liar:
+            yield str(liar.make_url("/")).rstrip("/")
