@@ -149,8 +149,11 @@ async def test_a_reader_that_leaves_frees_its_place(till: Till, monkeypatch: pyt
     assert counted == [("left", "3.0")], "whoever leaves has done nothing wrong"
 
 
-async def test_too_many_readers_are_told_to_poll(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_stream, "STREAMS_MAX", 1)
+@pytest.mark.parametrize("limit", ["STREAMS_MAX", "STREAMS_PER_CLIENT_MAX"])
+async def test_too_many_readers_are_told_to_poll(
+    till: Till, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(events_stream, limit, 1)
     bought = await till.buy(await till.offer())
     async with reading(till, bought), till.http.get(f"/api/v1/invoices/{bought.id}/events") as answer:
         assert answer.status == 429

@@ -7,6 +7,7 @@ does not take its events is told the state again later; it delays nobody.
 """
 
 import asyncio
+from collections import Counter
 
 from aiohttp import web
 from msgspec import json
@@ -22,6 +23,8 @@ from payments.ports import Clock, Store, Transaction
 CONTENT_TYPE = "text/event-stream"
 PING_INTERVAL_S = 15
 STREAMS_MAX = 5_000
+STREAMS_PER_CLIENT_MAX = 200
+"""Many buyers may share an address, but one must not take the places of all."""
 WRITE_S_MAX = 30
 """A line that takes nothing for so long is dead."""
 RETRY_S = 60
@@ -41,13 +44,14 @@ class InvoiceStreams:
         self._clock = clock
         self._stopping = stopping
         self._pulse: asyncio.Future[bool] | None = None
-        self._open = 0
+        self._open: Counter[str] = Counter()
+        """By client."""
 
-    async def serve(self, request: web.Request, invoice_id: str) -> web.StreamResponse:
+    async def serve(self, request: web.Request, invoice_id: str, client: str) -> web.StreamResponse:
         """Stream until the reader leaves or the server stops. Raises InvoiceNotFound, TooManyRequests."""
-        if self._open >= STREAMS_MAX:
+        if self._open.total() >= STREAMS_MAX or self._open[client] >= STREAMS_PER_CLIENT_MAX:
             raise TooManyRequests("Too many event streams are open. Poll the invoice.", retry_after_s=RETRY_S)
-        self._open += 1
+        self._open[client] += 1
         try:
             # Subscribed first and read second: what happens in between comes twice rather than never.
             with self._feed.subscribe(invoice_id) as changes:
@@ -58,7 +62,9 @@ class InvoiceStreams:
         except (ConnectionError, TimeoutError) as exc:
             raise ConnectionResetError("the reader left") from exc
         finally:
-            self._open -= 1
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
 
     async def _follow(
         self, response: web.StreamResponse, changes: Subscription, seq: int, view: InvoiceView

@@ -33,7 +33,7 @@ async def get_invoice(call: Call) -> Answer:
 
 
 async def get_invoice_events(call: Call) -> web.StreamResponse:
-    return await call.services.streams.serve(call.http, call.path("invoice_id"))
+    return await call.services.streams.serve(call.http, call.path("invoice_id"), call.client)
 
 
 async def claim_invoice(call: Call) -> Answer:
