@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from msgspec import json
 from sqlalchemy import ColumnElement, case, func, or_, select
 
-from bitcache.api.wire import EarningsDay, EarningsView
+from bitcache.api.wire import TIME_MAX, EarningsDay, EarningsView
 from bitcache.db.tables import grants
 from bitcache.errors import PeriodInvalid
 from payments import ledger
@@ -27,7 +27,6 @@ from payments.tables import invoices, transfers
 
 DAY_S = 86_400
 PERIOD_DEFAULT_S = 30 * DAY_S
-TIME_MAX = 253_402_300_799
 UNDER_WAY = (Status.OPEN, Status.SEEN, Status.CONFIRMING)
 
 

@@ -5,7 +5,6 @@ either side what `parts_present` says is there, is there. Bytes that were acknow
 """
 
 import asyncio
-import hashlib
 import hmac
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -28,12 +27,11 @@ from bitcache.errors import (
 )
 from bitcache.ids import new_id
 from payments.ports import Clock, Store, Transaction
-from storage import digests as chunk_digests
+from storage.digests import DIGEST_SIZE_BYTES, chunk_digests, verify_root
 from storage.errors import PartConflict
 from storage.ports import PART_SIZE_BYTES, BlobStore
 from storage.stream import CHUNK_SIZE_BYTES, chunk_count, plaintext_size
 
-DIGEST_BYTES = chunk_digests.DIGEST_SIZE_BYTES
 PARTS_LISTED_MAX = 20
 """Missing parts named in a refusal; `GET /files/{id}` has all that are there."""
 
@@ -111,7 +109,7 @@ class Uploads:
         Its length was checked. Raises NotFound, PartDigestsWrong, PartConflict, DiskFull.
         """
         # Several milliseconds of SHA-256, which lets go of the interpreter: in a thread it stops nobody.
-        actual = await asyncio.to_thread(digests_of, part)
+        actual = await asyncio.to_thread(chunk_digests, part)
         if not hmac.compare_digest(actual, announced):
             raise PartDigestsWrong(
                 f"Part {part_no} does not have the digests announced with it. Send it again."
@@ -128,7 +126,7 @@ class Uploads:
         Raises NotFound, PartsMissing, RootMismatch.
         """
         stored, digests = await self._store.read(lambda tx: _all_digests(tx, account_id, file_id))
-        chunk_digests.verify_root(digests, root, chunk_count=chunk_count(stored.size_bytes))
+        verify_root(digests, root, chunk_count=chunk_count(stored.size_bytes))
         if stored.completed_at is None:
             await self._blobs.finish(file_id, stored.size_bytes)
         return await self._store.write(lambda tx: self._seal(tx, account_id, file_id, root, digests))
@@ -183,14 +181,6 @@ class Uploads:
             yield
 
 
-def digests_of(part: memoryview) -> bytes:
-    """SHA-256 of each chunk of a part, concatenated. The one pass over the bytes."""
-    return b"".join(
-        hashlib.sha256(part[at : at + CHUNK_SIZE_BYTES]).digest()
-        for at in range(0, len(part), CHUNK_SIZE_BYTES)
-    )
-
-
 async def load(tx: Transaction, account_id: str, file_id: str) -> StoredFile:
     """Raises NotFound: no such file, or another's."""
     columns = (files.c[name] for name in StoredFile.__dataclass_fields__)
@@ -226,7 +216,7 @@ async def _is_stored(tx: Transaction, account_id: str, file_id: str, part_no: in
     stored = await load(tx, account_id, file_id)
     if stored.completed_at is not None:
         whole = await tx.scalar(select(files.c.digests).where(files.c.id == file_id))
-        start = part_no * PART_SIZE_BYTES // CHUNK_SIZE_BYTES * DIGEST_BYTES
+        start = part_no * PART_SIZE_BYTES // CHUNK_SIZE_BYTES * DIGEST_SIZE_BYTES
         kept = whole[start : start + len(digests)] if whole else None
     else:
         kept = await tx.scalar(

@@ -8,7 +8,7 @@ A list of digests is always the concatenation, n * 32 bytes, as it is sent and s
 import hashlib
 
 from storage.errors import DigestMismatch, DigestsInvalid, RootMismatch
-from storage.stream import Bytes
+from storage.stream import CHUNK_SIZE_BYTES, Bytes
 
 DIGEST_SIZE_BYTES = 32
 
@@ -16,6 +16,14 @@ DIGEST_SIZE_BYTES = 32
 def chunk_digest(chunk: Bytes) -> bytes:
     """SHA-256 of one ciphertext chunk, 32 bytes; of chunk 0 with its header."""
     return hashlib.sha256(chunk).digest()
+
+
+def chunk_digests(ciphertext: Bytes) -> bytes:
+    """The list of the digests of consecutive chunks; `ciphertext` begins where a chunk does."""
+    view = memoryview(ciphertext)
+    return b"".join(
+        chunk_digest(view[at : at + CHUNK_SIZE_BYTES]) for at in range(0, len(view), CHUNK_SIZE_BYTES)
+    )
 
 
 def root(digests: Bytes) -> bytes:

@@ -15,9 +15,9 @@ from bitcache.api.openapi import openapi_document
 from bitcache.api.problems import PROBLEMS
 from bitcache.api.routing import Auth, ResponseKind, Route
 from bitcache.api.table import ROUTES
+from bitcache.api.wire import API, TIME_MAX
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "PROTOCOL.md"
-API = "/api/v1"
 AUTH = {Auth.NONE: "", Auth.SELLER: "S", Auth.GRANT: "G"}
 # What follows from the kind of operation is said once, above the table.
 COMMON = {
@@ -32,7 +32,6 @@ COMMON = {
     "too-large",
     "too-slow",
 }
-TIME_MAX = 253_402_300_799
 PATTERNS = {
     "^[a-z2-7]{26}$": "id",
     "^[A-Za-z0-9_-]*$": "binary",

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from storage.errors import (
     RootMismatch,
     SecretSizeWrong,
 )
-from storage.stream import new_header
+from storage.stream import CHUNK_SIZE_BYTES, new_header
 
 LINK_SECRET, RELEASE_SECRET, FILE_KEY = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
 PARCEL_KEY = keys.parcel_key(LINK_SECRET, RELEASE_SECRET)
@@ -139,6 +140,15 @@ def test_the_root_is_over_the_digests_in_order() -> None:
     assert digests.root(one + two) == hashlib.sha256(one + two).digest()
     assert digests.root(one + two) != digests.root(two + one)
     assert digests.split(one + two) == [one, two]
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE_BYTES, 2 * CHUNK_SIZE_BYTES + 1])
+def test_a_list_of_digests_has_one_for_each_chunk_begun(size: int) -> None:
+    ciphertext = os.urandom(size)
+    chunks = [ciphertext[at : at + 1_048_576] for at in range(0, size, 1_048_576)]
+    expected = b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+    assert digests.chunk_digests(ciphertext) == expected
+    assert digests.chunk_digests(memoryview(ciphertext)) == expected
 
 
 def test_each_chunk_is_held_against_its_own_digest() -> None:

@@ -99,7 +99,7 @@ class Till:
 
         async def put(tx: Transaction) -> None:
             for file_id, blob in blobs.items():
-                listed = _digests(blob)
+                listed = digests.chunk_digests(blob)
                 await tx.execute(
                     insert(files).values(
                         id=file_id,
@@ -278,10 +278,3 @@ async def pretend_node_online(till: Till) -> None:
         await chain_store.beat(tx, now=now, online=True, trouble=None)
 
     await till.server.services.database.write(write)
-
-
-def _digests(blob: bytes) -> bytes:
-    return b"".join(
-        hashlib.sha256(blob[at : at + CHUNK_SIZE_BYTES]).digest()
-        for at in range(0, len(blob), CHUNK_SIZE_BYTES)
-    )

@@ -10,9 +10,10 @@ from bitcache.api.routing import Answer, Auth, BodyKind, Call, Header, Route
 from bitcache.api.wire import FileCompletion, FileRequest, FileView
 from bitcache.errors import BodyTooSlow, PartLengthWrong, RequestInvalid
 from bitcache.services import Services
-from bitcache.uploads import DIGEST_BYTES, StoredFile
+from bitcache.uploads import StoredFile
 from payments.ports import Transaction
 from storage import base64url
+from storage.digests import DIGEST_SIZE_BYTES
 from storage.ports import PART_SIZE_BYTES
 from storage.stream import CHUNK_SIZE_BYTES
 
@@ -96,10 +97,10 @@ def _announced_digests(request: web.Request, chunk_count: int) -> bytes:
         announced = base64url.decode(text)
     except ValueError as exc:
         raise RequestInvalid(f"{DIGESTS_HEADER}: {exc}.", field=DIGESTS_HEADER) from exc
-    if len(announced) != chunk_count * DIGEST_BYTES:
+    if len(announced) != chunk_count * DIGEST_SIZE_BYTES:
         raise RequestInvalid(
             f"{DIGESTS_HEADER} has {len(announced)} bytes; this part has {chunk_count} chunks of 1 MiB, "
-            f"so {chunk_count * DIGEST_BYTES}.",
+            f"so {chunk_count * DIGEST_SIZE_BYTES}.",
             field=DIGESTS_HEADER,
         )
     return announced

@@ -20,7 +20,9 @@ Digest = Annotated[
 ]
 PriceMsat = Annotated[int, Meta(ge=0, le=2_100_000_000_000_000_000, multiple_of=1000)]
 Confirmations = Annotated[int, Meta(ge=0, le=100)]
-Time = Annotated[int, Meta(ge=0, le=253_402_300_799)]
+TIME_MAX = 253_402_300_799
+"""The end of the year 9999, which every date library can show."""
+Time = Annotated[int, Meta(ge=0, le=TIME_MAX)]
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True):
