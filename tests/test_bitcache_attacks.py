@@ -5,7 +5,10 @@ beside its other tests.
 """
 
 import asyncio
+import hashlib
 import logging
+import os
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,9 +19,13 @@ import pytest_asyncio
 from sqlalchemy import select
 from typer.testing import CliRunner
 
+from bitcache.api.routing import Auth
+from bitcache.api.table import ROUTES
 from bitcache.cli.main import app
+from bitcache.ids import new_id
 from payments.tables import watcher_state
 from regtest.node import wait_until
+from storage import base64url
 from tests.service import RunningServer, running_server
 
 ANSWER_S = 10
@@ -142,6 +149,50 @@ async def test_a_database_out_of_order_ends_neither_watcher_nor_server(
     await rename("hidden", "watcher_state")
     fixed_at = server.clock()
     await wait_until(beats, "the watcher to write again")
+
+
+async def test_a_body_longer_than_announced_is_refused_and_loses_nothing(server: RunningServer) -> None:
+    token = (await server.new_seller()).token
+    content = os.urandom(100)
+    async with server.session(token) as seller:
+        async with seller.post("/api/v1/files", json={"size_bytes": 100}) as answer:
+            file_id = (await answer.json())["file_id"]
+        digest = base64url.encode(hashlib.sha256(content).digest())
+        headers = (
+            f"Authorization: Bearer {token}",
+            f"Bitcache-Chunk-Digests: {digest}",
+            "Content-Length: 100",
+        )
+        part = request("PUT", f"/api/v1/files/{file_id}/parts/0", *headers, body=content)
+        answers = await send(server, part.replace(b"Connection: close\r\n", b"") + b"and more\r\n\r\n")
+        # Whether the part itself was taken depends on how the bytes were cut on their way.
+        assert re.findall(rb"^HTTP/1.. (\d+)", answers, re.MULTILINE)[-1] == b"400"
+        # Nothing is lost either way: the same part is welcome, and has the digest that was announced.
+        assert (await send(server, part)).startswith(b"HTTP/1.1 204")
+        root = {"root": base64url.encode(hashlib.sha256(hashlib.sha256(content).digest()).digest())}
+        async with seller.post(f"/api/v1/files/{file_id}/complete", json=root) as answer:
+            assert answer.status == 200
+
+
+async def test_no_address_follows_the_host_header(server: RunningServer) -> None:
+    for path in ("/dashboard", "/api/v1/openapi.json", f"/d/{new_id()}"):
+        lines = (f"GET {path} HTTP/1.1", "Host: evil.example", "X-Forwarded-Host: evil.example")
+        answer = await send(server, "\r\n".join((*lines, "Connection: close", "", "")).encode())
+        assert b"evil.example" not in answer
+
+
+async def test_every_sellers_route_is_closed_to_others(server: RunningServer) -> None:
+    grant_id, offer_id, parcel_id = new_id(), new_id(), new_id()
+    grant, _ = server.services.grants.issue(grant_id=grant_id, offer_id=offer_id, parcel_id=parcel_id)
+    sellers_routes = [route for route in ROUTES if route.auth is Auth.SELLER]
+    assert len(sellers_routes) > 15
+    async with server.session() as nobody, server.session(grant) as buyer:
+        for route in sellers_routes:
+            path = re.sub(r"\{[a-z]+_id\}", new_id(), route.path).replace("{part_no}", "0")
+            for http, refusal in ((nobody, "token-missing"), (buyer, "token-invalid")):
+                async with http.request(route.method, path) as answer:
+                    assert answer.status == 401, route
+                    assert (await answer.json())["type"] == f"/problems/{refusal}"
 
 
 @pytest.mark.parametrize("label", ["a\x00b", "\x1b[31mred", "\u202ereversed"])
