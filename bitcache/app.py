@@ -36,8 +36,8 @@ READ_BUFFER_BYTES = 512 * 1024
 """Of a body, before its sender is paused: more pauses cost more than the memory."""
 DATABASE_TROUBLE = (
     DiskFull,
-    database_errors.InterfaceError,
-    database_errors.OperationalError,
+    # A connection that PostgreSQL cut comes in any of its classes.
+    database_errors.DBAPIError,
     database_errors.TimeoutError,
     OSError,
 )
