@@ -8,7 +8,7 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from sqlalchemy import delete, exists, insert, select, update
@@ -93,7 +93,15 @@ class Uploads:
                 id=file_id, account_id=account_id, size_bytes=size_bytes, created_at=now, touched_at=now
             )
         )
-        return await load(tx, account_id, file_id)
+        return StoredFile(
+            id=file_id,
+            account_id=account_id,
+            size_bytes=size_bytes,
+            created_at=now,
+            touched_at=now,
+            completed_at=None,
+            root=None,
+        )
 
     async def check_disk(self, size_bytes: int) -> None:
         """Refuse before anything is sent what cannot fit. Raises ServerFull."""
@@ -162,15 +170,16 @@ class Uploads:
         self, tx: Transaction, account_id: str, file_id: str, root: bytes, digests: bytes
     ) -> StoredFile:
         stored = await load(tx, account_id, file_id)
-        if stored.completed_at is None:
-            now = self._clock()
-            await tx.execute(
-                update(files)
-                .where(files.c.id == file_id)
-                .values(completed_at=now, touched_at=now, root=root, digests=digests)
-            )
-            await tx.execute(delete(file_parts).where(file_parts.c.file_id == file_id))
-        return await load(tx, account_id, file_id)
+        if stored.completed_at is not None:
+            return stored
+        now = self._clock()
+        await tx.execute(
+            update(files)
+            .where(files.c.id == file_id)
+            .values(completed_at=now, touched_at=now, root=root, digests=digests)
+        )
+        await tx.execute(delete(file_parts).where(file_parts.c.file_id == file_id))
+        return replace(stored, completed_at=now, touched_at=now, root=root)
 
     @asynccontextmanager
     async def _alone(self, file_id: str, part_no: int) -> AsyncIterator[None]:

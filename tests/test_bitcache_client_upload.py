@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -12,7 +13,7 @@ from bitcache.client.errors import AlreadyRunning, SourceRefused
 from bitcache.client.places import only_one, write_private
 from bitcache.client.sealing import SourceDiffers, seal_part
 from bitcache.client.sources import Source, collect, open_source
-from bitcache.client.upload import Description, Upload, state_name
+from bitcache.client.upload import ANNOUNCING_LANES, Description, Upload, state_name
 from bitcache.client.upload_state import UploadState
 from storage.errors import PathRefused
 from tests.client_shop import CountingProgress, Shop, open_shop, tree
@@ -234,3 +235,31 @@ def noting(sent: list[str]) -> Lie:
         sent.append(request.path)
 
     return note
+
+
+class _Announcing(ServerApi):
+    """Counts how many announcements wait for their answer at the same time."""
+
+    under_way = most = 0
+
+    async def post(self, path: str, *args: Any, **options: Any) -> Any:
+        self.under_way += path == "/files"
+        self.most = max(self.most, self.under_way)
+        try:
+            return await super().post(path, *args, **options)
+        finally:
+            self.under_way -= path == "/files"
+
+
+async def test_many_small_files_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    async with open_shop(tmp_path) as shop:
+        goods = shop.files("goods", {f"{number}.txt": number for number in range(20)})
+        state = UploadState(tmp_path / "state.db")
+        async with _Announcing(shop.server.url, shop.token) as api:
+            progress = CountingProgress()
+            about = Description(title="Small things")
+            sources = collect([goods])
+            await Upload(api, state, sources, about, meterable=False, progress=progress).run()
+        state.close()
+    assert api.most == ANNOUNCING_LANES
+    assert progress.done_bytes == progress.total_bytes

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,7 @@ from storage.metadata import FileEntry, ParcelMetadata, Preview, seal_metadata
 from storage.ports import PART_SIZE_BYTES
 
 LANES = 3
+ANNOUNCING_LANES = 6
 FRESH_STARTS_MAX = 3
 
 _FACT_PARCEL_ID = "parcel_id"
@@ -45,6 +47,13 @@ def state_name(server: str, paths: Sequence[Path]) -> str:
     """Name of the state of this upload: the same command finds it again."""
     words = [server, *(os.path.abspath(path) for path in paths)]
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+class _Announced(NamedTuple):
+    source: Source
+    state: FileState
+    missing: list[int]
+    """Numbers of the parts to send."""
 
 
 @dataclass
@@ -113,21 +122,21 @@ class Upload:
                 self._state.start_anew(change.source)
 
     async def _send_files(self) -> None:
-        to_open = iter(self._sources)
+        total_bytes = sum(stream.ciphertext_size(source.size_bytes) for source in self._sources)
+        self._progress.start("uploaded", total_bytes)
+        to_open = iter(await self._announce_all())
         is_open: list[_OpenFile] = []
         queue: deque[tuple[_OpenFile, int]] = deque()
 
         async def next_part() -> tuple[_OpenFile, int] | None:
             while not queue:
-                source = next(to_open, None)
-                if source is None:
+                announced = next(to_open, None)
+                if announced is None:
                     return None
-                file, missing = await self._announce(source)
+                source, file, missing = announced
                 opened = _OpenFile(source, file, open_source(source), len(missing))
                 is_open.append(opened)
                 queue.extend((opened, part_no) for part_no in missing)
-                if not missing:
-                    await close(opened)
             return queue.popleft()
 
         async def send(job: tuple[_OpenFile, int]) -> None:
@@ -142,13 +151,27 @@ class Upload:
             is_open.remove(opened)
             os.close(opened.descriptor)
 
-        total_bytes = sum(stream.ciphertext_size(source.size_bytes) for source in self._sources)
-        self._progress.start("uploaded", total_bytes)
         try:
             await run_in_lanes(next_part, send, lanes=LANES)
         finally:
             for opened in is_open:
                 os.close(opened.descriptor)
+
+    async def _announce_all(self) -> list[_Announced]:
+        """Every file of which parts are missing. In lanes: one by one the round trips add up."""
+        sources = iter(self._sources)
+        announced: list[_Announced] = []
+
+        async def next_source() -> Source | None:
+            return next(sources, None)
+
+        async def announce(source: Source) -> None:
+            file, missing = await self._announce(source)
+            if missing:
+                announced.append(_Announced(source, file, missing))
+
+        await run_in_lanes(next_source, announce, lanes=ANNOUNCING_LANES)
+        return announced
 
     async def _announce(self, source: Source) -> tuple[FileState, list[int]]:
         """The file as the server knows it, and the numbers of the parts it lacks."""
