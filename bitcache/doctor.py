@@ -13,7 +13,7 @@ from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.services import Services
-from payments import chain_store
+from payments import chain_facts
 from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.node_fitness import NodeInfo, fitness
@@ -127,13 +127,13 @@ async def check_node(services: Services) -> AsyncIterator[Finding]:
 
 
 async def check_watcher(services: Services) -> Finding:
-    state = await services.database.read(chain_store.watcher_state_of)
+    state = await services.database.read(chain_facts.watcher_state_of)
     if state is None:
         return Finding("watcher", Verdict.WARNING, "has never run", "Start the server: bitcache serve")
     age_s = services.clock() - state.beat_at
     if state.trouble is not None:
         return Finding("watcher", Verdict.WRONG, f"in trouble {age_s} s ago", state.trouble)
-    if age_s > chain_store.OUTAGE_S_MIN:
+    if age_s > chain_facts.OUTAGE_S_MIN:
         return Finding(
             "watcher", Verdict.WARNING, f"last ran {age_s} s ago", "Start the server: bitcache serve"
         )
@@ -205,7 +205,7 @@ async def _wallets_finding(node: Bitcoind) -> Finding:
 
 
 async def _pruning_finding(services: Services, info: NodeInfo) -> Finding:
-    scanned = await services.database.read(chain_store.tip)
+    scanned = await services.database.read(chain_facts.tip)
     lowest = info.chain.prune_height
     if lowest is not None and scanned is not None and scanned.height + 1 < lowest:
         return Finding(

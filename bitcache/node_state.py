@@ -5,7 +5,7 @@ Read from the database, so that it is true in every process, inside the transact
 
 from dataclasses import dataclass
 
-from payments import chain_store
+from payments import chain_facts
 from payments.ports import Transaction
 
 HEARTBEAT_AGE_MAX_S = 30
@@ -26,8 +26,8 @@ class NodeState:
 
 async def node_state(tx: Transaction, now: int) -> NodeState:
     """The node's state at `now`; offline while the watcher has never run."""
-    beat = await chain_store.watcher_state_of(tx)
-    tip = await chain_store.tip(tx)
+    beat = await chain_facts.watcher_state_of(tx)
+    tip = await chain_facts.tip(tx)
     trouble = (
         "the watcher does not run"
         if beat is None or now - beat.beat_at > HEARTBEAT_AGE_MAX_S

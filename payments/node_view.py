@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from payments import chain_store
+from payments import chain_facts
 from payments.bitcoind import Bitcoind, BroadcastOutcome
 from payments.block import ParsedBlock, scan_block
-from payments.chain_store import BlockRef, PayingTransaction
+from payments.chain_facts import BlockRef, PayingTransaction
 from payments.errors import NodeMisconfigured, TransactionMalformed
 from payments.node_fitness import ChainInfo
 from payments.ports import Store
@@ -78,7 +78,7 @@ class NodeObserver:
         """What is new since our records and `mempool_known`, the node's tip being that of `chain`."""
         view = NodeView()
         await self._store.read(self._watch_list.load_new)
-        known = await self._store.read(chain_store.tip)
+        known = await self._store.read(chain_facts.tip)
         if known is None:
             view.start = await self._recent_blocks(chain)
         elif known.hash != chain.best_hash:
@@ -178,7 +178,7 @@ class NodeObserver:
         """The highest block that is both in our records and in the node's active chain."""
         height = known.height
         while True:
-            ours = await self._store.read(partial(chain_store.active_below, height=height, limit=100))
+            ours = await self._store.read(partial(chain_facts.active_below, height=height, limit=100))
             for block in ours:
                 if await self._node.block_hash(block.height) == block.hash:
                     return block
@@ -196,7 +196,7 @@ class NodeObserver:
             found = await self.arrivals_among(fresh[start : start + TRANSACTIONS_PER_FETCH])
             view.arrivals += found.paying
             view.mempool -= found.left
-        for payment in await self._store.read(chain_store.unconfirmed):
+        for payment in await self._store.read(chain_facts.unconfirmed):
             if payment.txid in view.mempool:
                 continue
             spenders = await self._node.spending_transactions(payment.inputs) if payment.inputs else []

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import msgspec
 from sqlalchemy import Row, and_, func, insert, or_, select, update
 
-from payments import chain_store, ledger
+from payments import chain_facts, ledger
 from payments.errors import InvoiceNotFound, InvoiceNotRenewable
 from payments.invoice import (
     ChainView,
@@ -53,7 +53,7 @@ class InvoiceRegistry:
         now: int,
     ) -> InvoiceRecord:
         """Write a new invoice. `issued` is None exactly for a free one, which is born settled."""
-        chain = await chain_store.view(tx, now)
+        chain = await chain_facts.view(tx, now)
         born = standing(invoice, (), chain, now)
         await tx.execute(
             insert(invoices).values(
@@ -93,12 +93,12 @@ class InvoiceRegistry:
                 select(invoices).where(invoices.c.subject == subject, invoices.c.claim_hash == claim_hash)
             )
         ).one_or_none()
-        return await _record(tx, row, await chain_store.view(tx, now), now) if row else None
+        return await _record(tx, row, await chain_facts.view(tx, now), now) if row else None
 
     async def load(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
         """One invoice with its standing as of `now`. Raises InvoiceNotFound."""
         row = await _row(tx, invoice_id)
-        return await _record(tx, row, await chain_store.view(tx, now), now)
+        return await _record(tx, row, await chain_facts.view(tx, now), now)
 
     async def page(
         self, tx: Transaction, *, seller_id: str, after: str | None, limit: int, now: int
@@ -114,12 +114,12 @@ class InvoiceRegistry:
                 )
             )
         newest_first = chosen.order_by(invoices.c.created_at.desc(), invoices.c.id.desc()).limit(limit)
-        chain = await chain_store.view(tx, now)
+        chain = await chain_facts.view(tx, now)
         return [await _record(tx, row, chain, now) for row in (await tx.execute(newest_first)).all()]
 
     async def refresh(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> int:
         """Derive each invoice again from the facts, book and tell what changed; how many did."""
-        chain = await chain_store.view(tx, now)
+        chain = await chain_facts.view(tx, now)
         changed = 0
         for invoice_id in sorted(set(invoice_ids)):
             row = await _row(tx, invoice_id, lock=True)
@@ -136,7 +136,7 @@ class InvoiceRegistry:
         for sale any more.
         """
         row = await _row(tx, invoice_id, lock=True)
-        chain = await chain_store.view(tx, now)
+        chain = await chain_facts.view(tx, now)
         record = await _record(tx, row, chain, now)
         if record.invoice.cancelled:
             raise InvoiceNotRenewable("this invoice is cancelled; ask for a new one")
@@ -259,7 +259,7 @@ async def _record(tx: Transaction, row: Row[tuple[object, ...]], chain: ChainVie
         terms=tuple(Term(Sat(term.amount_sat), term.valid_until, term.offered_at) for term in terms),
         cancelled=row.cancelled,
     )
-    payments = await chain_store.payments_to(tx, row.id)
+    payments = await chain_facts.payments_to(tx, row.id)
     return InvoiceRecord(
         invoice=invoice,
         subject=row.subject,

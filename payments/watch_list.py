@@ -5,9 +5,9 @@ A million scripts take about 140 MB.
 
 from collections.abc import Iterable, Iterator
 
-from payments import chain_store
+from payments import chain_facts
 from payments.block import ParsedBlock, outpoint_bytes
-from payments.chain_store import PaidOutput, PayingTransaction
+from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.outputs import OutPoint
 from payments.ports import Transaction
 from payments.transaction import TransactionOutput
@@ -28,16 +28,16 @@ class WatchList:
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
-        tip = await chain_store.tip(tx)
+        tip = await chain_facts.tip(tx)
         from_height = (tip.height if tip else 0) - CONFLICT_DEPTH
-        self.scripts |= await chain_store.watched_scripts(tx)
-        for outpoint, payers in (await chain_store.watched_inputs(tx, from_height=from_height)).items():
+        self.scripts |= await chain_facts.watched_scripts(tx)
+        for outpoint, payers in (await chain_facts.watched_inputs(tx, from_height=from_height)).items():
             for txid in payers:
                 self._add_spend(outpoint, txid)
 
     async def load_new(self, tx: Transaction) -> None:
         """Add the invoices that another process made: nobody told us of them."""
-        self.scripts |= await chain_store.open_scripts(tx)
+        self.scripts |= await chain_facts.open_scripts(tx)
 
     def add(self, payments: Iterable[PayingTransaction]) -> None:
         for payment in payments:

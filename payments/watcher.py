@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from payments import chain_store
+from payments import chain_facts, chain_store
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_events import (
     Added,
@@ -26,7 +26,7 @@ from payments.bitcoind_events import (
     Removed,
 )
 from payments.block import ParsedBlock
-from payments.chain_store import BlockRef
+from payments.chain_facts import BlockRef
 from payments.errors import (
     BlockMalformed,
     BlockUnavailable,
@@ -226,13 +226,13 @@ class Watcher:
 
 async def _moved(tx: Transaction, view: NodeView) -> set[str]:
     """Invoices for which the new tip may mean another depth."""
-    tip_ref = await chain_store.tip(tx)
+    tip_ref = await chain_facts.tip(tx)
     assert tip_ref is not None, "the fork itself, if nothing else, is on the active chain"
     followed_from = tip_ref.height - DEPTH_FOLLOWED
     # Each block that was connected may have brought a payment to the last depth that is told; where some
     # were taken away, deeper payments may stand less deep.
     told_from = followed_from if view.fork is not None else view.blocks[0][0].height - DEPTH_TOLD
-    return await chain_store.moving(tx, from_height=followed_from, told_from_height=told_from)
+    return await chain_facts.moving(tx, from_height=followed_from, told_from_height=told_from)
 
 
 async def _add_arrival(tx: Transaction, arrival: Arrival, now: int) -> set[str]:
@@ -247,7 +247,7 @@ async def _add_arrival(tx: Transaction, arrival: Arrival, now: int) -> set[str]:
 
 async def _place_unconfirmed(tx: Transaction, view: NodeView) -> set[str]:
     concerned: set[str] = set()
-    for payment in await chain_store.unconfirmed(tx):
+    for payment in await chain_facts.unconfirmed(tx):
         if payment.txid in view.mempool:
             presence = Presence.MEMPOOL
         elif payment.txid not in view.outside_mempool:

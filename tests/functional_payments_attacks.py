@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete
 
-from payments import chain_store, tables
+from payments import chain_facts, chain_store, tables
 from payments.bitcoind import Bitcoind, MempoolEntry, MempoolSnapshot
 from payments.errors import InvoiceNotRenewable, NodeRefused, NodeUnavailable
 from payments.invoice import Flag, OutPoint, Status
@@ -436,7 +436,7 @@ async def test_a_block_during_a_look_makes_nothing_missing(
 async def test_a_reorg_below_all_that_we_know_is_loud(shop: Shop) -> None:
     await shop.world.mine(2)
     await shop.watcher.poll_once()
-    known = await shop.database.read(chain_store.tip)
+    known = await shop.database.read(chain_facts.tip)
     assert known is not None
     below = delete(tables.blocks).where(tables.blocks.c.height < known.height)
     await shop.database.write(lambda tx: tx.execute(below))
@@ -455,7 +455,7 @@ async def test_paid_160_blocks_ago(shop: Shop, buyer: BitWallet, node: MeddledNo
     troubles: list[str | None] = []
 
     async def note_trouble() -> None:
-        state = await shop.database.read(chain_store.watcher_state_of)
+        state = await shop.database.read(chain_facts.watcher_state_of)
         assert state is not None
         troubles.append(state.trouble)
 
@@ -476,10 +476,10 @@ async def test_each_of_six_confirmations_is_told_and_none_after(shop: Shop, buye
         released_at.add((await shop.look(record)).released_at)
     assert len(released_at) == 1, "when the key was first allowed is never moved"
     assert [after.standing.depth for _, after in shop.changes] == [0, 1, 2, 3, 4, 5, 6]
-    tip = await shop.database.read(chain_store.tip)
+    tip = await shop.database.read(chain_facts.tip)
     assert tip is not None
     moving = await shop.database.read(
-        lambda tx: chain_store.moving(tx, from_height=tip.height - 144, told_from_height=tip.height - 6)
+        lambda tx: chain_facts.moving(tx, from_height=tip.height - 144, told_from_height=tip.height - 6)
     )
     assert moving == set(), "a block costs nothing for what is settled"
 
@@ -620,7 +620,7 @@ async def test_a_call_that_fails_half_way_costs_time_only(
         await shop.watcher.poll_once()
         assert not node.failing, f"{method} was not called"
         assert not shop.watcher.condition.online
-        state = await shop.database.read(chain_store.watcher_state_of)
+        state = await shop.database.read(chain_facts.watcher_state_of)
         assert state is not None
         assert state.trouble is not None, "other processes read it there"
         assert (await shop.load(first)).standing.status is Status.SEEN, "nothing is written by halves"

@@ -29,7 +29,7 @@ from bitcache.ids import new_id
 from bitcache.node_state import node_state
 from payments import chain_store
 from payments.addresses import normalise_descriptor
-from payments.chain_store import BlockRef
+from payments.chain_facts import BlockRef
 from payments.ports import Transaction
 from regtest.node import wait_until
 from regtest.wallet import OutsideWallet, Payment
