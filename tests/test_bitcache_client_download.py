@@ -8,6 +8,7 @@ import stat
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -15,7 +16,9 @@ import pytest_asyncio
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import func, select
 
+from bitcache.cli.getting import Get
 from bitcache.client.api import ServerApi
 from bitcache.client.errors import (
     ServerProblem,
@@ -28,6 +31,7 @@ from bitcache.client.purchase import recall
 from bitcache.client.receipts import ReceiptBook
 from bitcache.client.target import Target, choose_target
 from bitcache.client.transfer import ChunkRange, plan_ranges
+from payments.tables import invoices
 from tests.client_shop import CountingProgress, Shop, open_shop, tree
 from tests.hostile_server import Answered, lying
 
@@ -247,11 +251,24 @@ async def test_a_disk_without_room_is_told_before_the_download(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = await shop.sell(shop.files("goods", {"a.bin": 3 * MIB}))
-    monkeypatch.setattr(Target, "free_bytes", lambda self: MIB)
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=256, f_frsize=4096))
     with pytest.raises(SpaceMissing) as refusal:
         await shop.fetch(link, shop.folder / "out")
     assert (refusal.value.needed_bytes, refusal.value.free_bytes) == (3 * MIB, MIB)
     assert not list((shop.folder / "out").iterdir())
+
+
+async def test_a_disk_without_room_is_told_before_anybody_pays(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = await shop.sell(shop.files("goods", {"a.bin": 3 * MIB}))
+    monkeypatch.setenv("XDG_DATA_HOME", str(shop.folder / "home"))
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=256, f_frsize=4096))
+    get = Get(output=shop.folder / "out", wallet=None, wait=False, yes=False, force=False, as_json=True)
+    with pytest.raises(SpaceMissing):
+        await get.run(str(link))
+    made = await shop.server.services.database.read(lambda tx: tx.scalar(select(func.count(invoices.c.id))))
+    assert made == 0
 
 
 async def test_a_full_disk_keeps_what_arrived(shop: Shop) -> None:

@@ -130,8 +130,11 @@ class Get:
         )
 
     def _check_target(self, target: Target, parcel: OpenedParcel, link: Link) -> None:
-        """Raises TargetExists, unless an earlier run may have put the files there."""
-        if self._force or self._book.newest(link) is not None:
+        """Raises TargetExists, SpaceMissing, TargetUnsafe, unless an earlier run may have put files there."""
+        if self._book.newest(link) is not None:
+            return
+        target.check_room(parcel.plain_bytes)
+        if self._force:
             return
         for file in parcel.files:
             target.check_free(file.path)

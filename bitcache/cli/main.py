@@ -10,6 +10,7 @@ from bitcache.cli.output import print_text
 
 app = typer.Typer(
     name="bitcache",
+    epilog="Example: bitcache get --help",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

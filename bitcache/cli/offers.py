@@ -26,7 +26,11 @@ from bitcache.client.receipts import ParcelBook
 from bitcache.client.upload import make_offer
 
 app = typer.Typer()
-offer_app = typer.Typer(help="Terms on which a parcel may be downloaded.")
+offer_app = typer.Typer(
+    help="Terms on which a parcel may be downloaded.",
+    epilog="Example: bitcache offer add --help",
+    no_args_is_help=True,
+)
 app.add_typer(offer_app, name="offer")
 
 

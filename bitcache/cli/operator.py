@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from payments.ports import Transaction
 
 app = typer.Typer()
-account_app = typer.Typer(help="Sellers' accounts on this server.", no_args_is_help=True)
+account_app = typer.Typer(
+    help="Sellers' accounts on this server.",
+    epilog="Example: bitcache account create --help",
+    no_args_is_help=True,
+)
 app.add_typer(account_app, name="account")
 
 

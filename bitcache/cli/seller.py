@@ -43,7 +43,11 @@ from payments.extended_keys import keys_in
 app = typer.Typer()
 app.add_typer(goods.app)
 app.add_typer(offers.app)
-payout = typer.Typer(help="The wallet that buyers pay to: yours, which the server can watch but not spend.")
+payout = typer.Typer(
+    help="The wallet that buyers pay to: yours, which the server can watch but not spend.",
+    epilog="Example: bitcache payout show",
+    no_args_is_help=True,
+)
 app.add_typer(payout, name="payout")
 
 CLOCKS_APART_S = 300

@@ -71,9 +71,7 @@ class Download:
 
     async def _run(self, work: WorkFolder) -> None:
         files = [file for file in self._parcel.files if not work.is_placed(file)]
-        needed_bytes = sum(work.bytes_to_come(file) for file in files)
-        if needed_bytes > self._target.free_bytes():
-            raise self._space_missing(needed_bytes)
+        self._target.check_room(sum(work.bytes_to_come(file) for file in files))
         if not self._force:
             for file in files:
                 self._target.check_free(file.path)

@@ -112,7 +112,7 @@ class TargetExists(ClientError):
 
 
 class TargetUnsafe(ClientError):
-    """A part of the way to the target is a symbolic link or not a folder."""
+    """A part of the way to the target is a symbolic link, not a folder, or not to be written to."""
 
 
 class SpaceMissing(ClientError):

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitcache.client.errors import TargetExists, TargetUnsafe
+from bitcache.client.errors import SpaceMissing, TargetExists, TargetUnsafe
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -39,6 +39,15 @@ class Target:
     def free_bytes(self) -> int:
         figures = os.fstatvfs(self._descriptor)
         return figures.f_bavail * figures.f_frsize
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Raises SpaceMissing, or TargetUnsafe if the folder cannot be written to."""
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._descriptor):
+            raise TargetUnsafe(f"{self.folder} cannot be written to. Choose another folder with -o.")
+        if needed_bytes > self.free_bytes():
+            raise SpaceMissing(
+                needed_bytes=needed_bytes, free_bytes=self.free_bytes(), folder=str(self.folder)
+            )
 
     def shown(self, path: str) -> Path:
         """The final place of `path`, for people."""
