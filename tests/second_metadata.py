@@ -1,4 +1,4 @@
-"""The metadata of a parcel and its paths, written a second time from docs/FORMAT.md alone (sections 8 and 9)."""
+"""The metadata of a parcel and its paths, written a second time from docs/FORMAT.md alone (its 8 and 9)."""
 
 from __future__ import annotations
 
