@@ -151,6 +151,15 @@ async def test_a_database_out_of_order_ends_neither_watcher_nor_server(
     await wait_until(beats, "the watcher to write again")
 
 
+async def test_requests_without_a_body_are_refused_each_time(server: RunningServer) -> None:
+    # aiohttp shares one reader among all of them: the second once kept the server busy for ever.
+    async with server.session() as http:
+        for _ in range(3):
+            async with asyncio.timeout(10), http.post("/api/v1/accounts") as answer:
+                assert answer.status == 400
+                assert (await answer.json())["type"] == "/problems/bad-request"
+
+
 async def test_a_body_longer_than_announced_is_refused_and_loses_nothing(server: RunningServer) -> None:
     token = (await server.new_seller()).token
     content = os.urandom(100)

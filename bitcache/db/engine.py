@@ -8,7 +8,9 @@ not do: a stream of small ones lets a long one, such as the watcher's, be tried 
 A write function's only effects are the rows it writes: the commit after it may fail.
 """
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from storage.errors import DiskFull
 
@@ -30,6 +33,7 @@ TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
 FROZEN_WRITER_S = 60
 """A process that stops in the middle of a write, frozen or cut off, holds up the others no longer."""
 READERS_MAX = 8
+LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 DISK_FULL = {sqlite3.SQLITE_FULL, "53100"}
 """Code of SQLite, SQLSTATE of PostgreSQL."""
 
@@ -125,13 +129,26 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         # both read first would overwrite each other's decision.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
     _run_at_begin(engine, begin)
     return engine
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """The first connection ever switches, and needs the file to itself: SQLite does not wait for that."""
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF not in LOCKED or time.monotonic() > until:
+                raise
+        await_only(asyncio.sleep(0.01))
 
 
 def _run_at_begin(engine: AsyncEngine, statement: str) -> None:
