@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,7 +20,7 @@ from regtest.served import ServedBitcache
 from regtest.wallet import BitWallet, OutsideWallet
 from regtest.world import RegtestWorld
 from tests import second_client as second
-from tests import second_payment
+from tests import second_format, second_payment
 
 PRICE_SAT = 2_000
 PAYER_COIN_SAT = 1_000_000
@@ -76,6 +77,8 @@ async def test_the_second_client_buys_what_our_command_sold(market: Market, tmp_
     assert shown.metadata["title"] == "Goods"
     order = await asyncio.to_thread(lambda: second.order(shown, network="regtest"))
     assert order.invoice["due_sat"] == PRICE_SAT
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(lambda: second.download(order.receipt, wait_s=0.1))
     await market.pay(order.invoice["address"], order.invoice["due_sat"])
 
     for _ in range(2):  # The second time as from another device: the receipt is all there is.
@@ -99,6 +102,33 @@ async def test_the_second_client_pays_a_challenge(market: Market) -> None:
     assert second.opened(
         shown.metadata, shown.offer["files"], [answer.body], shown.link_secret, released
     ) == {"a.txt": words}
+
+
+async def test_what_the_page_says_is_refused(market: Market) -> None:
+    seller = market.as_seller()
+    sealed = second_format.seal_content(b"")
+    file_id = await asyncio.to_thread(second.upload, seller, sealed)
+    entry = {"file_id": file_id, "wrapped_key": second_format.encode(bytes(60))}
+    key = {"Idempotency-Key": "the-first"}
+    digest = {"Bitcache-Chunk-Digests": second_format.encode(sealed.digests[0])}
+
+    async def refusal(method: str, path: str, **sent: Any) -> str:
+        with pytest.raises(second.Problem) as refused:
+            await asyncio.to_thread(lambda: seller.send(method, path, **sent))
+        return f"{refused.value.status} {refused.value.name}"
+
+    part = f"/files/{file_id}/parts/0"
+    assert await refusal("PUT", part, octets=sealed.chunks[0]) == "400 bad-request"
+    assert await refusal("PUT", part, octets=b"x", headers=digest) == "422 part-size-wrong"
+    assert await refusal("POST", "/parcels", document={"files": [entry, entry]}) == "422 invalid-value"
+    for _ in range(2):  # One key, one parcel.
+        await asyncio.to_thread(
+            lambda: seller.send("POST", "/parcels", document={"files": [entry]}, headers=key)
+        )
+    listed = await asyncio.to_thread(lambda: seller.send("GET", "/parcels?limit=200"))
+    assert [parcel["size_bytes"] for parcel in listed.json()["items"]].count(sealed.size_bytes) == 1
+    reused = await refusal("POST", "/files", document={"size_bytes": 56}, headers=key)
+    assert reused == "409 idempotency-key-reused"
 
 
 async def test_our_command_buys_what_the_second_client_sold(market: Market, tmp_path: Path) -> None:

@@ -197,14 +197,14 @@ def order(shown: Shown, *, network: str) -> Order:
     return Order(invoice, f"{shown.server.public_url}/r/{invoice['invoice_id']}#1.{secrets}")
 
 
-def download(receipt: str) -> dict[str, bytes]:
+def download(receipt: str, *, wait_s: float = WAIT_S) -> dict[str, bytes]:
     """Wait for the key, then fetch, verify and decrypt all that the receipt paid for, by path."""
     found = RECEIPT.fullmatch(receipt)
     if found is None:
         raise ValueError("this is not a whole receipt")
     server, invoice_id, link_secret = Server(found[1]), found[2], second.decode(found[4])
     offer_id = server.send("GET", f"/invoices/{invoice_id}").json()["offer_id"]
-    claim = _claim(server, invoice_id, claim_secret=found[3])
+    claim = _claim(server, invoice_id, claim_secret=found[3], wait_s=wait_s)
     metadata = _checked_metadata(link_secret, claim)
     granted = server.as_bearer(claim["grant_token"])
     ciphertexts = [fetch(granted, offer_id, file) for file in claim["files"]]
@@ -264,9 +264,9 @@ def _checked_metadata(link_secret: bytes, shown: dict[str, Any]) -> dict[str, An
     return metadata
 
 
-def _claim(server: Server, invoice_id: str, *, claim_secret: str) -> dict[str, Any]:
+def _claim(server: Server, invoice_id: str, *, claim_secret: str, wait_s: float) -> dict[str, Any]:
     """The claim, once the key is out. Raises TimeoutError."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         claim: dict[str, Any] = server.send(
             "POST", f"/invoices/{invoice_id}/claim", document={"claim_secret": claim_secret}
