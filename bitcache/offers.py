@@ -163,14 +163,13 @@ class Offers:
         self._check_price(terms.price_msat)
         _check_expiry(terms.expires_at, now)
         validate_policy(Policy(bytes_at=terms.bytes_at, key_at=terms.key_at))
-        if terms.bytes_at == 0 and terms.key_at > 0:
-            if not self._config.prefetch_allowed:
-                raise ValueRefused("This server serves no bytes before a confirmation.", field="policy")
-            if meterable:
-                raise ValueRefused(
-                    "A meterable parcel serves no bytes before the key: choose bytes_at = key_at.",
-                    field="policy",
-                )
+        if meterable and terms.bytes_at < terms.key_at:
+            raise ValueRefused(
+                "A meterable parcel serves no bytes before the key: choose bytes_at = key_at.",
+                field="policy",
+            )
+        if terms.bytes_at == 0 and terms.key_at > 0 and not self._config.prefetch_allowed:
+            raise ValueRefused("This server serves no bytes before a confirmation.", field="policy")
         self._check_unconfirmed_key(terms.price_msat, key_at=terms.key_at)
 
     def _check_unconfirmed_key(self, price_msat: int, *, key_at: int) -> None:

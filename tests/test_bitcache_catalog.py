@@ -219,7 +219,9 @@ async def test_terms_that_make_no_sense_are_refused(
 async def test_a_meterable_parcel_never_gives_bytes_before_the_key(http: aiohttp.ClientSession) -> None:
     parcel_id = await sealed_parcel(http, meterable=True)
     assert await make_offer(http, parcel_id, policy={"bytes_at": 0, "key_at": 1}) == (422, "invalid-value")
+    assert await make_offer(http, parcel_id, policy={"bytes_at": 1, "key_at": 3}) == (422, "invalid-value")
     assert (await make_offer(http, parcel_id))[0] == 201
+    assert (await make_offer(http, parcel_id, policy={"bytes_at": 3, "key_at": 3}))[0] == 201
 
 
 async def test_the_operator_may_forbid_prefetch(tmp_path: Path) -> None:

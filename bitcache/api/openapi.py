@@ -94,7 +94,7 @@ def _parameters(route: Route) -> list[Document]:
     in_path = [_path_parameter(name) for name in re.findall(r"\{([a-z_]+)\}", route.path)]
     headers = list(route.request_headers)
     if route.idempotent:
-        headers.append(Header(IDEMPOTENCY_HEADER, "1 to 128 printable characters, kept for a day"))
+        headers.append(Header(IDEMPOTENCY_HEADER, "1 to 128 visible ASCII characters, kept for a day"))
     return [*in_path, *map(_query_parameter, route.query), *map(_header_parameter, headers)]
 
 
