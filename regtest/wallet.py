@@ -215,8 +215,8 @@ class OutsideWallet:
         feerate_sat_vb: int = 5,
         inputs: Sequence[Coin] | None = None,
     ) -> Payment:
-        """Pay (address, sat) pairs, any kind of address, each once, and broadcast."""
-        options: dict[str, Any] = {}
+        """Pay (address, sat) pairs, any kind of address, each once, from confirmed coins, and broadcast."""
+        options: dict[str, Any] = {"minconf": 1}
         if inputs is not None:
             options = {
                 "inputs": [{"txid": coin.txid, "vout": coin.vout} for coin in inputs],

@@ -216,7 +216,10 @@ async def test_events_tell_of_a_replacement_that_pays_another_invoice(shop: Shop
     assert (await shop.load(second)).standing.status is Status.SEEN
 
 
-async def test_unconfirmed_parents_make_a_payment_unfit_for_prefetch(shop: Shop, buyer: BitWallet) -> None:
+async def test_unconfirmed_parents_make_a_payment_unfit_for_prefetch(
+    shop: Shop, buyer: BitWallet, node: MeddledNode
+) -> None:
+    node.feerate_sat_kvb = 1_000
     record, payment = await paid(shop, buyer)
     assert record.prefetch_fit
     child_of_payment = await shop.invoice()

@@ -199,9 +199,9 @@ class Till:
         return latest
 
     async def pay(
-        self, bought: Bought, *, amount_sat: int | None = None, feerate_sat_vb: int = 20
+        self, bought: Bought, *, amount_sat: int | None = None, feerate_sat_vb: int = 250
     ) -> Payment:
-        """From the miner's wallet, unconfirmed."""
+        """From the miner's wallet, unconfirmed; its feerate is above whatever the nodes estimate by now."""
         assert self.world is not None
         payer = OutsideWallet(self.world.outside, MINER)
         due_sat = bought.invoice["due_sat"] if amount_sat is None else amount_sat
