@@ -113,7 +113,9 @@ def test_digests_are_on_record_before_a_part_leaves(tmp_path: Path) -> None:
     file, descriptor = state.file(source), open_source(source)
     part, digests = seal_part(state, source, file, descriptor, 0)
     assert len(part) == PART
-    assert UploadState(tmp_path / "one.db").digests(file, 0) == digests
+    after_a_crash = UploadState(tmp_path / "one.db")
+    assert after_a_crash.digests(file, 0) == digests
+    after_a_crash.close()
     assert seal_part(state, source, file, descriptor, 0)[0] == part
     os.close(descriptor)
     state.close()
@@ -125,7 +127,9 @@ def test_a_chunk_that_encrypts_differently_is_never_sealed_again(tmp_path: Path)
     source = source_of(tmp_path / "a", b"a" * 1000)
     file, descriptor = state.file(source), open_source(source)
     seal_part(state, source, file, descriptor, 0)
-    os.pwrite(os.open(source.file, os.O_WRONLY), b"b", 500)
+    with source.file.open("r+b") as changed:
+        changed.seek(500)
+        changed.write(b"b")
     os.utime(source.file, ns=(source.modified_ns, source.modified_ns))
     with pytest.raises(SourceDiffers):
         seal_part(state, source, file, descriptor, 0)
