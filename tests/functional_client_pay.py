@@ -139,7 +139,7 @@ async def test_prefetched_ciphertext_is_opened_after_the_block(market: Market, t
     assert invoice.address is not None
     # Above whatever the nodes' estimate has grown to: poorer payments are not prefetched.
     wallet = OutsideWallet(market.world.outside, BUYER_WALLET)
-    await wallet.pay([(invoice.address, invoice.due_sat)], feerate_sat_vb=250)
+    await wallet.pay([(invoice.address, invoice.due_sat)], feerate_sat_vb=1_000)
     await market.until(waiting["receipt"], "seen")
     target = tmp_path / "out"
     target.mkdir()

@@ -18,7 +18,16 @@ from payments.tables import invoices
 from regtest.wallet import BitWallet
 from regtest.world import RegtestWorld
 from storage import base64url
-from tests.till import RELEASE_SECRET, Bought, Sold, Till, open_nodeless_till, open_till, pretend_node_online
+from tests.till import (
+    RELEASE_SECRET,
+    RICH_SAT_VB,
+    Bought,
+    Sold,
+    Till,
+    open_nodeless_till,
+    open_till,
+    pretend_node_online,
+)
 
 
 @pytest_asyncio.fixture
@@ -85,7 +94,7 @@ async def test_a_payment_opens_bytes_and_key_after_one_block(till: Till) -> None
 async def test_a_prefetch_offer_gives_bytes_before_the_block_and_the_key_after(till: Till) -> None:
     sold = await till.offer(bytes_at=0, key_at=1, sizes=(1000,))
     bought = await till.buy(sold)
-    await till.pay(bought)
+    await till.pay(bought, feerate_sat_vb=RICH_SAT_VB)
     await till.until(bought, lambda view: bool(view["bytes_allowed"]), "bytes before the block")
     _, claimed = await till.claim(bought)
     assert (claimed["bytes_allowed"], claimed["key_allowed"]) == (True, False)
@@ -118,7 +127,7 @@ async def test_a_payment_with_a_poor_feerate_is_not_prefetched(till: Till) -> No
 async def test_the_operator_may_forbid_prefetch(world: RegtestWorld, tmp_path: Path) -> None:
     async with open_till(world, tmp_path, prefetch_allowed=False) as till:
         bought = await till.buy(await till.offer(bytes_at=0, key_at=1))
-        await till.pay(bought)
+        await till.pay(bought, feerate_sat_vb=RICH_SAT_VB)
         view = await till.until(bought, lambda view: view["status"] == "seen", "the payment")
         assert not view["bytes_allowed"]
         await world.mine()
@@ -126,7 +135,7 @@ async def test_the_operator_may_forbid_prefetch(world: RegtestWorld, tmp_path: P
 
 async def test_a_meterable_parcel_gives_no_bytes_before_the_key(till: Till) -> None:
     bought = await till.buy(await till.offer(bytes_at=0, key_at=1, meterable=True))
-    await till.pay(bought)
+    await till.pay(bought, feerate_sat_vb=RICH_SAT_VB)
     view = await till.until(bought, lambda view: view["status"] == "seen", "the payment")
     assert not view["bytes_allowed"]
     assert till.world is not None
@@ -137,9 +146,9 @@ async def test_keys_before_a_block_are_capped_over_the_whole_server(till: Till) 
     assert till.world is not None
     first = await till.buy(await till.offer(price_sat=6_000, bytes_at=0, key_at=0))
     second = await till.buy(await till.offer(price_sat=6_000, bytes_at=0, key_at=0))
-    await till.pay(first)
+    await till.pay(first, feerate_sat_vb=RICH_SAT_VB)
     await till.until(first, lambda view: bool(view["key_allowed"]), "the key before a block")
-    await till.pay(second)
+    await till.pay(second, feerate_sat_vb=RICH_SAT_VB)
     view = await till.until(second, lambda view: view["status"] == "seen", "the second payment")
     assert not view["key_allowed"]
     assert (await till.claim(second))[1]["release_secret"] is None
@@ -180,7 +189,7 @@ async def test_buying_works_on_postgresql_too(
             till.buy(sold), asyncio.gather(*(till.buy(sold) for _ in range(4)))
         )
         assert len({one.invoice["address"] for one in (bought, *others)}) == 5
-        await till.pay(bought)
+        await till.pay(bought, feerate_sat_vb=RICH_SAT_VB)
         await till.until(bought, lambda view: bool(view["key_allowed"]), "the key")
         await world.mine()
         await till.until(bought, lambda view: view["status"] == "settled", "the block")
