@@ -288,20 +288,22 @@ async def _insert_term(tx: Transaction, invoice_id: str, position: int, term: Te
     )
 
 
+def transfer_of(row: Row[tuple[object, ...]]) -> ledger.Transfer:
+    """A row of `transfers`, as the ledger knows it."""
+    return ledger.Transfer(
+        id=row.id,
+        debit=row.debit,
+        credit=row.credit,
+        amount_msat=Msat(row.amount_msat),
+        code=ledger.Code(row.code),
+        reference=row.reference,
+        created_at=row.created_at,
+    )
+
+
 async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> bool:
     rows = (await tx.execute(select(transfers).where(transfers.c.reference == record.invoice.id))).all()
-    booked = [
-        ledger.Transfer(
-            id=row.id,
-            debit=row.debit,
-            credit=row.credit,
-            amount_msat=Msat(row.amount_msat),
-            code=ledger.Code(row.code),
-            reference=row.reference,
-            created_at=row.created_at,
-        )
-        for row in rows
-    ]
+    booked = [transfer_of(row) for row in rows]
     desired = ledger.desired_bookings(record.invoice, record.outputs, record.standing, chain)
     missing = ledger.reconcile(desired, booked, reference=record.invoice.id, now=now)
     if missing:

@@ -19,7 +19,7 @@ from payments.invoice import Invoice, Mode, Policy, Standing, Term
 from payments.money import Msat, Sat
 from payments.ports import Transaction
 from payments.records import InvoiceRecord, IssuedAddress
-from payments.registry import InvoiceRegistry
+from payments.registry import InvoiceRegistry, transfer_of
 from payments.watcher import Watcher
 from regtest.node import wait_until
 from regtest.wallet import OutsideWallet
@@ -126,19 +126,7 @@ class Shop:
     async def balances(self) -> dict[str, Msat]:
         """Account -> balance, without empty ones; they sum to zero."""
         rows = (await self.database.read(lambda tx: tx.execute(select(tables.transfers)))).all()
-        transfers = [
-            ledger.Transfer(
-                id=row.id,
-                debit=row.debit,
-                credit=row.credit,
-                amount_msat=Msat(row.amount_msat),
-                code=ledger.Code(row.code),
-                reference=row.reference,
-                created_at=row.created_at,
-            )
-            for row in rows
-        ]
-        totals = ledger.balances(transfers)
+        totals = ledger.balances(transfer_of(row) for row in rows)
         assert sum(totals.values()) == 0
         return {account: amount for account, amount in totals.items() if amount}
 
