@@ -37,6 +37,7 @@ def main() -> None:
         sys.exit(f"Set-up failed: {exc}")
     (options.venv / "installed-runtime").touch()
     if options.dev:
+        _provide_browser()
         (options.venv / "installed-dev").touch()
 
 
@@ -69,6 +70,18 @@ def install_project(python: Path, *, dev: bool) -> None:
             *("-c", "constraints.txt", "-e", ".", *(groups["dev"] if dev else ())),
         ]
     )
+
+
+def _provide_browser() -> None:
+    """Browser tests say why they are skipped where there is none; everything else goes on."""
+    # Run as a file, our own folder is on the path, not the project's.
+    sys.path.insert(0, str(PROJECT))
+    from regtest.chromium import HOW_TO_INSTALL, find_chromium, install_chromium
+
+    if find_chromium() is None:
+        print("installing Chromium (once) ...", file=sys.stderr, flush=True)
+    if not install_chromium():
+        print(HOW_TO_INSTALL, file=sys.stderr, flush=True)
 
 
 def _run_on_supported_python() -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser
 
+from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.errors import BitcoindMissing
 from regtest.install import BitcoindInstallation, find_bitcoind
 from regtest.processes import free_ports
 from regtest.world import RegtestWorld
+from tests.browser import NewVisitor, Visitor, open_chromium
 from tests.postgres import PostgresCluster, find_programs
 
 _database_numbers = count(1)
@@ -81,6 +84,32 @@ def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path}/test.db"
     return str(request.getfixturevalue("postgres_database"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    """One real browser for this worker; its tests share the session's loop."""
+    path = find_chromium()
+    if path is None:
+        pytest.skip(HOW_TO_INSTALL)
+    async with open_chromium(path) as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def new_visitor(chromium: Browser) -> AsyncIterator[NewVisitor]:
+    """Opens profiles that know nothing of each other; at the end each is asked what went wrong in it."""
+    visitors: list[Visitor] = []
+
+    async def new(**options: object) -> Visitor:
+        visitors.append(await Visitor.open(chromium, **options))
+        return visitors[-1]
+
+    yield new
+    for visitor in visitors:
+        await visitor.close()
+    for visitor in visitors:
+        visitor.check()
 
 
 @pytest.fixture

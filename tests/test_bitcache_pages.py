@@ -29,8 +29,9 @@ from tests.service import running_server
 from tests.till import Till, open_nodeless_till, open_till, pretend_node_online
 
 POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "worker-src 'self'; frame-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'; trusted-types bitcache"
 )
 
 
@@ -435,7 +436,9 @@ class Markup(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = dict(attrs)
-        if tag in {"script", "style", "iframe", "object", "embed"} or "style" in names:
+        if tag == "script" and not (names.get("src") and names.get("type") == "module"):
+            self.faults.append(f"a script that is not a module of its own: {names}")
+        if tag in {"style", "iframe", "object", "embed"} or "style" in names:
             self.faults.append(f"{tag} {names}")
         self.faults += [f"{tag} {name}" for name in names if name.startswith("on")]
         for name in ("src", "href", "action"):

@@ -25,7 +25,7 @@ from payments.ports import Transaction
 BODY_BYTES_MAX = 64 * 1024
 PAGE_LIMIT_DEFAULT = 50
 PAGE_LIMIT_MAX = 200
-PATH_PARAMETERS = {"part_no": "[0-9]{1,7}"}
+PATH_PARAMETERS = {"part_no": "[0-9]{1,7}", "static_name": "[a-z0-9-]{1,40}[.][a-z]{2,4}"}
 """Patterns of path parameters; those ending in `_id` are ids. Anything else never reaches a handler: 404."""
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

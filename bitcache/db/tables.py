@@ -30,6 +30,21 @@ accounts = Table(
     Column("descriptor_id", Text),  # of the payout descriptor in force
     Column("pending_descriptor_id", Text),
     Column("pending_until", BigInteger),
+    Column("password_hash", Text),  # argon2id, in its own encoding; None: signs in with a token only
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False, unique=True),  # of what the cookie holds
+    Column("token_id", Text, ForeignKey("tokens.id")),  # signed in with it: revoking it ends the session
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Index(None, "account_id"),
+    Index(None, "expires_at"),
 )
 
 tokens = Table(
@@ -107,6 +122,7 @@ offers = Table(
     Column("max_downloads", BigInteger),
     Column("closed_at", BigInteger),
     Column("taken_down_at", BigInteger),
+    Column("taken_down_reason", Text),
     Index(None, "account_id", "created_at"),
     Index(None, "parcel_id"),
 )
@@ -126,6 +142,29 @@ grants = Table(
     Column("bytes_served", BigInteger, nullable=False),
     Index(None, "parcel_id"),
     Index(None, "offer_id"),
+)
+
+offer_views = Table(
+    "offer_views",
+    metadata,
+    Column("offer_id", Text, ForeignKey("offers.id"), primary_key=True),
+    Column("day", Text, primary_key=True),  # YYYY-MM-DD, UTC
+    Column("views", BigInteger, nullable=False),
+    Index(None, "day"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("offer_id", Text, ForeignKey("offers.id"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("contact", Text, nullable=False),
+    Column("handled_at", BigInteger),
+    Index(None, "offer_id"),
+    Index(None, "created_at"),
 )
 
 events = Table(

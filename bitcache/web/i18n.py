@@ -29,6 +29,10 @@ class Words:
     def __contains__(self, key: str) -> bool:
         return key in self._catalogue
 
+    def starting(self, prefixes: tuple[str, ...]) -> dict[str, str]:
+        """Those whose keys begin with one of `prefixes`, fields and all, for a script."""
+        return {key: text for key, text in self._catalogue.items() if prefixes and key.startswith(prefixes)}
+
 
 def chosen_language(wish: str | None, accept_language: str | None) -> str:
     """What `?lang=` asks for, else the best of Accept-Language (RFC 9110) that we speak, else English."""

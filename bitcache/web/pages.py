@@ -12,13 +12,13 @@ import hashlib
 
 from aiohttp import web
 
-from bitcache.api.routing import Call, Route
 from bitcache.api.wire import InvoiceView
 from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
 from bitcache.on_sale import load_sale_offer
+from bitcache.web import assets
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
-from bitcache.web.render import STYLE, qr_code, sat_text
+from bitcache.web.render import qr_code, sat_text
 from bitcache.web.states import PAYABLE, RENEWABLE, page_state, tone_of
 from bitcache.web.visit import Visit, page_route
 from payments.money import Msat, sat_rounded_up
@@ -76,12 +76,6 @@ async def renew_page(visit: Visit) -> web.Response:
     return visit.redirect(f"/r/{invoice.invoice_id}")
 
 
-async def style(_call: Call) -> web.Response:
-    return web.Response(
-        body=STYLE, content_type="text/css", charset="utf-8", headers={"Cache-Control": "public, max-age=600"}
-    )
-
-
 def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
     return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
 
@@ -114,13 +108,5 @@ ROUTES = (
     page_route("GET", "/r/{invoice_id}", invoice_page, "A payment"),
     page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
     *DASHBOARD_ROUTES,
-    Route(
-        method="GET",
-        path="/static/app.css",
-        handler=style,
-        operation_id="style",
-        summary="The style of all pages",
-        responses={200: "text/css"},
-        documented=False,
-    ),
+    *assets.ROUTES,
 )

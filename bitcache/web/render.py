@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Mapping
-from importlib import resources
 
 import jinja2
 import segno
@@ -13,12 +12,21 @@ from bitcache.web.i18n import LANGUAGES, Words
 from payments.money import Sat, btc_from_sat
 
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    # The worker encrypts; the frame is how the service worker hands a download to the browser.
+    "connect-src 'self'; worker-src 'self'; frame-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'; trusted-types bitcache"
 )
+PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Vary": "Accept-Language",
+}
 LINKED = ("https://", "http://", "mailto:")
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-STYLE = resources.files(__package__).joinpath("static/app.css").read_bytes()
 
 
 def page(template: str, words: Words, fields: Mapping[str, object], *, status: int = 200) -> web.Response:
@@ -28,12 +36,7 @@ def page(template: str, words: Words, fields: Mapping[str, object], *, status: i
         status=status,
         text=text,
         content_type="text/html",
-        headers={
-            "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-            "Cache-Control": "no-store",
-            "Content-Language": words.language,
-            "Vary": "Accept-Language",
-        },
+        headers={**PAGE_HEADERS, "Content-Language": words.language},
     )
 
 

@@ -36,9 +36,18 @@ class Visit:
         return self.services.clock()
 
     def page(
-        self, template: str, fields: Mapping[str, object], *, form: str = "", status: int = 200
+        self,
+        template: str,
+        fields: Mapping[str, object],
+        *,
+        form: str = "",
+        script_words: tuple[str, ...] = (),
+        status: int = 200,
     ) -> web.Response:
-        """The template; its form, if it has one, is bound to this browser."""
+        """The template; its form, if it has one, is bound to this browser.
+
+        `script_words` are the beginnings of the keys that its scripts say: `js_upload_`.
+        """
         response = page(
             template,
             self.words,
@@ -47,6 +56,7 @@ class Visit:
                 "operator": self.services.config,
                 "form_field": forms.FIELD,
                 "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
+                "script_words": self.words.starting(script_words),
                 # The answer to a form has no address of its own to read again in another language.
                 "switchable": self.call.http.method == "GET",
             },

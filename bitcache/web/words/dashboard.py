@@ -1,0 +1,46 @@
+# ruff: noqa: E501 - one sentence, one line
+"""What a seller earns."""
+
+ENGLISH = {
+    "dashboard": "Dashboard",
+    "earned": "Earned, last 30 days",
+    "pending": "On its way",
+    "owed": "Owed to buyers",
+    "sales": "Sales",
+    "attention": "Needs your attention",
+    "nothing_attention": "Nothing.",
+    "a_no_wallet": "No payout wallet is set, so nobody can pay you. Run: bitcache payout set",
+    "a_gap": "{count} addresses in a row were never paid. Raise your wallet's gap limit: bitcache payout show",
+    "a_owed": "{reference}: you owe the buyer {owed_sat} sat.",
+    "a_suspended": "{reference}: a payment that had unlocked the files is out of the chain.",
+    "earnings_title": "Earnings by day",
+    "earnings_none": "No sales in the last 30 days.",
+    "day": "Day (UTC)",
+    "parcel": "Parcel",
+    "invoices_title": "Recent payments",
+    "invoices_none": "Nobody has asked to pay yet.",
+    "reference": "Number",
+    "date": "Date (UTC)",
+}
+
+FRENCH = {
+    "dashboard": "Tableau de bord",
+    "earned": "Gagné, 30 derniers jours",
+    "pending": "En chemin",
+    "owed": "Dû aux acheteurs",
+    "sales": "Ventes",
+    "attention": "À voir",
+    "nothing_attention": "Rien.",
+    "a_no_wallet": "Aucun portefeuille de paiement n’est réglé : personne ne peut vous payer. Lancez : bitcache payout set",
+    "a_gap": "{count} adresses de suite n’ont jamais été payées. Augmentez le « gap limit » de votre portefeuille : bitcache payout show",
+    "a_owed": "{reference} : vous devez {owed_sat} sat à l’acheteur.",
+    "a_suspended": "{reference} : un paiement qui avait débloqué les fichiers n’est plus dans la chaîne.",
+    "earnings_title": "Gains par jour",
+    "earnings_none": "Aucune vente ces 30 derniers jours.",
+    "day": "Jour (UTC)",
+    "parcel": "Colis",
+    "invoices_title": "Paiements récents",
+    "invoices_none": "Personne n’a encore demandé à payer.",
+    "reference": "Numéro",
+    "date": "Date (UTC)",
+}
