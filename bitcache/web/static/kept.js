@@ -1,0 +1,45 @@
+// What this browser keeps, and no server: a seller's links, a buyer's purchases. Secrets are base64url.
+//
+//   link      by offer:    {offerId, parcelId, title, linkSecret, at}
+//   purchase  by invoice:  {invoiceId, offerId, title, claimSecret, linkSecret, at}; invoiceId '' until the server answered
+//
+// A purchase is kept before its invoice is asked for: whatever breaks then, the claim secret is not lost.
+
+const LINK = 'bitcache.link.';
+const PURCHASE = 'bitcache.purchase.';
+
+function read(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key));
+  } catch {
+    return null; // not ours, or storage is forbidden here
+  }
+}
+
+function all(prefix) {
+  const found = [];
+  try {
+    for (let place = 0; place < localStorage.length; place += 1) {
+      const key = localStorage.key(place);
+      const value = key.startsWith(prefix) ? read(key) : null;
+      if (value) found.push(value);
+    }
+  } catch {
+    return [];
+  }
+  return found.sort((one, other) => other.at - one.at);
+}
+
+// Throws where the browser keeps nothing (full, or forbidden): whoever holds a secret must say so.
+export const keepLink = (link) => localStorage.setItem(LINK + link.offerId, JSON.stringify({ at: Date.now(), ...link }));
+export const linkOf = (offerId) => read(LINK + offerId);
+export const links = () => all(LINK);
+export const forgetLink = (offerId) => localStorage.removeItem(LINK + offerId);
+
+// By claim secret: it is there before the invoice.
+export function keepPurchase(purchase) {
+  localStorage.setItem(PURCHASE + purchase.claimSecret, JSON.stringify({ at: Date.now(), ...purchase }));
+}
+// The newest of an offer, or null.
+export const purchaseOf = (offerId) => all(PURCHASE).find((one) => one.offerId === offerId) ?? null;
+export const purchases = () => all(PURCHASE);
