@@ -1,0 +1,27 @@
+// Bytes as text in metadata, links and receipts: base64url without padding, canonical only (docs/FORMAT.md, section 2).
+
+import { FormatError } from './errors.js';
+
+const ALPHABET = /^[A-Za-z0-9_-]*$/;
+// Arguments of one call are limited to some ten thousands.
+const PIECE_BYTES = 0x2000;
+
+export function encode(bytes) {
+  let binary = '';
+  for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+    binary += String.fromCharCode(...bytes.subarray(at, at + PIECE_BYTES));
+  }
+  return btoa(binary).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
+}
+
+// Throws FormatError 'value-error' for anything `encode` never gives: one secret has one text.
+export function decode(text) {
+  if (typeof text !== 'string' || !ALPHABET.test(text) || text.length % 4 === 1) {
+    throw new FormatError('value-error', 'not base64url');
+  }
+  const binary = atob(text.replaceAll('-', '+').replaceAll('_', '/'));
+  const bytes = Uint8Array.from(binary, (character) => character.charCodeAt(0));
+  // atob ignores bits left over at the end.
+  if (encode(bytes) !== text) throw new FormatError('value-error', 'base64url with loose bits at its end');
+  return bytes;
+}
