@@ -15,11 +15,14 @@ TOKEN_LENGTH_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Seller:
-    """Who a token belongs to."""
+    """Who calls: by an API token, or by a session of the pages."""
 
     account_id: str
     name: str
-    token_id: str
+    token_id: str | None
+    """The API token they came with, or signed in with on the pages; None after a password."""
+    session_id: str | None = None
+    """Of the pages; None for an API token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,13 @@ class TokenInvalid(BitcacheError):
     """The token is unknown, revoked or malformed."""
 
 
+class FormRefused(BitcacheError):
+    """The form is too old, or not one of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("This form is too old, or came from another site. Reload the page and try again.")
+
+
 class RegistrationClosed(BitcacheError):
     """This server opens no accounts by itself."""
 

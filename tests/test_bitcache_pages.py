@@ -1,6 +1,7 @@
 """The pages as a browser without JavaScript uses them: every form, every refusal, both languages."""
 
 import html
+import json
 import re
 import string
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 from sqlalchemy import func, select
+from yarl import URL
 
 from bitcache import accounts
 from bitcache.api.wire import InvoiceView, PolicyView
@@ -63,6 +65,17 @@ class Browser:
 
     async def send(self, action: str, **fields: str) -> None:
         await self._take(self._http.post(self._url + action, data=fields, allow_redirects=False))
+
+    async def post_json(self, action: str, **headers: str) -> Any:
+        """The JSON answer, whatever its status."""
+        await self._take(self._http.post(self._url + action, headers=headers))
+        return json.loads(self.text)
+
+    def kept(self, cookie: str) -> str:
+        return self._http.cookie_jar.filter_cookies(URL(self._url))[cookie].value
+
+    def keep(self, cookie: str, text: str) -> None:
+        self._http.cookie_jar.update_cookies({cookie: text}, URL(self._url))
 
     async def submit(self, action: str, **fields: str) -> None:
         """The page's form that goes to `action`, with its hidden fields."""
@@ -302,7 +315,7 @@ async def test_a_seller_signs_in_sees_the_sale_and_signs_out(world: RegtestWorld
         sold = await till.offer(price_sat=5_000)
         bought = await till.paid(sold)
         await browser.get("/dashboard")
-        await browser.submit("/dashboard/sign-in", token=till.account.token)
+        await browser.submit("/sign-in", token=till.account.token)
         assert browser.status == 303
         assert browser.headers["Location"].startswith("/dashboard")
         session = next(cookie for cookie in browser.cookies if "bitcache_session" in cookie)
@@ -313,14 +326,14 @@ async def test_a_seller_signs_in_sees_the_sale_and_signs_out(world: RegtestWorld
         assert "5\u202f000" in browser.text
         assert sold.parcel_id[:8] in browser.text
         assert bought.invoice["reference"] in browser.text
-        await browser.submit("/dashboard/sign-out")
+        await browser.submit("/sign-out")
         await browser.get("/dashboard")
         assert "Seller token" in browser.text
 
 
 async def test_wrong_tokens_and_sessions_show_the_sign_in_page(till: Till, browser: Browser) -> None:
     await browser.get("/dashboard")
-    await browser.submit("/dashboard/sign-in", token="bcs_" + "a" * 52)
+    await browser.submit("/sign-in", token="bcs_" + "a" * 52)
     assert browser.status == 401
     assert "not valid" in browser.text
     for forged in ("", "x", "AAAA", base64url.encode(bytes(200))):
@@ -331,7 +344,7 @@ async def test_wrong_tokens_and_sessions_show_the_sign_in_page(till: Till, brows
 
 async def test_revoking_the_token_or_waiting_ends_the_session(till: Till, browser: Browser) -> None:
     await browser.get("/dashboard")
-    await browser.submit("/dashboard/sign-in", token=till.account.token)
+    await browser.submit("/sign-in", token=till.account.token)
     await browser.get("/dashboard")
     assert "No payout wallet is set" in browser.text
     services = till.server.services
@@ -343,7 +356,7 @@ async def test_revoking_the_token_or_waiting_ends_the_session(till: Till, browse
     await browser.get("/dashboard")
     assert "Seller token" in browser.text
     fresh = await till.server.new_seller()
-    await browser.submit("/dashboard/sign-in", token=fresh.token)
+    await browser.submit("/sign-in", token=fresh.token)
     await browser.get("/dashboard")
     assert "No payout wallet is set" in browser.text
     till.server.clock.advance(12 * 3_600 + 1)
@@ -393,7 +406,7 @@ def test_every_state_has_its_words_and_a_tone() -> None:
         invoice_id="a", reference="r", offer_id="o", parcel_id="p", status="open", flags=[], created_at=0,
         price_sat=10, received_sat=0, confirmed_sat=0, due_sat=10, owed_sat=0, address="x", uri="u",
         valid_until=0, confirmations=-1, policy=PolicyView(), bytes_allowed=False, key_allowed=False,
-        suspended=False, outputs=[], node_online=True, now=0,
+        suspended=False, outputs=[], node_online=True, now=0, taken_down=False,
     )  # fmt: skip
     cases: dict[str, dict[str, Any]] = {
         "waiting": {},
@@ -409,9 +422,13 @@ def test_every_state_has_its_words_and_a_tone() -> None:
         "suspended": {"suspended": True},
         "cancelled": {"status": "cancelled"},
         "offline": {"node_online": False},
+        "taken_down": {"taken_down": True, "status": "settled"},
+        "gone": {"status": "expired"},
+        "owed": {"status": "expired", "received_sat": 10},
     }
     for state, changes in cases.items():
-        assert page_state(structs.replace(view, **changes)) == state
+        on_sale = state not in {"gone", "owed"}
+        assert page_state(structs.replace(view, **changes), on_sale=on_sale) == state
         assert f"s_{state}" in CATALOGUE["en"]
         assert f"h_{state}" in CATALOGUE["en"]
         assert tone_of(state) in {"ok", "bad", "info", "warn"}

@@ -1,37 +1,29 @@
-"""The seller's page: sign in with a token, see what was earned, and what needs attention.
+"""The seller's page: what was earned, and what needs attention.
 
 GET  /dashboard
-POST /dashboard/sign-in, /dashboard/sign-out
 """
 
 from aiohttp import web
 
-from bitcache import accounts
 from bitcache.accounts import Seller
 from bitcache.api.wire import EarningsView, InvoiceSummary
 from bitcache.earnings import earnings, parse_period
-from bitcache.errors import TokenInvalid
 from bitcache.payout_wallet import GAP_LIMIT_WARNING, wallet
-from bitcache.web import sessions
 from bitcache.web.i18n import Words
 from bitcache.web.render import sat_text
-from bitcache.web.visit import Visit, page_route
+from bitcache.web.seller_visit import seller_route
+from bitcache.web.sign_in import SELLER_FORM
+from bitcache.web.visit import Visit
 from payments.invoice import Flag
 from payments.ports import Transaction
 
-SIGN_IN_FORM = "sign-in"
-SIGN_OUT_FORM = "sign-out"
 INVOICES_SHOWN = 20
 PAGE = "/dashboard"
 _TAKEN_BACK = {Flag.REORGED.value, Flag.CONFLICTED.value}
 
 
-async def dashboard_page(visit: Visit) -> web.Response:
+async def dashboard_page(visit: Visit, seller: Seller) -> web.Response:
     services, now = visit.services, visit.now()
-    session = sessions.session_of(visit.call.http, services.sealer, now)
-    seller = await services.database.read(lambda tx: sessions.seller_of(tx, session)) if session else None
-    if seller is None:
-        return visit.page("sign_in.html", {"refused": False}, form=SIGN_IN_FORM)
     invoices = await services.purchases.page(seller.account_id, after=None, limit=INVOICES_SHOWN)
     earned = await services.database.read(lambda tx: _earned(tx, seller, now))
     return visit.page(
@@ -45,28 +37,8 @@ async def dashboard_page(visit: Visit) -> web.Response:
                 *_invoice_lines(visit.words, invoices),
             ],
         },
-        form=SIGN_OUT_FORM,
+        form=SELLER_FORM,
     )
-
-
-async def sign_in(visit: Visit) -> web.Response:
-    fields, _ = await visit.form(SIGN_IN_FORM)
-    token = fields.get("token", "").strip()
-    services = visit.services
-    try:
-        seller = await services.database.read(lambda tx: accounts.seller_of_token(tx, token))
-    except TokenInvalid:
-        return visit.page("sign_in.html", {"refused": True}, form=SIGN_IN_FORM, status=401)
-    response = visit.redirect(PAGE)
-    sessions.keep(response, services.sealer, seller, now=visit.now(), secure=visit.forms.secure)
-    return response
-
-
-async def sign_out(visit: Visit) -> web.Response:
-    await visit.form(SIGN_OUT_FORM)
-    response = visit.redirect(PAGE)
-    sessions.forget(response)
-    return response
 
 
 async def _earned(tx: Transaction, seller: Seller, now: int) -> EarningsView:
@@ -97,8 +69,4 @@ def _invoice_lines(words: Words, invoices: list[InvoiceSummary]) -> list[str]:
     return owed + taken_back
 
 
-ROUTES = (
-    page_route("GET", PAGE, dashboard_page, "The seller's dashboard"),
-    page_route("POST", f"{PAGE}/sign-in", sign_in, "Sign in", back=PAGE),
-    page_route("POST", f"{PAGE}/sign-out", sign_out, "Sign out", back=PAGE),
-)
+ROUTES = (seller_route("GET", PAGE, dashboard_page, "The seller's dashboard"),)

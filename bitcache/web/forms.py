@@ -10,7 +10,7 @@ import secrets
 
 from aiohttp import web
 
-from bitcache.errors import BitcacheError
+from bitcache.errors import FormRefused
 from storage import base64url
 
 COOKIE = "bitcache_form"
@@ -19,13 +19,6 @@ FORM_LIFETIME_S = 12 * 3_600
 BROWSER_BYTES = 16
 _TOKEN = re.compile(r"(?P<made_at>[0-9]{1,12})\.(?P<nonce>[A-Za-z0-9_-]{22})\.(?P<mac>[A-Za-z0-9_-]{43})")
 _BROWSER = re.compile(r"[A-Za-z0-9_-]{22}")
-
-
-class FormRefused(BitcacheError):
-    """The form is too old, or not one of ours."""
-
-    def __init__(self) -> None:
-        super().__init__("This form is too old, or came from another site. Reload the page and try again.")
 
 
 class Forms:

@@ -19,6 +19,7 @@ from bitcache.on_sale import load_sale_offer
 from bitcache.web import assets
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
 from bitcache.web.render import qr_code, sat_text
+from bitcache.web.sign_in import ROUTES as SIGN_IN_ROUTES
 from bitcache.web.states import PAYABLE, RENEWABLE, page_state, tone_of
 from bitcache.web.visit import Visit, page_route
 from payments.money import Msat, sat_rounded_up
@@ -107,6 +108,7 @@ ROUTES = (
     page_route("POST", "/d/{offer_id}/pay", pay_page, "Ask to pay", back="/d/{offer_id}"),
     page_route("GET", "/r/{invoice_id}", invoice_page, "A payment"),
     page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
+    *SIGN_IN_ROUTES,
     *DASHBOARD_ROUTES,
     *assets.ROUTES,
 )

@@ -6,32 +6,23 @@ from aiohttp import web
 
 from bitcache.accounts import Seller
 from bitcache.api.routing import Route
-from bitcache.web import sessions
+from bitcache.web.sessions import signed_in
+from bitcache.web.sign_in import sign_in_page
 from bitcache.web.visit import Visit, page_route
 
-SIGN_IN_FORM = "sign-in"
-
 SellerHandler = Callable[[Visit, Seller], Awaitable[web.Response]]
-
-
-async def seller_of_visit(visit: Visit) -> Seller | None:
-    """Who is signed in on this browser."""
-    services = visit.services
-    session = sessions.session_of(visit.call.http, services.sealer, visit.now())
-    if session is None:
-        return None
-    return await services.database.read(lambda tx: sessions.seller_of(tx, session))
 
 
 def seller_route(method: str, path: str, handler: SellerHandler, summary: str, *, back: str = "") -> Route:
     """As `page_route`, for who is signed in."""
 
     async def visited(visit: Visit) -> web.Response:
-        seller = await seller_of_visit(visit)
+        seller = await signed_in(visit.call.http, visit.services.database, visit.now())
         if seller is not None:
             return await handler(visit, seller)
-        status = 200 if method == "GET" else 401
-        return visit.page("sign_in.html", {"refused": False}, form=SIGN_IN_FORM, status=status)
+        if method == "GET":
+            return sign_in_page(visit, wanted=visit.call.http.path)
+        return sign_in_page(visit, wanted=back.format(**visit.call.http.match_info), status=401)
 
     visited.__name__ = handler.__name__
     return page_route(method, path, visited, summary, back=back)

@@ -12,12 +12,14 @@ from bitcache.api.routing import Call, Handler, Route
 from bitcache.errors import RequestInvalid
 from bitcache.services import Services
 from bitcache.web import forms
-from bitcache.web.forms import FormRefused, Forms
+from bitcache.web.forms import Forms
 from bitcache.web.i18n import Words, chosen_language
 from bitcache.web.render import page
 
 FORM_BYTES_MAX = 8 * 1024
 FORM_FIELDS_MAX = 10
+API_FORM = "api"
+"""Binds the calls of a page's scripts to this browser, as its form's token does for a form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,13 @@ class Visit:
         *,
         form: str = "",
         script_words: tuple[str, ...] = (),
+        api: bool = False,
         status: int = 200,
     ) -> web.Response:
         """The template; its form, if it has one, is bound to this browser.
 
-        `script_words` are the beginnings of the keys that its scripts say: `js_upload_`.
+        `script_words` are the beginnings of the keys that its scripts say: `js_upload_`. `api`: they call the
+        API for who is signed in (POST /session/token).
         """
         response = page(
             template,
@@ -56,13 +60,14 @@ class Visit:
                 "operator": self.services.config,
                 "form_field": forms.FIELD,
                 "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
+                "api_form_token": self.forms.token(API_FORM, self.browser, self.now()) if api else "",
                 "script_words": self.words.starting(script_words),
                 # The answer to a form has no address of its own to read again in another language.
                 "switchable": self.call.http.method == "GET",
             },
             status=status,
         )
-        if form:
+        if form or api:
             self.forms.keep(response, self.browser)
         return response
 
@@ -99,7 +104,7 @@ def page_route(method: str, path: str, handler: PageHandler, summary: str, *, ba
 
 def _visited(handler: PageHandler, back: str) -> Handler:
     async def visited(call: Call) -> web.StreamResponse:
-        visit = _visit(call)
+        visit = visit_of(call)
         try:
             return await handler(visit)
         except Exception as exc:
@@ -110,7 +115,8 @@ def _visited(handler: PageHandler, back: str) -> Handler:
     return visited
 
 
-def _visit(call: Call) -> Visit:
+def visit_of(call: Call) -> Visit:
+    """The call as a page's handler sees it."""
     services, request = call.services, call.http
     made = Forms(services.sealer.mac_key("form"), secure=services.config.public_url.startswith("https://"))
     language = chosen_language(call.query("lang"), request.headers.get("Accept-Language"))
@@ -119,8 +125,6 @@ def _visit(call: Call) -> Visit:
 
 def _error_of(visit: Visit, exc: Exception) -> tuple[int, str]:
     """(status, catalogue key). Raises what nobody foresaw again: the guard logs it."""
-    if isinstance(exc, FormRefused):
-        return 403, "e_form-expired"
     problem = problem_of(exc)
     if problem is None:
         raise exc
