@@ -8,10 +8,11 @@
 // link-invalid, text-too-long. Messages are for developers and hold no secret; pages choose words by `kind`.
 
 export class FormatError extends Error {
-  constructor(kind, message, { chunkIndex } = {}) {
+  constructor(kind, message, { chunkIndex, path } = {}) {
     super(message);
     this.name = 'FormatError';
     this.kind = kind;
     this.chunkIndex = chunkIndex;
+    this.path = path;
   }
 }
