@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Row, and_, func, insert, or_, select, update
 
 from payments import chain_facts, ledger
+from payments.attention import attention
 from payments.errors import InvoiceNotFound, InvoiceNotRenewable
 from payments.invoice import (
     ChainView,
@@ -210,6 +211,11 @@ class InvoiceRegistry:
         if row.released_at is None and after.status is Status.SETTLED:
             changes["released_at"] = now
             record = replace(record, released_at=now)
+        changes["attention"] = attention(
+            record.invoice.policy, after, released=record.released_at is not None
+        )
+        if changes["attention"] is None:
+            changes["attended"] = None
         if any(getattr(row, name) != value for name, value in changes.items()):
             await tx.execute(update(invoices).where(invoices.c.id == row.id).values(**changes))
         if "standing" not in changes:

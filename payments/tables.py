@@ -62,9 +62,12 @@ invoices = Table(
     Column("standing", Text, nullable=False),
     # The next moment at which time alone changes the standing: a deadline, or missing money that lapses.
     Column("review_at", BigInteger),
+    Column("attention", Text),  # what its seller must see to, by the last standing
+    Column("attended", Text),  # what of it the seller has seen to
     UniqueConstraint("subject", "claim_hash"),
     UniqueConstraint("descriptor_id", "address_index"),
     Index(None, "seller_id", "created_at"),
+    Index(None, "seller_id", "attention"),
     Index(None, "status"),
     Index(None, "review_at"),
 )

@@ -1,4 +1,4 @@
-"""What the pages keep: sessions, passwords, views, reports."""
+"""What the pages keep: sessions, passwords, views, reports, what a seller must see to."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -58,3 +58,12 @@ def upgrade() -> None:
 
     with op.batch_alter_table("offers", schema=None) as batch_op:
         batch_op.add_column(sa.Column("taken_down_reason", sa.Text(), nullable=True))
+
+    with op.batch_alter_table("invoices", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("attention", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("attended", sa.Text(), nullable=True))
+        batch_op.create_index(
+            batch_op.f("ix_invoices_seller_id_attention"), ["seller_id", "attention"], unique=False
+        )
+    # The watcher's next poll derives these again, and with them what needs attention.
+    op.execute("UPDATE invoices SET review_at = 0 WHERE standing NOT LIKE '%\"flags\":[]%'")
