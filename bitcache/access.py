@@ -35,6 +35,7 @@ class InvoiceEvent(Struct, frozen=True):
     grant_id: str
     bytes_allowed: bool
     view: Raw
+    seller_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ class Access:
             )
         )
         view = invoice_view(record, permitted, await node_state(tx, now), now)
-        event = InvoiceEvent(grant.id, permitted.bytes_allowed, Raw(json.encode(view)))
+        event = InvoiceEvent(
+            grant.id, permitted.bytes_allowed, Raw(json.encode(view)), record.invoice.seller_id
+        )
         await events.append(tx, topic=TOPIC, subject=record.invoice.id, payload=event, now=now)
         return await grant_of(tx, record.invoice.id)
 

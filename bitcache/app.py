@@ -83,6 +83,7 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             ready()
             await services.stopping.wait()
         else:
+            loops.append(tasks.create_task(services.views.run()))
             async with _site(services):
                 ready()
                 await services.stopping.wait()

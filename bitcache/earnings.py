@@ -59,23 +59,35 @@ def parse_period(since: str | None, until: str | None, zone: str | None, *, now:
     since_at = _time("since", since) if since is not None else max(0, until_at - PERIOD_DEFAULT_S)
     if since_at >= until_at:
         raise PeriodInvalid("since", "`since` must be before `until`; both are Unix seconds.")
-    return Period(since_at, until_at, _zone(zone or "UTC"))
+    return Period(since_at, until_at, time_zone(zone or "UTC"))
+
+
+def time_zone(name: str) -> datetime.tzinfo:
+    """Raises PeriodInvalid."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as exc:
+        raise PeriodInvalid("tz", "`tz` is the IANA name of a time zone, such as Europe/Paris.") from exc
 
 
 async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsView:
     """Everything settled in the period; what is pending and owed, as of now."""
-    booked = await _booked(tx, seller_id, period)
-    before = await _balances_before(tx, seller_id, period)
-    days = by_day(booked, before, period)
+    days = await days_of(tx, seller_id, period)
     return EarningsView(
         since=period.since,
         until=period.until,
         received_sat=sum(day.received_sat for day in days),
-        pending_sat=await _pending_sat(tx, seller_id),
-        owed_sat=await _owed_sat(tx, seller_id),
+        pending_sat=await pending_sat(tx, seller_id),
+        owed_sat=await owed_sat(tx, seller_id),
         sales=sum(day.sales for day in days),
         days=days,
     )
+
+
+async def days_of(tx: Transaction, seller_id: str, period: Period) -> list[EarningsDay]:
+    """What was settled in the period, by day and parcel, newest day first."""
+    booked = await _booked(tx, seller_id, period)
+    return by_day(booked, await _balances_before(tx, seller_id, period), period)
 
 
 def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> list[EarningsDay]:
@@ -104,6 +116,37 @@ def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> lis
     ]
 
 
+async def pending_sat(tx: Transaction, seller_id: str) -> int:
+    """Received on invoices that are not settled yet and still may be."""
+    rows = await tx.scalars(
+        select(invoices.c.standing).where(invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY))
+    )
+    return sum(json.decode(text, type=Standing).received_sat for text in rows.all())
+
+
+async def owed_sat(tx: Transaction, seller_id: str) -> int:
+    """Confirmed money of finished invoices that earned nothing, above a tip: the buyers'."""
+    account = ledger.owed("") + invoices.c.id
+    balance = func.sum(
+        case(
+            (transfers.c.credit == account, transfers.c.amount_msat),
+            (transfers.c.debit == account, -transfers.c.amount_msat),
+            else_=0,
+        )
+    ).label("msat")
+    per_invoice = (
+        select(balance)
+        .select_from(transfers)
+        .join(invoices, invoices.c.id == transfers.c.reference)
+        .where(invoices.c.seller_id == seller_id, invoices.c.status.not_in(UNDER_WAY))
+        .group_by(invoices.c.id)
+        .having(balance > msat_from_sat(TIP_SAT_MAX))
+        .subquery()
+    )
+    total = await tx.scalar(select(func.sum(per_invoice.c.msat)))
+    return sat_rounded_down(Msat(int(total or 0)))
+
+
 def earnings_csv(view: EarningsView) -> str:
     """One line per day and parcel.
 
@@ -125,13 +168,6 @@ def _time(field: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= TIME_MAX):
         raise PeriodInvalid(field, f"`{field}` is a time in Unix seconds, such as 1767225600.")
     return int(text)
-
-
-def _zone(name: str) -> datetime.tzinfo:
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError) as exc:
-        raise PeriodInvalid("tz", "`tz` is the IANA name of a time zone, such as Europe/Paris.") from exc
 
 
 async def _booked(tx: Transaction, seller_id: str, period: Period) -> list[Booked]:
@@ -167,37 +203,6 @@ async def _balances_before(tx: Transaction, seller_id: str, period: Period) -> d
         .group_by(transfers.c.reference)
     )
     return {row.reference: Msat(int(row.msat)) for row in rows.all()}
-
-
-async def _pending_sat(tx: Transaction, seller_id: str) -> int:
-    """Received on invoices that are not settled yet and still may be."""
-    rows = await tx.scalars(
-        select(invoices.c.standing).where(invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY))
-    )
-    return sum(json.decode(text, type=Standing).received_sat for text in rows.all())
-
-
-async def _owed_sat(tx: Transaction, seller_id: str) -> int:
-    """Confirmed money of finished invoices that earned nothing, above a tip: the buyers'."""
-    account = ledger.owed("") + invoices.c.id
-    balance = func.sum(
-        case(
-            (transfers.c.credit == account, transfers.c.amount_msat),
-            (transfers.c.debit == account, -transfers.c.amount_msat),
-            else_=0,
-        )
-    ).label("msat")
-    per_invoice = (
-        select(balance)
-        .select_from(transfers)
-        .join(invoices, invoices.c.id == transfers.c.reference)
-        .where(invoices.c.seller_id == seller_id, invoices.c.status.not_in(UNDER_WAY))
-        .group_by(invoices.c.id)
-        .having(balance > msat_from_sat(TIP_SAT_MAX))
-        .subquery()
-    )
-    total = await tx.scalar(select(func.sum(per_invoice.c.msat)))
-    return sat_rounded_down(Msat(int(total or 0)))
 
 
 def _concerns(seller_id: str) -> ColumnElement[bool]:

@@ -25,6 +25,8 @@ from bitcache.rate_limits import RateLimit
 from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
+from bitcache.views import OfferViews
+from bitcache.web.live import SellerStreams
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
 from payments.descriptors import DescriptorStore
@@ -67,6 +69,8 @@ class Services:
     gate: PaymentGate
     contents: Contents
     streams: InvoiceStreams
+    seller_streams: SellerStreams
+    views: OfferViews
     metrics: Metrics
     stopping: asyncio.Event
     """Set when the server shuts down: long answers, such as event streams, end."""
@@ -117,6 +121,8 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             store=database, registry=registry, access=access, book=grants, sealer=sealer, clock=clock
         )
         closing.push_async_callback(grants.flush)
+        views = OfferViews(store=database, clock=clock)
+        closing.push_async_callback(views.poll_once)
         stopping = asyncio.Event()
         yield Services(
             config=config,
@@ -149,6 +155,8 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             streams=InvoiceStreams(
                 store=database, feed=feed, purchases=purchases, clock=clock, stopping=stopping
             ),
+            seller_streams=SellerStreams(store=database, feed=feed, clock=clock, stopping=stopping),
+            views=views,
             uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
             part_buffers=PartBuffers(),
             sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),

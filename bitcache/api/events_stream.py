@@ -29,7 +29,7 @@ WRITE_S_MAX = 30
 """A line that takes nothing for so long is dead."""
 RETRY_S = 60
 
-_PING = b": ping\n\n"
+PING = b": ping\n\n"
 
 
 class InvoiceStreams:
@@ -56,7 +56,7 @@ class InvoiceStreams:
             # Subscribed first and read second: what happens in between comes twice rather than never.
             with self._feed.subscribe(invoice_id) as changes:
                 seq, view = await self._state(invoice_id)
-                response = await _opened(request)
+                response = await opened(request)
                 await self._follow(response, changes, seq, view)
             return response
         except (ConnectionError, TimeoutError) as exc:
@@ -69,7 +69,7 @@ class InvoiceStreams:
     async def _follow(
         self, response: web.StreamResponse, changes: Subscription, seq: int, view: InvoiceView
     ) -> None:
-        await _write(response, _frame(seq, json.encode(view)))
+        await write(response, _frame(seq, json.encode(view)))
         stopped = asyncio.ensure_future(self._stopping.wait())
         change = asyncio.ensure_future(changes.next())
         online = view.node_online
@@ -82,16 +82,16 @@ class InvoiceStreams:
                     told = change.result()
                     change = asyncio.ensure_future(changes.next())
                 if pulse.done():
-                    await _write(response, _PING)
+                    await write(response, PING)
                     if pulse.result() != online:
                         online, told = pulse.result(), Reload()
                 match told:
                     case Event() if told.topic == TOPIC and told.seq > seq:
                         seq = told.seq
-                        await _write(response, _frame(seq, bytes(_view_in(told))))
+                        await write(response, _frame(seq, bytes(_view_in(told))))
                     case Reload():
                         seq, view = await self._state(view.invoice_id)
-                        await _write(response, _frame(seq, json.encode(view)))
+                        await write(response, _frame(seq, json.encode(view)))
         finally:
             change.cancel()
             stopped.cancel()
@@ -113,7 +113,8 @@ class InvoiceStreams:
         return (await self._store.read(lambda tx: node_state(tx, self._clock()))).online
 
 
-async def _opened(request: web.Request) -> web.StreamResponse:
+async def opened(request: web.Request) -> web.StreamResponse:
+    """An event stream, its head sent."""
     response = web.StreamResponse(
         headers={
             "Content-Type": f"{CONTENT_TYPE}; charset=utf-8",
@@ -126,7 +127,8 @@ async def _opened(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _write(response: web.StreamResponse, frame: bytes) -> None:
+async def write(response: web.StreamResponse, frame: bytes) -> None:
+    """Raises TimeoutError, ConnectionError: the reader is gone."""
     async with asyncio.timeout(WRITE_S_MAX):
         await response.write(frame)
 
