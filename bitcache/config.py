@@ -82,6 +82,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     zero_conf_key_cap_sat: Count = 10_000
     grant_token_lifetime_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
 
+    regtest_wallet_url: str = ""
+    """Of a page that pays a BIP321 URI with worthless coins; the payment page links to it. Regtest only."""
+
     operator_name: str = ""
     operator_terms: str = ""
     operator_contact: str = ""
@@ -244,6 +247,8 @@ def _check(config: Config) -> None:
         raise ConfigInvalid(
             f"`trusted_proxies`: {exc}; give addresses or networks such as 10.0.0.0/8."
         ) from exc
+    if config.regtest_wallet_url and config.network != "regtest":
+        raise ConfigInvalid("`regtest_wallet_url` is for network = \"regtest\" alone: remove it.")
     if config.node.rpc_user and not config.node.rpc_password:
         raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
     if config.registration == "invite" and not config.invite_codes:

@@ -1,7 +1,7 @@
 """An invoice as its buyer and its seller see it. Pure.
 
-The address is shown as long as paying it can help: it is hidden only when every price has expired and nothing
-came.
+The address is shown as long as paying it can help: it is hidden when every price has expired and nothing
+came, and after a takedown.
 """
 
 from msgspec import Struct, json
@@ -36,6 +36,7 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
     """The buyer's view of `record`; whoever holds the invoice's id may see it."""
     invoice, standing, offer = record.invoice, record.standing, frozen_offer(record)
     address = None if _address_hidden(record) else record.address
+    due_sat = 0 if invoice.revoked else standing.due_sat
     return InvoiceView(
         invoice_id=invoice.id,
         reference=invoice.reference,
@@ -47,12 +48,10 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
         price_sat=standing.price_sat,
         received_sat=standing.received_sat,
         confirmed_sat=standing.confirmed_sat,
-        due_sat=standing.due_sat,
-        owed_sat=owed_sat(standing),
+        due_sat=due_sat,
+        owed_sat=owed_sat(standing, revoked=invoice.revoked),
         address=address,
-        uri=payment_uri(address, standing.due_sat, invoice.reference)
-        if address and standing.due_sat
-        else None,
+        uri=payment_uri(address, Sat(due_sat), invoice.reference) if address and due_sat else None,
         valid_until=standing.valid_until,
         # Nothing confirms a free invoice, and nothing needs to.
         confirmations=standing.depth if record.address else invoice.policy.key_at,
@@ -63,6 +62,7 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
         outputs=[_output_view(output, node.tip_height) for output in record.outputs],
         node_online=node.online,
         now=now,
+        taken_down=invoice.revoked,
     )
 
 
@@ -80,13 +80,18 @@ def invoice_summary(record: InvoiceRecord) -> InvoiceSummary:
         price_sat=standing.price_sat,
         received_sat=standing.received_sat,
         due_sat=standing.due_sat,
-        owed_sat=owed_sat(standing),
+        owed_sat=owed_sat(standing, revoked=invoice.revoked),
         txids=sorted({output.outpoint.txid for output in record.outputs}),
     )
 
 
-def owed_sat(standing: Standing) -> Sat:
-    """What the seller owes the buyer back: a surplus above a tip, or all that came and settled nothing."""
+def owed_sat(standing: Standing, *, revoked: bool) -> Sat:
+    """What the seller owes the buyer back: a surplus above a tip, or all that came and settled nothing.
+
+    After a takedown nobody meant any of it as a tip.
+    """
+    if revoked:
+        return standing.received_sat
     if standing.covered:
         unsettling_sat = standing.surplus_sat
     elif standing.status is Status.EXPIRED:
@@ -106,6 +111,8 @@ def payment_uri(address: str, due_sat: Sat, reference: str) -> str:
 
 
 def _address_hidden(record: InvoiceRecord) -> bool:
+    if record.invoice.revoked:
+        return True
     nothing_came = not record.outputs
     return nothing_came and record.standing.status in (Status.EXPIRED, Status.CANCELLED)
 
@@ -118,4 +125,5 @@ def _output_view(output: ReceivedOutput, tip_height: int) -> ReceivedOutputView:
         confirmations=confirmations(output, tip_height),
         presence=output.presence.value,
         first_seen_at=output.first_seen_at,
+        height=output.height,
     )

@@ -58,6 +58,7 @@ network = "{network}"
 # grant_token_lifetime_s = 900
 
 # Shown to buyers.
+# regtest_wallet_url = ""
 # operator_name = ""
 # operator_terms = ""
 # operator_contact = ""

@@ -117,6 +117,7 @@ def invoice(**changes: object) -> wire.InvoiceView:
         "outputs": [],
         "node_online": True,
         "now": 0,
+        "taken_down": False,
     }
     return wire.InvoiceView(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -80,7 +80,7 @@ class Browser:
     async def submit(self, action: str, **fields: str) -> None:
         """The page's form that goes to `action`, with its hidden fields."""
         form = re.search(
-            rf'<form method="post" action="({re.escape(action)}[^"]*)">(.*?)</form>', self.text, re.S
+            rf'<form [^>]*action="({re.escape(action)}[^"]*)"[^>]*>(.*?)</form>', self.text, re.S
         )
         assert form, f"no form to {action}"
         hidden = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', form[2]))
@@ -90,7 +90,8 @@ class Browser:
         async with request as answer:  # type: ignore[attr-defined]
             self.status, self.headers = answer.status, dict(answer.headers)
             self.cookies = answer.headers.getall("Set-Cookie", [])
-            self.text = await answer.text()
+            # What scripts may say is not said yet.
+            self.text = re.sub(r' data-words="[^"]*"', "", await answer.text())
 
 
 @pytest_asyncio.fixture

@@ -191,7 +191,13 @@ def a_view(**changes: Any) -> InvoiceView:
 
 def an_output(presence: Any, vout: int = 0) -> ReceivedOutputView:
     return ReceivedOutputView(
-        txid="ab" * 32, vout=vout, amount_sat=1, confirmations=0, presence=presence, first_seen_at=0
+        txid="ab" * 32,
+        vout=vout,
+        amount_sat=1,
+        confirmations=0,
+        presence=presence,
+        first_seen_at=0,
+        height=None,
     )
 
 

@@ -254,6 +254,8 @@ class ReceivedOutputView(Response, frozen=True):
     confirmations: int
     presence: Literal["block", "mempool", "missing", "conflicted", "gone"]
     first_seen_at: Time
+    height: int | None
+    """Of its block."""
 
 
 class InvoiceView(Response, frozen=True):
@@ -287,6 +289,8 @@ class InvoiceView(Response, frozen=True):
     node_online: bool
     """False: do not pay now."""
     now: Time
+    taken_down: bool
+    """By the operator: nothing opens any more, and what was paid is owed."""
 
 
 class InvoiceSummary(Response, frozen=True):

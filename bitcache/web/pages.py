@@ -1,14 +1,16 @@
-"""The buyer's pages: an offer, its payment.
+"""The buyer's pages: an offer, its payment and receipt; and the table of all pages.
 
     GET  /d/{offer_id}               what is sold, for how much, and how to get it
-    POST /d/{offer_id}/pay           an invoice, and the receipt code, shown this once
-    GET  /r/{invoice_id}             how the payment stands; read again to see it move
+    POST /d/{offer_id}/pay           without scripts: an invoice, and the receipt code, shown this once
+    GET  /r/{invoice_id}             how the payment stands; with the receipt's secrets, the files
     POST /r/{invoice_id}/renew       today's price
 
-A link's fragment never reaches the server, so no name of a file can be on a page without JavaScript.
+Scripts make the claim secret themselves and go from the offer to the receipt, whose address in the browser is
+the receipt. A link's fragment never reaches the server: names of files are put in place by scripts alone.
 """
 
 import hashlib
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -20,7 +22,7 @@ from bitcache.web import assets
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
 from bitcache.web.render import qr_code, sat_text
 from bitcache.web.sign_in import ROUTES as SIGN_IN_ROUTES
-from bitcache.web.states import PAYABLE, RENEWABLE, page_state, tone_of
+from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, page_state, tone_of
 from bitcache.web.visit import Visit, page_route
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
@@ -28,6 +30,8 @@ from storage import base64url
 
 PAY_FORM = "pay"
 RENEW_FORM = "renew"
+HOLD_SHOWN_S = 300
+"""The price's deadline is shown only when it is near: before that it would only hurry people."""
 
 
 async def offer_page(visit: Visit) -> web.Response:
@@ -51,6 +55,7 @@ async def offer_page(visit: Visit) -> web.Response:
             "link": f"{services.config.public_url}/d/{offer_id}",
         },
         form=PAY_FORM,
+        script_words=("e_", "js_offer_"),
     )
 
 
@@ -62,13 +67,30 @@ async def pay_page(visit: Visit) -> web.Response:
     claim_hash = hashlib.sha256(claim_secret).digest()
     purchase = await services.purchases.buy(offer_id, claim_hash, visit.call.client)
     receipt = _receipt_url(visit, purchase.invoice) + f"#1.{base64url.encode(claim_secret)}."
-    return visit.page("receipt.html", {"receipt": receipt, **_payment(purchase.invoice)}, form=RENEW_FORM)
+    fields = _payment(visit, purchase.invoice, on_sale=True)
+    return visit.page("receipt.html", {"receipt": receipt, **fields}, form=RENEW_FORM)
 
 
 async def invoice_page(visit: Visit) -> web.Response:
-    invoice = await visit.services.purchases.view(visit.call.path("invoice_id"))
-    receipt = _receipt_url(visit, invoice)
-    return visit.page("invoice.html", {"receipt": receipt, **_payment(invoice)}, form=RENEW_FORM)
+    services, invoice_id = visit.services, visit.call.path("invoice_id")
+
+    async def read(tx: Transaction) -> tuple[InvoiceView, Offer]:
+        invoice = await services.purchases.view_in(tx, invoice_id)
+        return invoice, await services.offers.load(tx, invoice.offer_id, now=visit.now())
+
+    invoice, offer = await services.database.read(read)
+    fields = _payment(visit, invoice, on_sale=offer.state == "open")
+    return visit.page(
+        "invoice.html",
+        {
+            "receipt": _receipt_url(visit, invoice),
+            "seller_name": offer.seller_name,
+            "final": fields["state"] in FINAL,
+            **fields,
+        },
+        form=RENEW_FORM,
+        script_words=("js_offer_", "js_receipt_", "js_get_"),
+    )
 
 
 async def renew_page(visit: Visit) -> web.Response:
@@ -81,17 +103,20 @@ def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
     return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
 
 
-def _payment(invoice: InvoiceView) -> dict[str, object]:
+def _payment(visit: Visit, invoice: InvoiceView, *, on_sale: bool) -> dict[str, object]:
     """What `payment.html` shows."""
-    state = page_state(invoice)
+    state = page_state(invoice, on_sale=on_sale)
     payable = state in PAYABLE and invoice.uri is not None
+    wallet = visit.services.config.regtest_wallet_url
     return {
         "invoice": invoice,
         "state": state,
         "tone": tone_of(state),
         "payable": payable,
+        "hold_ends": invoice.valid_until - invoice.now <= HOLD_SHOWN_S,
         "renewable": state in RENEWABLE,
         "qr": qr_code(invoice.uri) if payable and invoice.uri else "",
+        "play_wallet": f"{wallet}?{urlencode({'uri': invoice.uri})}" if wallet and payable else "",
         "fields": {
             "due_sat": sat_text(invoice.due_sat),
             "received_sat": sat_text(invoice.received_sat),

@@ -2,15 +2,22 @@
 
 from bitcache.api.wire import InvoiceView
 
-PAYABLE = frozenset({"waiting", "underpaid"})
+PAYABLE = frozenset({"waiting", "underpaid", "replaced"})
 UNLOCKED = frozenset({"paid", "overpaid"})
 RENEWABLE = frozenset({"expired", "late"})
+FINAL = UNLOCKED | {"taken_down", "cancelled", "gone", "owed"}
+"""From here on the page is a receipt: nothing is waited for."""
 _LOST = {"replaced", "conflicted"}
 
 
-def page_state(invoice: InvoiceView) -> str:
-    """What matters most to the buyer now. Where the node is away and money is due, that comes first."""
+def page_state(invoice: InvoiceView, *, on_sale: bool = True) -> str:
+    """What matters most to the buyer now. Where the node is away and money is due, that comes first.
+
+    `on_sale`: the offer takes new payments, so an expired price can be renewed.
+    """
     flags = set(invoice.flags)
+    if invoice.taken_down:
+        return "taken_down"
     if invoice.suspended:
         return "suspended"
     if invoice.key_allowed:
@@ -24,8 +31,10 @@ def page_state(invoice: InvoiceView) -> str:
             return "confirming"
         case "seen":
             return "underpaid" if invoice.due_sat else "seen"
+        case "expired" if invoice.received_sat:
+            return "late" if on_sale else "owed"
         case "expired":
-            return "late" if invoice.received_sat else "expired"
+            return "expired" if on_sale else "gone"
         case "cancelled":
             return "cancelled"
         case "open":
@@ -36,6 +45,6 @@ def tone_of(state: str) -> str:
     """The colour of a state's banner, as a class of the style sheet."""
     if state in UNLOCKED:
         return "ok"
-    if state in {"expired", "cancelled"}:
+    if state in {"expired", "cancelled", "gone", "taken_down"}:
         return "bad"
     return "info" if state in {"waiting", "seen", "confirming"} else "warn"

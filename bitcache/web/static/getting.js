@@ -1,0 +1,176 @@
+// The files of a receipt: claimed, downloaded early where the offer allows it, saved when the key is there.
+
+import { ApiProblem, call } from './api.js';
+import { decode, encode } from './base64url.js';
+import { FormatError } from './errors.js';
+import { showFiles, showTitle, titleOf } from './goods.js';
+import { element, make, show, trouble } from './page.js';
+import { openParcel, unlock } from './parcel.js';
+import { prefetch } from './prefetch.js';
+import { saveFiles } from './save.js';
+import { say, size } from './words.js';
+
+const REASONS = {
+  'taken-down': 'js_get_taken_down',
+  'grant-suspended': 'js_get_suspended',
+  'grant-exhausted': 'js_get_exhausted',
+  'chunk-damaged': 'js_get_damaged',
+  'no-room': 'js_get_no_room',
+};
+
+export class Getting {
+  // `receipt` as `parseReceipt` gives it.
+  constructor(receipt) {
+    this.receipt = receipt;
+    this.parcel = null;
+    this.claimed = null;
+    this.early = null; // the prefetch under way or done
+    this.saving = null; // its AbortController
+    element('get-stop').onclick = () => this.saving?.abort();
+    element('get-all').onclick = () => this.save(this.parcel.files);
+    addEventListener('beforeunload', (event) => this.saving && event.preventDefault());
+  }
+
+  // Shows what was bought. False when the receipt does not open it.
+  async open() {
+    try {
+      await this.claim();
+      this.parcel = await openParcel(this.claimed, this.receipt.linkSecret);
+    } catch (error) {
+      if (error instanceof ApiProblem && error.name === 'claim-refused') trouble('js_receipt_wrong');
+      else if (error instanceof FormatError) {
+        trouble(error.kind === 'metadata-authentication-failed' ? 'js_receipt_wrong' : 'js_offer_lies');
+      } else if (error instanceof ApiProblem && error.name === 'taken-down') return false;
+      else throw error;
+      return false;
+    }
+    showTitle(this.parcel);
+    show(element('goods-size')).textContent = size(this.totalBytes());
+    return true;
+  }
+
+  // `view`: the invoice as the server sees it now.
+  async update(view) {
+    const waits = !view.key_allowed && (view.due_sat > 0 || view.suspended || view.taken_down);
+    show(element('get'), Boolean(this.parcel) && !waits);
+    if (!this.parcel || waits) return;
+    if (view.key_allowed) await this.unlocked();
+    else if (view.bytes_allowed) this.startEarly();
+    else this.tell('js_get_wait');
+  }
+
+  async claim() {
+    const { invoiceId, claimSecret } = this.receipt;
+    const body = { claim_secret: encode(claimSecret) };
+    this.claimed = await call('POST', `/invoices/${invoiceId}/claim`, { body });
+  }
+
+  async unlocked() {
+    if (this.parcel.files[0].fileKey || this.saving) return;
+    await this.claim();
+    if (!this.claimed.release_secret) return;
+    const released = decode(this.claimed.release_secret);
+    await unlock(this.parcel, this.claimed, this.receipt.linkSecret, released);
+    const several = this.parcel.files.length > 1;
+    const all = show(element('get-all'));
+    all.textContent = say(several ? 'js_get_all' : 'js_get_one');
+    if (several) showFiles(this.parcel, (file) => this.buttonOf(file));
+    this.tell('js_get_ready', { total: size(this.totalBytes()) });
+    document.body.dataset.unlocked = 'true';
+    if (this.early) {
+      // The buyer has waited for it beside the open page: it appears.
+      await this.early;
+      await this.save(this.parcel.files);
+    }
+  }
+
+  startEarly() {
+    if (this.early) return;
+    const progress = show(element('get-progress'));
+    const total = this.ciphertextBytes();
+    this.tell('js_get_early', { done: size(0), total: size(total) });
+    this.early = prefetch(this.job(this.parcel.files), {
+      onProgress: (bytes) => {
+        progress.value = bytes / total;
+        this.tell('js_get_early', { done: size(bytes), total: size(total) });
+      },
+    }).then(
+      () => this.parcel.files[0].fileKey || this.tell('js_get_early_done'),
+      (error) => this.tell(error.kind === 'no-room' ? 'js_get_early_no_room' : 'js_get_wait'),
+    );
+  }
+
+  async save(files) {
+    if (this.saving) return;
+    this.saving = new AbortController();
+    document.body.dataset.saving = 'true';
+    const progress = show(element('get-progress'));
+    this.enable(false);
+    const startedAt = performance.now();
+    const onProgress = (bytes, total) => {
+      progress.value = total ? bytes / total : 1;
+      const rate = (bytes * 1000) / (performance.now() - startedAt + 1);
+      this.tell('js_get_running', { done: size(bytes), total: size(total), rate: size(rate) });
+    };
+    try {
+      await saveFiles(this.job(files), { onProgress, signal: this.saving.signal });
+      progress.value = 1;
+      this.tell('js_get_done');
+    } catch (error) {
+      this.tell(...this.wordsOf(error));
+    } finally {
+      this.saving = null;
+      delete document.body.dataset.saving;
+      this.enable(true);
+    }
+  }
+
+  enable(ready) {
+    show(element('get-stop'), !ready);
+    for (const button of document.querySelectorAll('#get-all, #files button')) button.disabled = !ready;
+  }
+
+  buttonOf(file) {
+    const button = make('button', say('js_get_file'), { type: 'button', className: 'btn quiet small' });
+    button.setAttribute('aria-label', say('js_get_file_label', { path: file.path }));
+    button.onclick = () => this.save([file]);
+    return button;
+  }
+
+  job(files) {
+    const { invoiceId, claimSecret } = this.receipt;
+    return {
+      offerId: element('live').dataset.offer,
+      invoiceId,
+      claimSecret: encode(claimSecret),
+      files,
+      zipName: files.length > 1 ? `${fileName(titleOf(this.parcel))}.zip` : null,
+    };
+  }
+
+  wordsOf(error) {
+    if (error.name === 'AbortError') return ['js_get_stopped'];
+    const why = REASONS[error.kind ?? error.name] ?? 'js_get_network';
+    return ['js_get_failed', { why: say(why) }];
+  }
+
+  tell(key, fields) {
+    const status = element('get-status');
+    const words = say(key, fields);
+    if (status.textContent !== words) status.textContent = words;
+  }
+
+  totalBytes() {
+    return this.parcel.files.reduce((sum, file) => sum + file.sizeBytes, 0);
+  }
+
+  ciphertextBytes() {
+    return this.parcel.files.reduce((sum, file) => sum + file.ciphertextBytes, 0);
+  }
+}
+
+// A title as a name that every system stores: the seller wrote it, so nothing of it may lead out of a folder.
+function fileName(title) {
+  const plain = title.replace(/[\p{C}\\/:*?"<>|]/gu, ' ').replace(/\s+/g, ' ').replace(/^[. ]+|[. ]+$/g, '');
+  return plain.slice(0, 100) || 'bitcache';
+}

@@ -1,0 +1,42 @@
+// Small things every page script needs: elements by id, banners of trouble, copying, secure context.
+
+import { say } from './words.js';
+
+export const element = (id) => document.getElementById(id);
+
+// An element with text, never markup: what a seller wrote stays words.
+export function make(tag, text = '', properties = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return Object.assign(made, properties);
+}
+
+export function show(node, shown = true) {
+  node.hidden = !shown;
+  return node;
+}
+
+// The page's banner of trouble; `key` has a `key_hint` beside it.
+export function trouble(key) {
+  const banner = show(element('trouble'));
+  banner.querySelector('strong').textContent = say(key);
+  banner.querySelector('p').textContent = say(`${key}_hint`);
+}
+
+// Browsers give cryptography to https and localhost alone.
+export const decryptsHere = () => globalThis.isSecureContext && Boolean(globalThis.crypto?.subtle);
+
+// Puts `text` on the clipboard and says so on the button for a moment; without a clipboard the text is selected.
+export async function copy(text, button, copied, source = null) {
+  const said = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    if (source) getSelection().selectAllChildren(source);
+    return;
+  }
+  button.textContent = copied;
+  setTimeout(() => {
+    button.textContent = said;
+  }, 1500);
+}

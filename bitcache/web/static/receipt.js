@@ -1,0 +1,105 @@
+// The page of a payment, which becomes a receipt: its address in the browser is all a buyer has to keep.
+
+import { decode, encode } from './base64url.js';
+import { follow } from './follow.js';
+import { Getting } from './getting.js';
+import { keepPurchase, purchases } from './kept.js';
+import { parseReceipt, receiptUrl } from './links.js';
+import { refresh, startClock } from './live.js';
+import { copy, decryptsHere, element, show, trouble } from './page.js';
+import { qrCode } from './qr.js';
+import { say } from './words.js';
+
+const invoiceId = location.pathname.split('/').at(-1);
+
+async function start() {
+  addEventListener('hashchange', () => location.reload());
+  startClock();
+  const receipt = receiptOfPage();
+  let getting = null;
+  if (receipt) {
+    showReceipt(receipt);
+    if (decryptsHere()) getting = new Getting(receipt);
+    else trouble('js_offer_insecure');
+  } else trouble('js_receipt_no_secret');
+  let opened = false;
+  let shown = null;
+  let work = Promise.resolve();
+  follow(invoiceId, {
+    onLine: (there) => {
+      element('connection').textContent = there ? '' : say('js_receipt_lost');
+    },
+    onInvoice: (view) => {
+      const { now, ...state } = view;
+      const told = JSON.stringify(state);
+      if (told !== shown) {
+        shown = told;
+        // The page came with a state; asked again it costs little, and is surely the newest.
+        refresh().catch(() => {
+          shown = null;
+        });
+      }
+      // One after the other: a claim under way must not be asked for again.
+      work = work.then(async () => {
+        if (getting) opened ||= await attempted(() => getting.open());
+        if (opened) await attempted(() => getting.update(view));
+      });
+    },
+  });
+  document.body.dataset.ready = 'true';
+}
+
+// A server that is away for a moment is no reason to give up: the next event tries again.
+async function attempted(action) {
+  try {
+    return await action();
+  } catch {
+    return false;
+  }
+}
+
+// From the address, else from what this browser has kept: then it is put into the address again.
+function receiptOfPage() {
+  try {
+    const receipt = parseReceipt(location.href);
+    remember(receipt);
+    return receipt;
+  } catch {
+    const kept = location.hash ? null : purchases().find((purchase) => purchase.invoiceId === invoiceId);
+    if (!kept) return null;
+    const receipt = { invoiceId, claimSecret: decode(kept.claimSecret), linkSecret: decode(kept.linkSecret) };
+    history.replaceState(null, '', `${location.pathname}${location.search}${new URL(linkOf(receipt)).hash}`);
+    return receipt;
+  }
+}
+
+function remember(receipt) {
+  const claimSecret = encode(receipt.claimSecret);
+  const known = purchases().find((purchase) => purchase.claimSecret === claimSecret);
+  try {
+    keepPurchase({
+      title: '',
+      ...known,
+      invoiceId,
+      offerId: element('live').dataset.offer,
+      claimSecret,
+      linkSecret: encode(receipt.linkSecret),
+    });
+  } catch {
+    // It stands in the address line all the same.
+  }
+}
+
+const linkOf = (receipt) => receiptUrl(location.origin, invoiceId, receipt.claimSecret, receipt.linkSecret);
+
+function showReceipt(receipt) {
+  const link = linkOf(receipt);
+  const line = element('receipt-link');
+  line.textContent = link;
+  element('copy-receipt').onclick = (event) => copy(link, event.currentTarget, say('js_receipt_copied'), line);
+  element('print-receipt').onclick = () => print();
+  element('receipt-code').replaceChildren(qrCode(link));
+  show(element('keep'));
+}
+
+start();
