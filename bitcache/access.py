@@ -25,6 +25,8 @@ from payments.tables import invoice_terms, invoices
 
 TOPIC = "invoice"
 DAY_S = 86_400
+NOTHING = Permission(bytes_allowed=False, key_allowed=False, withdrawn=False)
+"""After a takedown, whatever was paid."""
 UNPAID_RETENTION_S = 7 * DAY_S
 """An invoice nobody paid holds a deleted parcel's bytes only as long as its payment may still turn up."""
 
@@ -115,6 +117,8 @@ class Access:
 
         `grant` is the row as last written, which knows what was once given.
         """
+        if record.invoice.revoked:
+            return NOTHING
         offer = frozen_offer(record)
         return permission(
             record.invoice.policy,

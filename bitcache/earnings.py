@@ -119,13 +119,15 @@ def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> lis
 async def pending_sat(tx: Transaction, seller_id: str) -> int:
     """Received on invoices that are not settled yet and still may be."""
     rows = await tx.scalars(
-        select(invoices.c.standing).where(invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY))
+        select(invoices.c.standing).where(
+            invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY), ~invoices.c.revoked
+        )
     )
     return sum(json.decode(text, type=Standing).received_sat for text in rows.all())
 
 
 async def owed_sat(tx: Transaction, seller_id: str) -> int:
-    """Confirmed money of finished invoices that earned nothing, above a tip: the buyers'."""
+    """Confirmed money of finished or revoked invoices that earned nothing, above a tip: the buyers'."""
     account = ledger.owed("") + invoices.c.id
     balance = func.sum(
         case(
@@ -138,9 +140,12 @@ async def owed_sat(tx: Transaction, seller_id: str) -> int:
         select(balance)
         .select_from(transfers)
         .join(invoices, invoices.c.id == transfers.c.reference)
-        .where(invoices.c.seller_id == seller_id, invoices.c.status.not_in(UNDER_WAY))
+        .where(
+            invoices.c.seller_id == seller_id,
+            or_(invoices.c.status.not_in(UNDER_WAY), invoices.c.revoked),
+        )
         .group_by(invoices.c.id)
-        .having(balance > msat_from_sat(TIP_SAT_MAX))
+        .having(or_(balance > msat_from_sat(TIP_SAT_MAX), invoices.c.revoked))
         .subquery()
     )
     total = await tx.scalar(select(func.sum(per_invoice.c.msat)))

@@ -7,7 +7,7 @@ from sqlalchemy import Row, Select, insert, select, tuple_, update
 
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
-from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, ValueRefused
+from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, TakenDown, ValueRefused
 from bitcache.ids import new_id
 from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state
 from payments.invoice import Policy
@@ -60,7 +60,7 @@ class Offers:
     async def create(
         self, tx: Transaction, account_id: str, parcel_id: str, terms: Terms, *, now: int
     ) -> Offer:
-        """Raises NotFound, ParcelNotSealed, ValueRefused, PolicyInvalid."""
+        """Raises NotFound, ParcelNotSealed, TakenDown, ValueRefused, PolicyInvalid."""
         parcel = (
             await tx.execute(
                 select(parcels.c.sealed_at, parcels.c.meterable).where(
@@ -74,6 +74,7 @@ class Offers:
             raise NotFound("parcel", parcel_id)
         if parcel.sealed_at is None:
             raise ParcelNotSealed("Seal the parcel first: buyers must be sure that it never changes.")
+        await _refuse_taken_down(tx, parcel_id)
         self._check(terms, meterable=parcel.meterable, now=now)
         offer_id = new_id()
         await tx.execute(
@@ -200,6 +201,14 @@ async def sealed_metadata(tx: Transaction, parcel_id: str) -> bytes:
             "The files of this offer are gone: its seller deleted them and every right has ended."
         )
     return bytes(metadata)
+
+
+async def _refuse_taken_down(tx: Transaction, parcel_id: str) -> None:
+    """What the operator took down is not sold again under another offer. Raises TakenDown."""
+    taken = select(offers.c.id).where(offers.c.parcel_id == parcel_id, offers.c.taken_down_at.is_not(None))
+    offer_id = await tx.scalar(taken.limit(1))
+    if offer_id is not None:
+        raise TakenDown(offer_id)
 
 
 def _joined() -> Select[tuple[object, ...]]:

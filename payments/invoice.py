@@ -150,6 +150,9 @@ class Invoice:
     policy: Policy
     terms: tuple[Term, ...]
     cancelled: bool = False
+    revoked: bool = False
+    """What was sold may not be given any more. Its standing still follows the chain, but nothing is earned:
+    all that came is the buyer's."""
 
 
 @dataclass(frozen=True, slots=True)

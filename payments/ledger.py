@@ -8,8 +8,9 @@ to what stands (`reconcile`). Nothing is ever edited: a booking that no longer h
     leg seller    owed:<invoice> -> seller:<seller>    once settled, hosted mode: payable
     leg operator  owed:<invoice> -> operator           once settled, hosted mode: the fee
 
-What stays in owed:<invoice> is the buyer's. A transfer's id is `<txid>:<vout>/<leg>/<n>`, n counting the
-flips of that outpoint and leg: a retry makes the same transfer, a reorg and back a new one.
+What stays in owed:<invoice> is the buyer's: of a revoked invoice, all. A transfer's id is
+`<txid>:<vout>/<leg>/<n>`, n counting the flips of that outpoint and leg: a retry makes the same transfer, a
+reorg and back a new one.
 """
 
 import re
@@ -144,7 +145,7 @@ def desired_bookings(
         )
         for output in in_chain
     ]
-    if standing.status is not Status.SETTLED:
+    if invoice.revoked or standing.status is not Status.SETTLED:
         return tuple(received)
     return (*received, *_earned(invoice, received, msat_from_sat(standing.price_sat), fee_msat))
 

@@ -141,6 +141,8 @@ class InvoiceRegistry:
         record = await _record(tx, row, chain, now)
         if record.invoice.cancelled:
             raise InvoiceNotRenewable("this invoice is cancelled; ask for a new one")
+        if record.invoice.revoked:
+            raise InvoiceNotRenewable("what this invoice was for may not be sold; do not pay it")
         if record.standing.covered:
             raise InvoiceNotRenewable("this invoice is paid; claim it")
         quote = await self._quote(tx, record.subject, now)
@@ -161,6 +163,23 @@ class InvoiceRegistry:
         await tx.execute(update(invoices).where(invoices.c.id == invoice_id).values(cancelled=True))
         await self.refresh(tx, [invoice_id], now=now)
         return await self.load(tx, invoice_id, now=now)
+
+    async def revoke(
+        self, tx: Transaction, invoice_id: str, *, revoked: bool = True, now: int
+    ) -> InvoiceRecord:
+        """Give nothing for it any more: what came and comes is owed to the buyer. Or take that back.
+
+        `on_change` is called only where the chain has news too. Raises InvoiceNotFound.
+        """
+        await _row(tx, invoice_id, lock=True)
+        await tx.execute(update(invoices).where(invoices.c.id == invoice_id).values(revoked=revoked))
+        await self.refresh(tx, [invoice_id], now=now)
+        return await self.load(tx, invoice_id, now=now)
+
+    async def ids_of(self, tx: Transaction, subjects: Iterable[str]) -> list[str]:
+        """The invoices for these subjects."""
+        chosen = select(invoices.c.id).where(invoices.c.subject.in_(list(subjects))).order_by(invoices.c.id)
+        return list((await tx.scalars(chosen)).all())
 
     async def due_for_review(self, tx: Transaction, *, now: int) -> list[str]:
         """Invoices whose standing changes by time alone, their deadline having passed."""
@@ -211,9 +230,7 @@ class InvoiceRegistry:
         if row.released_at is None and after.status is Status.SETTLED:
             changes["released_at"] = now
             record = replace(record, released_at=now)
-        changes["attention"] = attention(
-            record.invoice.policy, after, released=record.released_at is not None
-        )
+        changes["attention"] = attention(record.invoice, after, released=record.released_at is not None)
         if changes["attention"] is None:
             changes["attended"] = None
         if any(getattr(row, name) != value for name, value in changes.items()):
@@ -264,6 +281,7 @@ async def _record(tx: Transaction, row: Row[tuple[object, ...]], chain: ChainVie
         ),
         terms=tuple(Term(Sat(term.amount_sat), term.valid_until, term.offered_at) for term in terms),
         cancelled=row.cancelled,
+        revoked=row.revoked,
     )
     payments = await chain_facts.payments_to(tx, row.id)
     return InvoiceRecord(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -51,6 +52,7 @@ invoices = Table(
     Column("frozen", Text, nullable=False),
     Column("claim_hash", LargeBinary, nullable=False),
     Column("cancelled", Boolean, nullable=False),
+    Column("revoked", Boolean, nullable=False, server_default=false()),
     Column("descriptor_id", Text, ForeignKey("descriptors.id")),
     Column("address_index", BigInteger),
     Column("address", Text),

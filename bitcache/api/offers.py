@@ -137,7 +137,7 @@ ROUTES = (
         summary="Offer a sealed parcel",
         request=OfferRequest,
         responses={201: OfferSummary},
-        problems=("not-found", "parcel-not-sealed"),
+        problems=("not-found", "parcel-not-sealed", "taken-down"),
         auth=Auth.SELLER,
         idempotent=True,
     ),

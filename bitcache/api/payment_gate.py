@@ -4,6 +4,7 @@ A client that repeats its request with a challenge it has paid is never asked to
 
     bytes allowed                 admitted, with a Payment-Receipt
     unlocked, then taken back     403 grant-suspended
+    taken down                    451 taken-down
     something came, not enough    held for a while, then 503 payment-unconfirmed without a challenge
     nothing came, node blind      held for a while, then 503 node-offline: the payment may be there
     nothing came                  held for a while, then 402 with the very same challenge
@@ -30,6 +31,7 @@ from bitcache.errors import (
     GrantMissing,
     GrantSuspended,
     NodeOffline,
+    TakenDown,
     TokenInvalid,
 )
 from bitcache.events import EventFeed
@@ -68,6 +70,7 @@ class Verdict(Enum):
     """What an invoice's standing means for who echoes its challenge."""
 
     ADMITTED = "admitted"
+    TAKEN_DOWN = "taken down"
     SUSPENDED = "suspended"
     UNCONFIRMED = "unconfirmed"
     UNPAID = "unpaid"
@@ -75,6 +78,8 @@ class Verdict(Enum):
 
 def verdict(invoice: InvoiceView) -> Verdict:
     """Pure. Any output at all, even one that was lost again, means that it is not UNPAID."""
+    if invoice.taken_down:
+        return Verdict.TAKEN_DOWN
     if invoice.bytes_allowed:
         return Verdict.ADMITTED
     if invoice.suspended:
@@ -237,6 +242,8 @@ class PaymentGate:
         match verdict(invoice):
             case Verdict.ADMITTED:
                 return await self._admission(invoice, bound, ask.offer_id)
+            case Verdict.TAKEN_DOWN:
+                raise TakenDown(ask.offer_id)
             case Verdict.SUSPENDED:
                 raise GrantSuspended(invoice.invoice_id)
             case Verdict.UNCONFIRMED:
@@ -271,7 +278,7 @@ class PaymentGate:
         return PaymentDemanded(await self._invitation(ask.offer_id))
 
     async def _awaited(self, invoice_id: str) -> InvoiceView:
-        """The invoice once it is decided (admitted or suspended), or as it stands when the wait is over."""
+        """The invoice once it is neither unconfirmed nor unpaid, or as it stands when the wait is over."""
         with self._feed.subscribe(invoice_id) as changes:
             invoice = await self._purchases.view(invoice_id)
             if self._held[invoice_id] >= HELD_PER_INVOICE_MAX or self._held.total() >= HELD_MAX:

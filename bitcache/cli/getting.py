@@ -10,7 +10,7 @@ from bitcache.cli.payment_words import payment_request, payment_uri, standing_wo
 from bitcache.client import places
 from bitcache.client.api import ServerApi
 from bitcache.client.download import Download
-from bitcache.client.errors import InvoiceExpired, PaymentPending, WalletRefused
+from bitcache.client.errors import InvoiceExpired, PaymentPending, TakenDown, WalletRefused
 from bitcache.client.invoices import follow
 from bitcache.client.link import Link, parse
 from bitcache.client.parcel import OpenedParcel
@@ -63,6 +63,8 @@ class Get:
 
     async def _finish(self, api: ServerApi, purchase: Purchase, target: Target) -> None:
         invoice = await renewed(api, purchase.invoice)
+        if invoice.taken_down:
+            raise TakenDown(invoice.received_sat)
         if not (invoice.bytes_allowed or invoice.key_allowed):
             self._show_receipt(purchase)
             self._show_invoice(invoice, with_address=True)
@@ -92,6 +94,8 @@ class Get:
     async def _wait_for_payment(self, api: ServerApi, invoice_id: str) -> None:
         async for invoice in follow(api, invoice_id):
             self._show_invoice(invoice)
+            if invoice.taken_down:
+                raise TakenDown(invoice.received_sat)
             if invoice.bytes_allowed or invoice.key_allowed:
                 return
             if invoice.status in {"expired", "cancelled"}:
@@ -178,6 +182,7 @@ class Get:
                 confirmations=invoice.confirmations,
                 due_sat=invoice.due_sat,
                 suspended=invoice.suspended,
+                taken_down=invoice.taken_down,
             )
             return
         words = standing_words(invoice)

@@ -53,6 +53,8 @@ def qr_lines(uri: str) -> Iterator[str]:
 
 def standing_words(invoice: InvoiceView) -> str:
     """One line: how the payment stands."""
+    if invoice.taken_down:
+        return "The operator has taken these files down: do not pay."
     if invoice.suspended:
         return "The chain took the payment back; the download goes on when it is confirmed again."
     flags = set(invoice.flags)

@@ -92,6 +92,19 @@ class PaymentWithdrawn(ClientError):
     """The chain took the payment back. What was downloaded is kept; the receipt works again later."""
 
 
+class TakenDown(ClientError):
+    """The operator took the files down: nothing more comes, and what was paid is owed."""
+
+    def __init__(self, received_sat: int) -> None:
+        owed = (
+            f"The seller owes you the {received_sat:,} sat that came: keep the receipt, and show it to them."
+            if received_sat
+            else "Do not pay."
+        )
+        super().__init__(f"The operator of the server has taken these files down. {owed}")
+        self.received_sat = received_sat
+
+
 class InvoiceExpired(ClientError):
     """Nothing was paid in time. Ask for a new invoice."""
 

@@ -62,6 +62,7 @@ def upgrade() -> None:
     with op.batch_alter_table("invoices", schema=None) as batch_op:
         batch_op.add_column(sa.Column("attention", sa.Text(), nullable=True))
         batch_op.add_column(sa.Column("attended", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("revoked", sa.Boolean(), server_default=sa.false(), nullable=False))
         batch_op.create_index(
             batch_op.f("ix_invoices_seller_id_attention"), ["seller_id", "attention"], unique=False
         )
