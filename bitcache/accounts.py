@@ -5,8 +5,16 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, insert, select, update
 
+from bitcache.config import Config
 from bitcache.db.tables import accounts, files, tokens
-from bitcache.errors import NameTaken, NotFound, TokenInvalid, ValueRefused
+from bitcache.errors import (
+    InviteInvalid,
+    NameTaken,
+    NotFound,
+    RegistrationClosed,
+    TokenInvalid,
+    ValueRefused,
+)
 from bitcache.ids import SELLER_TOKEN_PREFIX, new_id, new_token, token_hash
 from payments.ports import Transaction
 
@@ -41,6 +49,16 @@ class IssuedToken:
     token_id: str
     token: str
     account_id: str
+
+
+def check_registration(config: Config, invite: str | None) -> None:
+    """Who may open an account, with this invitation or none. Raises RegistrationClosed, InviteInvalid."""
+    if config.registration == "closed":
+        raise RegistrationClosed("This server opens no accounts by itself. Ask its operator for one.")
+    if config.registration == "invite":
+        code = (invite or "").encode()
+        if not any(hmac.compare_digest(code, known.encode()) for known in config.invite_codes):
+            raise InviteInvalid("Registration needs a valid invitation code. Ask the operator for one.")
 
 
 async def register(tx: Transaction, *, name: str, now: int) -> str:

@@ -20,6 +20,7 @@ from bitcache.metrics import Metrics
 from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
+from bitcache.passwords import Passwords
 from bitcache.purchases import Purchases
 from bitcache.rate_limits import RateLimit
 from bitcache.sealing import Sealer
@@ -38,6 +39,10 @@ from storage.local import LocalBlobStore
 from storage.ports import BlobStore
 
 REGISTRATIONS_PER_HOUR = 10
+SIGN_INS_PER_CLIENT = 30
+SIGN_INS_PER_NAME = 30
+SIGN_INS_PERIOD_S = 900
+REPORTS_PER_HOUR = 10
 CLAIMS_PER_MINUTE = 300
 
 
@@ -62,6 +67,10 @@ class Services:
     sweep: Sweep
     offers: Offers
     registration_limit: RateLimit
+    sign_in_client_limit: RateLimit
+    sign_in_name_limit: RateLimit
+    report_limit: RateLimit
+    passwords: Passwords
     claim_limit: RateLimit
     part_buffers: PartBuffers
     grants: GrantBook
@@ -162,6 +171,10 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),
             offers=Offers(config=config, sold=registry.sold),
             registration_limit=RateLimit(count=REGISTRATIONS_PER_HOUR, period_s=3600),
+            sign_in_client_limit=RateLimit(count=SIGN_INS_PER_CLIENT, period_s=SIGN_INS_PERIOD_S),
+            sign_in_name_limit=RateLimit(count=SIGN_INS_PER_NAME, period_s=SIGN_INS_PERIOD_S),
+            report_limit=RateLimit(count=REPORTS_PER_HOUR, period_s=3600),
+            passwords=Passwords(),
             claim_limit=RateLimit(count=CLAIMS_PER_MINUTE, period_s=60),
             metrics=Metrics(),
             stopping=stopping,

@@ -1,7 +1,5 @@
 """Sellers: registration, tokens, and the wallet they are paid into."""
 
-import hmac
-
 from aiohttp import web
 from msgspec import UNSET
 
@@ -18,7 +16,6 @@ from bitcache.api.wire import (
     TokenRequest,
     TokenView,
 )
-from bitcache.errors import InviteInvalid, RegistrationClosed
 from bitcache.payout_wallet import PayoutWallet
 from bitcache.services import Services
 from payments.addresses import PayoutDescriptor, normalise_descriptor
@@ -31,7 +28,7 @@ async def register(call: Call) -> Answer:
     """Takes no Idempotency-Key: nobody is known yet to whom the kept answer, a token, would belong."""
     services, asked = call.services, call.body(AccountRequest)
     services.registration_limit.check(call.client)
-    _check_registration(services, asked)
+    accounts.check_registration(services.config, asked.invite)
 
     async def made(tx: Transaction) -> IssuedToken:
         now = services.clock()
@@ -62,7 +59,7 @@ async def revoke_token(call: Call) -> Answer:
 
 
 async def show(call: Call) -> Answer:
-    return Answer(200, await _view(call.services, call.seller.account_id))
+    return Answer(200, await account_view(call.services, call.seller.account_id))
 
 
 async def change(call: Call) -> Answer:
@@ -80,33 +77,37 @@ async def change(call: Call) -> Answer:
         await _change_payout(services, tx, account_id, descriptor, asked)
 
     await services.database.write(changed)
-    return Answer(200, await _view(services, account_id))
+    return Answer(200, await account_view(services, account_id))
 
 
 async def preview_payout(call: Call) -> Answer:
     """For the seller to compare with the wallet before anything is stored."""
-    services, asked = call.services, call.body(PayoutPreviewRequest)
-    descriptor = await normalise_descriptor(services.node, asked.payout_descriptor, services.config.network)
+    text = call.body(PayoutPreviewRequest).payout_descriptor
+    return Answer(200, await payout_preview(call.services, call.seller.account_id, text))
+
+
+async def payout_preview(services: Services, account_id: str, text: str) -> PayoutPreview:
+    """What setting this wallet would do. Raises DescriptorInvalid, NodeUnavailable."""
+    descriptor = await normalise_descriptor(services.node, text, services.config.network)
 
     async def look(tx: Transaction) -> int:
         now = services.clock()
         return await payout_wallet.takes_effect_at(
             tx,
             services.descriptors,
-            await payout_wallet.wallet(tx, call.seller.account_id, now=now),
+            await payout_wallet.wallet(tx, account_id, now=now),
             descriptor,
             delay_s=services.config.payout_change_delay_s,
             now=now,
         )
 
     derived = await services.addresses.first_addresses(descriptor)
-    view = PayoutPreview(
+    return PayoutPreview(
         descriptor=descriptor.text,
         first_addresses=[one.address for one in derived],
         note=descriptor.note,
         effective_at=await services.database.read(look),
     )
-    return Answer(200, view)
 
 
 async def _change_payout(
@@ -134,21 +135,13 @@ async def _change_payout(
         )
 
 
-def _check_registration(services: Services, asked: AccountRequest) -> None:
-    config = services.config
-    if config.registration == "closed":
-        raise RegistrationClosed("This server opens no accounts by itself. Ask its operator for one.")
-    if config.registration == "invite":
-        invite = (asked.invite or "").encode()
-        if not any(hmac.compare_digest(invite, code.encode()) for code in config.invite_codes):
-            raise InviteInvalid("Registration needs a valid invitation code. Ask the operator for one.")
-
-
 def _token_view(issued: IssuedToken) -> TokenView:
     return TokenView(token_id=issued.token_id, token=issued.token, account_id=issued.account_id)
 
 
-async def _view(services: Services, account_id: str) -> AccountView:
+async def account_view(services: Services, account_id: str) -> AccountView:
+    """The account as its seller sees it. Raises NotFound."""
+
     async def look(
         tx: Transaction,
     ) -> tuple[Account, PayoutWallet | None, list[PayoutDescriptor], DescriptorUsage | None]:

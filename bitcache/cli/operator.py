@@ -10,13 +10,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
+from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitcache import config
-from bitcache.cli.common import show_count
+from bitcache.cli.common import read_text, show_count
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
     CommandFailed,
@@ -136,6 +137,28 @@ def account_token(
     _print_token(issued)
 
 
+@account_app.command(
+    "password", epilog='Example: bitcache account password "Ada\'s music" --data /srv/bitcache'
+)
+@expected_errors
+def account_password(
+    name: Annotated[str, typer.Argument(help="Name of the account, from `account list`.")],
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", help="A file with the password; else you are asked."),
+    ] = None,
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """Set the password of a seller who lost it. They are signed out everywhere; their tokens stay valid."""
+    settings = config.load(data)
+    account_id = run(_set_password(settings, name, _new_password(password_file)))
+    if json_output:
+        print_json({"account_id": account_id})
+    else:
+        say("The password is set. Ask the seller to change it on the account page.")
+
+
 @account_app.command("list", epilog="Example: bitcache account list --data /srv/bitcache")
 @expected_errors
 def account_list(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) -> None:
@@ -184,6 +207,41 @@ async def _issue_token(settings: Config, name: str, *, revoke_others: bool) -> t
 
     async with _database(settings) as database:
         return await database.write(issued)
+
+
+def _new_password(file: Path | None) -> str:
+    """From the file, from a person, or from standard input. Raises UsageWrong, CommandFailed."""
+    if file is not None:
+        return read_text(None, file, what="password")
+    if not sys.stdin.isatty():
+        return read_text("-", None, what="password")
+    password = getpass("New password: ")
+    if getpass("Once more: ") != password:
+        raise CommandFailed("The two are not the same. Run the command again.")
+    return password
+
+
+async def _set_password(settings: Config, name: str, password: str) -> str:
+    """The account's id."""
+    from bitcache import accounts, passwords
+    from bitcache.services import now
+
+    fault = passwords.fault_of(password, name=name)
+    if fault is not None:
+        raise CommandFailed(
+            f"A password has {passwords.LENGTH_MIN} to {passwords.LENGTH_MAX} characters and is not the name."
+        )
+    password_hash = await passwords.Passwords().hashed(password)
+
+    async def reset(tx: Transaction) -> str:
+        account_id = await accounts.id_of_name(tx, name)
+        if account_id is None:
+            raise CommandFailed(f"There is no account {name!r}. `bitcache account list` shows all.")
+        await passwords.reset(tx, account_id, password_hash, now=now())
+        return account_id
+
+    async with _database(settings) as database:
+        return await database.write(reset)
 
 
 async def _list_accounts(settings: Config) -> list[Account]:

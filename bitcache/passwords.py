@@ -1,0 +1,132 @@
+"""Passwords of the pages: argon2id with its authors' parameters, in a thread, a few at a time.
+
+A hash takes 64 MiB and tens of milliseconds on purpose, so attempts are counted before anything is hashed,
+and an unknown name costs the same time as a wrong password.
+"""
+
+import asyncio
+import secrets
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import func, select, update
+
+from bitcache import sessions
+from bitcache.db.tables import accounts
+from bitcache.errors import NotFound
+from payments.ports import Transaction
+
+LENGTH_MIN = 12
+LENGTH_MAX = 200
+AT_ONCE_MAX = 2
+"""Hashes under way: a crowd at the door waits, and takes no more memory."""
+
+
+class Fault(StrEnum):
+    """Why a password is not taken."""
+
+    SHORT = "short"
+    LONG = "long"
+    NAME = "name"
+    """It is the account's name, which every buyer sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is kept of an account's password."""
+
+    account_id: str
+    password_hash: str | None
+    """None: the account has no password yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    right: bool
+    better_hash: str | None = None
+    """Of the right password, where the kept hash is of weaker parameters than new ones: keep it instead."""
+
+
+def fault_of(password: str, *, name: str) -> Fault | None:
+    """Pure."""
+    text = _normal(password)
+    if len(text) < LENGTH_MIN:
+        return Fault.SHORT
+    if len(text) > LENGTH_MAX:
+        return Fault.LONG
+    same = " ".join(text.split()).casefold() == " ".join(_normal(name).split()).casefold()
+    return Fault.NAME if same else None
+
+
+class Passwords:
+    """Hashes and checks. One for a process."""
+
+    def __init__(self) -> None:
+        self._hasher = PasswordHasher()
+        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._nobodys: str | None = None
+
+    async def hashed(self, password: str) -> str:
+        """What to keep of `password`."""
+        async with self._room:
+            return await asyncio.to_thread(self._hasher.hash, _normal(password))
+
+    async def check(self, password: str, password_hash: str | None) -> Checked:
+        """Whether `password` is the one. Without a hash it is wrong, and takes as long to say."""
+        if self._nobodys is None:
+            self._nobodys = await self.hashed(secrets.token_urlsafe())
+        async with self._room:
+            right = await asyncio.to_thread(self._verify, password_hash or self._nobodys, password)
+        if password_hash is None or not right:
+            return Checked(False)
+        if self._hasher.check_needs_rehash(password_hash):
+            return Checked(True, await self.hashed(password))
+        return Checked(True)
+
+    def _verify(self, password_hash: str, password: str) -> bool:
+        # What is longer was never set: it must not keep a thread busy.
+        text = _normal(password[: LENGTH_MAX + 1])
+        try:
+            return self._hasher.verify(password_hash, text)
+        except (VerificationError, InvalidHashError):
+            return False
+
+
+async def known_of_name(tx: Transaction, name: str) -> Known | None:
+    """The account of this name, however it is spaced and capitalised."""
+    same_name = func.lower(accounts.c.name) == func.lower(" ".join(name.split()))
+    row = (await tx.execute(select(accounts.c.id, accounts.c.password_hash).where(same_name))).one_or_none()
+    return Known(row.id, row.password_hash) if row else None
+
+
+async def known_of(tx: Transaction, account_id: str) -> Known:
+    """Raises NotFound."""
+    query = select(accounts.c.id, accounts.c.password_hash).where(accounts.c.id == account_id)
+    row = (await tx.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound("account", account_id)
+    return Known(row.id, row.password_hash)
+
+
+async def keep(tx: Transaction, account_id: str, password_hash: str, *, instead_of: str | None) -> bool:
+    """Keep `password_hash`, unless somebody has changed what was there when it was checked; whether it is."""
+    kept = await tx.execute(
+        update(accounts)
+        .where(accounts.c.id == account_id, accounts.c.password_hash.is_not_distinct_from(instead_of))
+        .values(password_hash=password_hash)
+    )
+    return bool(kept.rowcount)
+
+
+async def reset(tx: Transaction, account_id: str, password_hash: str, *, now: int) -> None:
+    """The operator's: a new password whatever was there, and nobody stays signed in by the old one."""
+    await tx.execute(update(accounts).where(accounts.c.id == account_id).values(password_hash=password_hash))
+    await sessions.end_all(tx, account_id, now=now)
+
+
+def _normal(text: str) -> str:
+    """One form for what keyboards of different systems type for the same letter."""
+    return unicodedata.normalize("NFKC", text)
