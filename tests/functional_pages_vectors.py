@@ -107,6 +107,7 @@ MISUSE = """async () => {
   const {checkChunk, checkDigests, chunkDigest, rootOf} = await import('/static/digests.js');
   const {newSecret} = await import('/static/keys.js');
   const cipher = await ContentCipher.create(newSecret(), newHeader());
+  const other = await ContentCipher.create(newSecret(), newHeader());
   const chunk = await cipher.seal(0, true, new Uint8Array(1));
   const list = await chunkDigest(chunk);
   const root = await rootOf(list);
@@ -116,6 +117,7 @@ MISUSE = """async () => {
     () => cipher.seal(1, false, new Uint8Array(CHUNK_BYTES)),
     () => cipher.seal(2 ** 32, true, new Uint8Array(1)),
     () => cipher.seal(0.5, true, new Uint8Array(1)),
+    () => other.open(0, true, chunk),
     () => cipher.open(0, false, chunk),
     () => cipher.open(0, true, new Uint8Array(CHUNK_BYTES + 1)),
     () => ContentCipher.create(new Uint8Array(31), newHeader()),
@@ -142,6 +144,7 @@ async def test_misuse_is_refused(new_visitor: NewVisitor, tmp_path: Path) -> Non
             "chunk-size-wrong",
             "size-impossible",
             "size-impossible",
+            "header-invalid",
             "chunk-size-wrong",
             "chunk-size-wrong",
             "secret-size-wrong",
