@@ -20,9 +20,12 @@ from bitcache.offers import Offer
 from bitcache.on_sale import load_sale_offer
 from bitcache.web import assets
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
+from bitcache.web.offers_page import ROUTES as OFFERS_ROUTES
 from bitcache.web.render import qr_code, sat_text
 from bitcache.web.sign_in import ROUTES as SIGN_IN_ROUTES
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, page_state, tone_of
+from bitcache.web.upload import ROUTES as UPLOAD_ROUTES
+from bitcache.web.view_count import count_view
 from bitcache.web.visit import Visit, page_route
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
@@ -44,6 +47,7 @@ async def offer_page(visit: Visit) -> web.Response:
         return offer, await node_state(tx, now), wallet is not None
 
     offer, node, seller_payable = await services.database.read(read)
+    await count_view(visit, offer_id)
     return visit.page(
         "offer.html",
         {
@@ -135,5 +139,7 @@ ROUTES = (
     page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
     *SIGN_IN_ROUTES,
     *DASHBOARD_ROUTES,
+    *OFFERS_ROUTES,
+    *UPLOAD_ROUTES,
     *assets.ROUTES,
 )

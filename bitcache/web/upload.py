@@ -1,0 +1,56 @@
+"""The page to sell on: choose files, set terms, get a link. Everything on it happens in the browser.
+
+GET /upload
+"""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from bitcache import accounts
+from bitcache.accounts import Seller
+from bitcache.payout_wallet import wallet
+from bitcache.web.seller_visit import seller_route
+from bitcache.web.visit import Visit
+from payments.ports import Transaction
+
+PAGE = "/upload"
+SCRIPT_WORDS = ("js_upload_",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    has_wallet: bool
+    bytes_free: int
+    """What the account may still store."""
+
+
+async def upload_page(visit: Visit, seller: Seller) -> web.Response:
+    config = visit.services.config
+    facts = await visit.services.database.read(lambda tx: _facts(visit, tx, seller))
+    return visit.page(
+        "upload.html",
+        {
+            "place": PAGE,
+            "facts": facts,
+            "account_id": seller.account_id,
+            "public_url": config.public_url,
+            "price_floor_sat": config.price_floor_sat,
+            "prefetch_allowed": config.prefetch_allowed,
+            "unconfirmed_sat_max": config.zero_conf_key_cap_sat,
+        },
+        script_words=SCRIPT_WORDS,
+        api=True,
+    )
+
+
+async def _facts(visit: Visit, tx: Transaction, seller: Seller) -> _Facts:
+    account = await accounts.load(tx, seller.account_id)
+    bytes_max = visit.services.config.account_bytes_max if account.bytes_max is None else account.bytes_max
+    return _Facts(
+        has_wallet=await wallet(tx, seller.account_id, now=visit.now()) is not None,
+        bytes_free=max(0, bytes_max - account.bytes_stored),
+    )
+
+
+ROUTES = (seller_route("GET", PAGE, upload_page, "Sell files"),)
