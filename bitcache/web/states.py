@@ -4,7 +4,7 @@ from bitcache.api.wire import InvoiceView
 
 PAYABLE = frozenset({"waiting", "underpaid", "replaced"})
 UNLOCKED = frozenset({"paid", "overpaid"})
-RENEWABLE = frozenset({"expired", "late"})
+RENEWABLE = frozenset({"expired", "lapsed", "late"})
 FINAL = UNLOCKED | {"taken_down", "cancelled", "gone", "owed"}
 """From here on the page is a receipt: nothing is waited for."""
 _LOST = {"replaced", "conflicted"}
@@ -32,7 +32,9 @@ def page_state(invoice: InvoiceView, *, on_sale: bool = True) -> str:
         case "seen":
             return "underpaid" if invoice.due_sat else "seen"
         case "expired" if invoice.received_sat:
-            return "late" if on_sale else "owed"
+            if not on_sale:
+                return "owed"
+            return "late" if "late" in flags else "lapsed"
         case "expired":
             return "expired" if on_sale else "gone"
         case "cancelled":

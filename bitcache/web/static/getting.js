@@ -51,12 +51,10 @@ export class Getting {
 
   // `view`: the invoice as the server sees it now.
   async update(view) {
-    const waits = !view.key_allowed && (view.due_sat > 0 || view.suspended || view.taken_down);
-    show(element('get'), Boolean(this.parcel) && !waits);
-    if (!this.parcel || waits) return;
+    show(element('get'), Boolean(this.parcel) && (view.key_allowed || view.bytes_allowed));
+    if (!this.parcel) return;
     if (view.key_allowed) await this.unlocked();
     else if (view.bytes_allowed) this.startEarly();
-    else this.tell('js_get_wait');
   }
 
   async claim() {
