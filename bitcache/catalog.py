@@ -127,7 +127,9 @@ async def load_parcel(tx: Transaction, account_id: str, parcel_id: str) -> Parce
 
 async def parcels_page(tx: Transaction, account_id: str, *, after: str | None, limit: int) -> list[Parcel]:
     """The seller's parcels, newest first, those after the parcel `after`. Raises NotFound."""
-    chosen = select(parcels).where(parcels.c.account_id == account_id, parcels.c.deleted_at.is_(None))
+    # Not what was sealed: that is up to 4 MiB each.
+    columns = (parcels.c[name] for name in Parcel.__dataclass_fields__ if name != "offers")
+    chosen = select(*columns).where(parcels.c.account_id == account_id, parcels.c.deleted_at.is_(None))
     if after is not None:
         last = (
             await tx.execute(

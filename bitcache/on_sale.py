@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Row, select
 
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
@@ -40,16 +40,25 @@ class SaleOffer:
 
 async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer:
     """Raises NotFound."""
+    found = await sale_offers(tx, offers.c.id == offer_id, now)
+    if not found:
+        raise NotFound("offer", offer_id)
+    return found[0]
+
+
+async def sale_offers(tx: Transaction, chosen: ColumnElement[bool], now: int) -> list[SaleOffer]:
+    """Those for which `chosen`, a condition on `offers`, holds; in no order."""
     joined = (
         select(offers, parcels.c.meterable, parcels.c.deleted_at)
         .add_columns(accounts.c.descriptor_id, accounts.c.pending_descriptor_id, accounts.c.pending_until)
         .join(parcels, parcels.c.id == offers.c.parcel_id)
         .join(accounts, accounts.c.id == offers.c.account_id)
-        .where(offers.c.id == offer_id)
+        .where(chosen)
     )
-    row = (await tx.execute(joined)).one_or_none()
-    if row is None:
-        raise NotFound("offer", offer_id)
+    return [_sale_offer(row, now) for row in (await tx.execute(joined)).all()]
+
+
+def _sale_offer(row: Row[tuple[object, ...]], now: int) -> SaleOffer:
     wallet = in_force(row, now)
     return SaleOffer(
         id=row.id,
