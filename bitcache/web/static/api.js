@@ -79,12 +79,14 @@ export async function problemOf(answer) {
   });
 }
 
-// `attempt()` with a broken connection told as ApiProblem `unreachable`, and the caller's own abort as it is.
+// `attempt()` with whatever breaks a connection told as ApiProblem `unreachable`, and the caller's own abort as it is.
 export async function reached(signal, attempt) {
   try {
     return await attempt();
   } catch (error) {
     if (signal?.aborted) throw signal.reason;
+    // What fetch and its streams throw; the rest is somebody else's.
+    if (!(error instanceof TypeError || error instanceof DOMException)) throw error;
     throw new ApiProblem({ status: 0, name: 'unreachable', detail: error.message });
   }
 }
