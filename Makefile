@@ -13,6 +13,9 @@ help:
 	@echo 'make demo    sell and buy a file on a real bitcoin node (FILE=path takes yours)'
 	@echo 'make serve   a server with sample data, left running to play with'
 	@echo 'make test    all tests (TESTS=path runs some)'
+	@echo 'make screens a picture of every page in every state (build/screens)'
+	@echo 'make bench   measure the pages in a real browser, beside curl (docs/PERFORMANCE.md)'
+	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
 	@echo 'make format  mend formatting and what the linter can mend'
 	@echo 'make vectors write the test vectors anew'
@@ -26,6 +29,15 @@ serve: .venv/installed-runtime
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -n 2 --dist worksteal $(TESTS)
+
+screens: .venv/installed-dev
+	@$(RUN) -m tests.page_tour
+
+bench: .venv/installed-dev
+	@$(RUN) -m bench.pages
+
+soak-pages: .venv/installed-dev
+	SOAK_PAGES=1 $(RUN) -m pytest tests/functional_pages_tour.py
 
 check: .venv/installed-dev
 	$(RUN) -m ruff format --check .
@@ -55,4 +67,4 @@ clean:
 distclean: clean
 	rm -rf .venv
 
-.PHONY: help demo serve test check format vectors venv clean distclean
+.PHONY: help demo serve test screens bench soak-pages check format vectors venv clean distclean

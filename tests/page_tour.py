@@ -166,7 +166,8 @@ async def _payments(market: Market) -> AsyncIterator[Stop]:
 
     waiting, receipt = await market.buy(link)
     yield Stop("pay-waiting", receipt, prepare=ready)
-    yield Stop("pay-no-secret", receipt.partition("#")[0], prepare=ready)
+    _, stranger = await market.buy(link)
+    yield Stop("pay-no-secret", stranger.partition("#")[0], prepare=ready)
     await market.pay(waiting, 9_000)
     yield Stop("pay-underpaid", receipt, prepare=in_state("underpaid"))
     payment = await market.pay(waiting)

@@ -18,7 +18,7 @@ export async function refresh() {
       while (again) {
         again = false;
         const page = await fetchDocument(`${location.pathname}${location.search}`);
-        swap(page.getElementById('live'));
+        swap(page);
       }
     } finally {
       fetching = null;
@@ -27,8 +27,9 @@ export async function refresh() {
   return fetching;
 }
 
-function swap(next) {
+function swap(page) {
   const live = element('live');
+  const next = page.getElementById('live');
   const stage = element('stage');
   const focused = live.contains(document.activeElement) ? document.activeElement.dataset.copy : undefined;
   // What gets shorter leaves its room empty: nothing below may jump while somebody reads or aims at it.
@@ -39,6 +40,7 @@ function swap(next) {
   banner.className = news.className;
   live.querySelector('.body').replaceWith(next.querySelector('.body'));
   Object.assign(live.dataset, next.dataset);
+  element('transactions').replaceWith(page.getElementById('transactions'));
   dress();
   if (focused !== undefined) live.querySelector('[data-copy]')?.focus();
 }

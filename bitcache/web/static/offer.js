@@ -49,7 +49,7 @@ async function start() {
 // Without the right link the money would buy nothing.
 function refuse(key) {
   trouble(key);
-  if (form) show(form, false);
+  for (const part of [form, element('next')]) if (part) show(part, false);
   document.body.dataset.ready = 'true';
 }
 

@@ -24,7 +24,10 @@ async function start() {
   } else trouble('js_receipt_no_secret');
   let opened = false;
   let shown = null;
-  let work = Promise.resolve();
+  const open = async () => {
+    opened ||= await attempted(() => getting.open());
+  };
+  let work = getting ? open() : Promise.resolve();
   follow(invoiceId, {
     onLine: (there) => {
       element('connection').textContent = there ? '' : say('js_receipt_lost');
@@ -41,11 +44,12 @@ async function start() {
       }
       // One after the other: a claim under way must not be asked for again.
       work = work.then(async () => {
-        if (getting) opened ||= await attempted(() => getting.open());
+        if (getting) await open();
         if (opened) await attempted(() => getting.update(view));
       });
     },
   });
+  await work;
   document.body.dataset.ready = 'true';
 }
 
