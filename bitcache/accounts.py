@@ -45,6 +45,15 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedToken:
+    """What a seller sees of a token later: never the token."""
+
+    id: str
+    label: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class IssuedToken:
     token_id: str
     token: str
@@ -97,6 +106,16 @@ async def id_of_name(tx: Transaction, name: str) -> str | None:
     name = " ".join(name.split())
     # Both sides in the database: Python's lower case knows letters that SQLite's does not.
     return await tx.scalar(select(accounts.c.id).where(func.lower(accounts.c.name) == func.lower(name)))
+
+
+async def list_tokens(tx: Transaction, account_id: str) -> list[ListedToken]:
+    """The account's tokens that are valid, newest first."""
+    query = (
+        select(tokens.c.id, tokens.c.label, tokens.c.created_at)
+        .where(tokens.c.account_id == account_id, tokens.c.revoked_at.is_(None))
+        .order_by(tokens.c.created_at.desc(), tokens.c.id)
+    )
+    return [ListedToken(*row) for row in (await tx.execute(query)).all()]
 
 
 async def revoke_all_tokens(tx: Transaction, account_id: str, *, now: int) -> int:

@@ -19,10 +19,14 @@ from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
 from bitcache.on_sale import load_sale_offer
 from bitcache.web import assets
+from bitcache.web.account import ROUTES as ACCOUNT_ROUTES
 from bitcache.web.dashboard import ROUTES as DASHBOARD_ROUTES
+from bitcache.web.front import ROUTES as FRONT_ROUTES
 from bitcache.web.offers_page import ROUTES as OFFERS_ROUTES
 from bitcache.web.render import qr_code, sat_text
+from bitcache.web.report import ROUTES as REPORT_ROUTES
 from bitcache.web.sign_in import ROUTES as SIGN_IN_ROUTES
+from bitcache.web.sign_up import ROUTES as SIGN_UP_ROUTES
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, page_state, tone_of
 from bitcache.web.upload import ROUTES as UPLOAD_ROUTES
 from bitcache.web.view_count import count_view
@@ -137,7 +141,11 @@ ROUTES = (
     page_route("POST", "/d/{offer_id}/pay", pay_page, "Ask to pay", back="/d/{offer_id}"),
     page_route("GET", "/r/{invoice_id}", invoice_page, "A payment"),
     page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
+    *FRONT_ROUTES,
+    *REPORT_ROUTES,
     *SIGN_IN_ROUTES,
+    *SIGN_UP_ROUTES,
+    *ACCOUNT_ROUTES,
     *DASHBOARD_ROUTES,
     *OFFERS_ROUTES,
     *UPLOAD_ROUTES,

@@ -6,17 +6,18 @@ POST /session/token          JSON; the header Bitcache-Form-Token shows that one
 """
 
 import re
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from bitcache import accounts, sessions
+from bitcache import accounts, passwords, sessions
 from bitcache.accounts import Seller
 from bitcache.api.bodies import json_response
 from bitcache.api.problems import problem_of, problem_response
 from bitcache.api.routing import Call, Route
-from bitcache.errors import FormRefused, TokenInvalid, TokenMissing
+from bitcache.errors import FormRefused, TokenInvalid, TokenMissing, TooManyRequests
 from bitcache.sessions import Opened
 from bitcache.web import sessions as cookies
 from bitcache.web.visit import API_FORM, Visit, page_route, visit_of
@@ -28,9 +29,13 @@ SELLER_FORM = "seller"
 """Every form of the pages for sellers."""
 HOME = "/dashboard"
 FORM_TOKEN_HEADER = "Bitcache-Form-Token"  # noqa: S105
+NAME_LENGTH_COUNTED = 100
 
 # Our own places and what is below them: neither another host nor a page for buyers.
 _PLACES = re.compile(r"/(dashboard|upload|account)(/[a-z0-9-]+)*")
+
+Opening = Callable[[Transaction], Awaitable[Opened | None]]
+"""Opens a session, or decides in the same transaction that it must not."""
 
 
 class WebToken(Struct, frozen=True):
@@ -40,11 +45,17 @@ class WebToken(Struct, frozen=True):
     expires_at: int
 
 
-def sign_in_page(visit: Visit, *, wanted: str = "", refused: str = "", status: int = 200) -> web.Response:
+def sign_in_page(
+    visit: Visit, *, wanted: str = "", name: str = "", refused: str = "", status: int = 200
+) -> web.Response:
     """`wanted`: the path to come back to; `refused`: a key of the catalogue that says why it did not work."""
-    return visit.page(
-        "sign_in.html", {"wanted": place(wanted), "refused": refused}, form=SIGN_IN_FORM, status=status
-    )
+    fields = {
+        "wanted": place(wanted),
+        "name": name,
+        "refused": refused,
+        "sign_up": visit.services.config.registration != "closed",
+    }
+    return visit.page("sign_in.html", fields, form=SIGN_IN_FORM, status=status)
 
 
 def place(wanted: str) -> str:
@@ -58,28 +69,36 @@ async def show_sign_in(visit: Visit) -> web.Response:
 
 async def sign_in(visit: Visit) -> web.Response:
     fields, _ = await visit.form(SIGN_IN_FORM)
-    token = fields.get("token", "").strip()
-    wanted = fields.get("next", "")
+    wanted, name = fields.get("next", ""), fields.get("name", "")
     try:
-        seller = await visit.services.database.read(lambda tx: accounts.seller_of_token(tx, token))
-    except TokenInvalid:
-        return sign_in_page(visit, wanted=wanted, refused="token_wrong", status=401)
-    return await signed_in_response(visit, seller.account_id, token_id=seller.token_id, wanted=wanted)
+        visit.services.sign_in_client_limit.check(visit.call.client)
+        if "token" in fields:
+            opening, refused = await _by_token(visit, fields["token"].strip()), "token_wrong"
+        else:
+            opening, refused = await _by_password(visit, name, fields.get("password", "")), "password_wrong"
+    except TooManyRequests as exc:
+        response = sign_in_page(visit, wanted=wanted, name=name, refused="sign_in_often", status=429)
+        response.headers["Retry-After"] = str(exc.retry_after_s)
+        return response
+    entry = await entered(visit, opening, wanted=wanted) if opening else None
+    return entry or sign_in_page(visit, wanted=wanted, name=name, refused=refused, status=401)
 
 
-async def signed_in_response(
-    visit: Visit, account_id: str, *, token_id: str | None, wanted: str = ""
-) -> web.Response:
-    """Open a session on this browser, end the one it had, and go on to `wanted`."""
+async def entered(visit: Visit, opening: Opening, *, wanted: str = "") -> web.Response | None:
+    """Sign in on this browser in place of who was, and go on to `wanted`; None where `opening` refuses."""
     before, now = await _seller(visit), visit.now()
 
-    async def opened(tx: Transaction) -> Opened:
-        if before is not None and before.session_id is not None:
+    async def opened(tx: Transaction) -> Opened | None:
+        made = await opening(tx)
+        if made is not None and before is not None and before.session_id is not None:
             await sessions.end(tx, before.session_id, now=now)
-        return await sessions.open_session(tx, account_id, token_id=token_id, now=now)
+        return made
 
+    made = await visit.services.database.write(opened)
+    if made is None:
+        return None
     response = visit.redirect(place(wanted))
-    cookies.keep(response, await visit.services.database.write(opened), secure=visit.forms.secure)
+    cookies.keep(response, made, secure=visit.forms.secure)
     return response
 
 
@@ -89,6 +108,11 @@ async def sign_out(visit: Visit) -> web.Response:
     if seller is not None and seller.session_id is not None:
         ended = seller.session_id
         await visit.services.database.write(lambda tx: sessions.end(tx, ended, now=visit.now()))
+    return signed_out(visit)
+
+
+def signed_out(visit: Visit) -> web.Response:
+    """The answer to who has just signed out."""
     response = visit.redirect(PATH)
     cookies.forget(response)
     return response
@@ -115,6 +139,37 @@ async def _session_token(visit: Visit) -> web.Response:
         lambda tx: sessions.issue_web_token(tx, key, session_id, now=now)
     )
     return json_response(200, msgspec.json.encode(WebToken(token, expires_at)))
+
+
+async def _by_token(visit: Visit, token: str) -> Opening | None:
+    try:
+        seller = await visit.services.database.read(lambda tx: accounts.seller_of_token(tx, token))
+    except TokenInvalid:
+        return None
+    # Revoked meanwhile, it opens a session that is over from the start.
+    return lambda tx: sessions.open_session(tx, seller.account_id, token_id=seller.token_id, now=visit.now())
+
+
+async def _by_password(visit: Visit, name: str, password: str) -> Opening | None:
+    """Raises TooManyRequests."""
+    services = visit.services
+    known = await services.database.read(lambda tx: passwords.known_of_name(tx, name))
+    # However it is written it is one account; a name that nobody has is counted too, or it would tell.
+    counted = known.account_id if known else " ".join(name.split()).casefold()[:NAME_LENGTH_COUNTED]
+    services.sign_in_name_limit.check(counted)
+    checked = await services.passwords.check(password, known.password_hash if known else None)
+    if known is None or not checked.right:
+        return None
+
+    async def opening(tx: Transaction) -> Opened | None:
+        # Changed while it was checked, it is no longer the password.
+        if await passwords.known_of(tx, known.account_id) != known:
+            return None
+        if checked.better_hash is not None:
+            await passwords.keep(tx, known.account_id, checked.better_hash, instead_of=known.password_hash)
+        return await sessions.open_session(tx, known.account_id, token_id=None, now=visit.now())
+
+    return opening
 
 
 async def _seller(visit: Visit) -> Seller | None:

@@ -71,9 +71,9 @@ class Visit:
             self.forms.keep(response, self.browser)
         return response
 
-    async def form(self, name: str) -> tuple[dict[str, str], str]:
+    async def form(self, name: str, *, limit_bytes: int = FORM_BYTES_MAX) -> tuple[dict[str, str], str]:
         """(fields, nonce) of the form that was sent. Raises FormRefused, RequestInvalid, BodyTooLarge."""
-        octets = await read_body(self.call.http, limit_bytes=FORM_BYTES_MAX)
+        octets = await read_body(self.call.http, limit_bytes=limit_bytes)
         try:
             fields = dict(parse_qsl(octets.decode(), max_num_fields=FORM_FIELDS_MAX))
         except ValueError as exc:
