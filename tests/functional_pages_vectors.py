@@ -84,7 +84,7 @@ SEAL_AGAIN = """async ({fileKey, ciphertext}) => {
 
 async def test_content_goes_from_python_to_the_page_and_back(new_visitor: NewVisitor, tmp_path: Path) -> None:
     first, second = stream.FIRST_CHUNK_PLAINTEXT_BYTES, stream.NEXT_CHUNK_PLAINTEXT_BYTES
-    sizes = [0, 1, *(border + more for border in (first, first + second) for more in (-1, 0, 1))]
+    sizes = [0, 1, first - 1, first, first + 1, first + second, first + second + 1]
     async with our_page(new_visitor, tmp_path) as page:
         for size in sizes:
             plaintext, file_key = os.urandom(size), keys.new_secret()
@@ -281,7 +281,7 @@ def hostile_documents() -> list[bytes]:
         b"null",
         b"\xef\xbb\xbf" + plain,
         plain + b"x",
-        plain.replace(b"two", b"\xff"),
+        plain.replace(b"Two", b"\xff"),
     ]
 
 
@@ -536,8 +536,11 @@ async def test_links_are_read_as_in_python(new_visitor: NewVisitor, tmp_path: Pa
     ]
     async with our_page(new_visitor, tmp_path) as page:
         found = await page.evaluate(WRITE_AND_READ, texts)
-        # What mail and chat programs append is no reason to refuse a buyer.
-        tracked = await page.evaluate(WRITE_AND_READ, [f"{SERVER}/d/{OFFER_ID}?from=chat#1.{SECRET}"])
+        # What chat programs append is no reason to refuse a buyer; a host that is another to browsers is.
+        tracked, disguised = await page.evaluate(
+            WRITE_AND_READ,
+            [f"{SERVER}/d/{OFFER_ID}?from=chat#1.{SECRET}", f"https://a\\b/d/{OFFER_ID}#1.{SECRET}"],
+        )
 
     understood = 0
     for text, (link, receipt, written) in zip(texts, found, strict=True):
@@ -547,12 +550,14 @@ async def test_links_are_read_as_in_python(new_visitor: NewVisitor, tmp_path: Pa
             expected = None
         as_link = isinstance(expected, Link) and [expected.server, expected.offer_id, SECRET]
         as_receipt = isinstance(expected, Receipt) and [expected.server, expected.invoice_id, SECRET, OTHER]
-        refused = [got for got, read in ((link, as_link), (receipt, as_receipt)) if not read]
-        assert [got for got in (link, receipt) if got not in refused] == [
-            read for read in (as_link, as_receipt) if read
-        ], text
-        assert all(got.startswith("link-invalid: ") and SECRET[:8] not in got for got in refused), text
+        for got, parts in ((link, as_link), (receipt, as_receipt)):
+            if parts:
+                assert got == parts
+            else:
+                assert got.startswith("link-invalid: "), text
+                assert SECRET[:8] not in got
         assert written == (str(expected) if expected else None)
         understood += expected is not None
     assert understood > 10
-    assert tracked[0][2] == f"{SERVER}/d/{OFFER_ID}#1.{SECRET}"
+    assert tracked[2] == f"{SERVER}/d/{OFFER_ID}#1.{SECRET}"
+    assert disguised[2] is None

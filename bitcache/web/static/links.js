@@ -50,7 +50,7 @@ function parse(url, kind, count) {
 
 function checkPublicUrl(base) {
   const url = base.replace(/\/+$/, '');
-  if (!PUBLIC_URL.test(url) || !PRINTABLE.test(url) || /[?\\]/.test(url) || !parses(url)) {
+  if (!PUBLIC_URL.test(url) || !PRINTABLE.test(url) || url.includes('\\') || !parses(url)) {
     throw invalid('not the address of a server');
   }
   return url;
