@@ -93,6 +93,10 @@ class Overview:
     """(key of the words, their fields) of what concerns no single payment."""
     payments: list[SellerPayment]
 
+    @property
+    def to_see_to(self) -> int:
+        return self.attention_count + len(self.notices)
+
 
 async def dashboard_page(visit: Visit, seller: Seller) -> web.Response:
     span, wrong = chosen_span(visit.call.http.query, now=visit.now())

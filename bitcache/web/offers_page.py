@@ -57,6 +57,13 @@ async def offers_page(visit: Visit, seller: Seller, refused: Refused | None = No
     )
     listed = page[:PARCELS_SHOWN]
     done = visit.call.query("done") or ""
+    with_forms = {one.parcel.id for one in listed if one.parcel.sealed_at}
+    with_forms |= {
+        shown.offer.id
+        for one in listed
+        for shown in one.offers
+        if not shown.offer.closed and shown.state != "taken_down"
+    }
     return visit.page(
         "offers.html",
         {
@@ -67,6 +74,8 @@ async def offers_page(visit: Visit, seller: Seller, refused: Refused | None = No
             "after": after,
             "back_query": urlencode({"lang": visit.words.language, **({"after": after} if after else {})}),
             "refused": refused or Refused(),
+            # What was refused may have no form any more: then it is said above all.
+            "with_forms": with_forms,
             "done": done if f"done_{done}" in visit.words else "",
             "confirmations": CONFIRMATIONS,
             "floor_sat": services.config.price_floor_sat,
