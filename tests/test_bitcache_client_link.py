@@ -20,6 +20,12 @@ def test_a_link_and_a_receipt() -> None:
     assert parse(f"{SERVER}/r/{OFFER_ID}#1.{SECRET}.{OTHER}") == receipt
 
 
+@pytest.mark.parametrize("query", ["?", "?lang=fr", "?fbclid=a.b&c=%20"])
+def test_a_query_means_nothing(query: str) -> None:
+    plain = f"{SERVER}/d/{OFFER_ID}"
+    assert parse(f"{plain}{query}#1.{SECRET}") == parse(f"{plain}#1.{SECRET}")
+
+
 @given(
     server=st.sampled_from([SERVER, "http://localhost:8080", "http://[::1]:80/below/a/path"]),
     secrets=st.lists(st.binary(min_size=32, max_size=32), min_size=2, max_size=2),
@@ -48,6 +54,8 @@ def test_what_is_written_is_read_again(server: str, secrets: list[bytes]) -> Non
         (f"ftp://files.example.org/d/{OFFER_ID}#1.{SECRET}", "https://"),
         (f"https://me:secret@files.example.org/d/{OFFER_ID}#1.{SECRET}", "user name"),
         (f"https://files.example.org:99999/d/{OFFER_ID}#1.{SECRET}", "web address"),
+        (f"https://a\\b.org/d/{OFFER_ID}#1.{SECRET}", "backslashes"),
+        (f"{SERVER}/d/{OFFER_ID}?/d/x#1.{SECRET}", "26 characters|no spaces"),
         ("hello", "neither a link"),
         ("", "neither a link"),
         ("x" * 5000, "at most"),

@@ -18,7 +18,8 @@ VERSION = "1"
 LENGTH_MAX = 4096
 
 _ID = re.compile(r"[a-z2-7]{26}")
-_LOCATION = re.compile(r"(?P<base>.*)/(?P<kind>[dr])/(?P<id>[^/]*)")
+# A query after the id means nothing: pages carry the language there, and chat programs put marks of theirs.
+_LOCATION = re.compile(r"(?P<base>.*)/(?P<kind>[dr])/(?P<id>[^/?]*)(?:\?[^/]*)?")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def check_server(url: str) -> str:
         raise LinkInvalid("A server's address begins with https:// (or http:// on your own machine).")
     if parts.username is not None or parts.password is not None:
         raise LinkInvalid("The address holds a user name or password; leave out everything up to the @.")
-    if parts.query or parts.fragment or any(character.isspace() for character in url) or not url.isascii():
-        raise LinkInvalid("A server's address has no spaces, ?, # or letters beyond a to z.")
+    if set(url) & set("?#\\") or any(character.isspace() for character in url) or not url.isascii():
+        raise LinkInvalid("A server's address has no spaces, ?, #, backslashes or letters beyond a to z.")
     return url
 
 
