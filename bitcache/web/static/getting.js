@@ -10,13 +10,22 @@ import { prefetch } from './prefetch.js';
 import { saveFiles } from './save.js';
 import { say, size } from './words.js';
 
+// Words for what goes wrong, by `kind`; for what is not here, those of a broken connection.
 const REASONS = {
   'taken-down': 'js_get_taken_down',
+  'offer-gone': 'js_get_gone',
   'grant-suspended': 'js_get_suspended',
   'grant-exhausted': 'js_get_exhausted',
-  'chunk-damaged': 'js_get_damaged',
+  'digest-mismatch': 'js_get_damaged',
+  'digests-invalid': 'js_get_damaged',
+  'root-mismatch': 'js_get_damaged',
+  'header-invalid': 'js_get_unopenable',
+  'chunk-authentication-failed': 'js_get_unopenable',
+  'ciphertext-truncated': 'js_get_unopenable',
   'no-room': 'js_get_no_room',
+  'no-way': 'js_get_no_way',
 };
+const EARLY_ENDS = { stored: 'js_get_early_done', 'no-room': 'js_get_early_no_room' };
 
 export class Getting {
   // `receipt` as `parseReceipt` gives it.
@@ -93,8 +102,9 @@ export class Getting {
         this.tell('js_get_early', { done: size(bytes), total: size(total) });
       },
     }).then(
-      () => this.parcel.files[0].fileKey || this.tell('js_get_early_done'),
-      (error) => this.tell(error.kind === 'no-room' ? 'js_get_early_no_room' : 'js_get_wait'),
+      ({ outcome }) => this.parcel.files[0].fileKey || this.tell(EARLY_ENDS[outcome] ?? 'js_get_wait'),
+      // What could not be fetched early is fetched when the key is there.
+      () => this.parcel.files[0].fileKey || this.tell('js_get_wait'),
     );
   }
 
@@ -111,7 +121,8 @@ export class Getting {
       this.tell('js_get_running', { done: size(bytes), total: size(total), rate: size(rate) });
     };
     try {
-      await saveFiles(this.job(files), { onProgress, signal: this.saving.signal });
+      const onWaiting = () => this.tell('js_receipt_lost');
+      await saveFiles(this.job(files), { onProgress, onWaiting, signal: this.saving.signal });
       progress.value = 1;
       this.tell('js_get_done');
     } catch (error) {
@@ -147,9 +158,9 @@ export class Getting {
   }
 
   wordsOf(error) {
-    if (error.name === 'AbortError') return ['js_get_stopped'];
-    const why = REASONS[error.kind ?? error.name] ?? 'js_get_network';
-    return ['js_get_failed', { why: say(why) }];
+    if (error.name === 'AbortError' || error.kind === 'cancelled') return ['js_get_stopped'];
+    const why = say(REASONS[error.kind] ?? 'js_get_network');
+    return ['js_get_failed', { why: error.path ? `${error.path}: ${why}` : why }];
   }
 
   tell(key, fields) {

@@ -158,6 +158,9 @@ ENGLISH = {
     "js_get_suspended": "The payment left the chain. It goes on when it is in a block again.",
     "js_get_exhausted": "The limit of this receipt is reached for now.",
     "js_get_damaged": "The server sent bytes that are not those the seller sealed.",
+    "js_get_unopenable": "The key does not open it: the seller made a mistake, or cheats. Tell the seller.",
+    "js_get_gone": "The files are gone: the time for which they were kept has passed.",
+    "js_get_no_way": "This browser cannot save it.",
     "js_get_no_room": "There is no room to save it.",
     "js_get_network": "The connection broke too often.",
 }
@@ -314,6 +317,9 @@ FRENCH = {
     "js_get_suspended": "Le paiement a quitté la chaîne. Cela reprend quand il est de nouveau dans un bloc.",
     "js_get_exhausted": "La limite de ce reçu est atteinte pour l’instant.",
     "js_get_damaged": "Le serveur a envoyé des octets qui ne sont pas ceux que le vendeur a scellés.",
+    "js_get_unopenable": "La clé ne l’ouvre pas : le vendeur s’est trompé, ou triche. Prévenez-le.",
+    "js_get_gone": "Les fichiers n’existent plus : le temps de leur garde est passé.",
+    "js_get_no_way": "Ce navigateur ne peut pas l’enregistrer.",
     "js_get_no_room": "Il n’y a pas de place pour l’enregistrer.",
     "js_get_network": "La connexion s’est coupée trop souvent.",
 }
