@@ -65,14 +65,15 @@ class Passwords:
     """Hashes and checks. One for a process."""
 
     def __init__(self) -> None:
-        self._hasher = PasswordHasher()
+        self.hasher = PasswordHasher()
+        """Its parameters are those of new hashes."""
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
         self._nobodys: str | None = None
 
     async def hashed(self, password: str) -> str:
         """What to keep of `password`."""
         async with self._room:
-            return await asyncio.to_thread(self._hasher.hash, _normal(password))
+            return await asyncio.to_thread(self.hasher.hash, _normal(password))
 
     async def check(self, password: str, password_hash: str | None) -> Checked:
         """Whether `password` is the one. Without a hash it is wrong, and takes as long to say."""
@@ -82,7 +83,7 @@ class Passwords:
             right = await asyncio.to_thread(self._verify, password_hash or self._nobodys, password)
         if password_hash is None or not right:
             return Checked(False)
-        if self._hasher.check_needs_rehash(password_hash):
+        if self.hasher.check_needs_rehash(password_hash):
             return Checked(True, await self.hashed(password))
         return Checked(True)
 
@@ -90,7 +91,7 @@ class Passwords:
         # What is longer was never set: it must not keep a thread busy.
         text = _normal(password[: LENGTH_MAX + 1])
         try:
-            return self._hasher.verify(password_hash, text)
+            return self.hasher.verify(password_hash, text)
         except (VerificationError, InvalidHashError):
             return False
 

@@ -132,6 +132,20 @@ async def test_get_pays_waits_downloads_and_pays_once(market: Market, tmp_path: 
     assert str(PRICE_SAT) in csv
 
 
+async def test_who_waits_to_pay_is_told_of_a_takedown(market: Market) -> None:
+    link = await market.sell("--title", "Soon gone")
+    getting = asyncio.create_task(market.get(link))
+    receipt = (await market.get(link, "--no-wait"))["receipt"]
+    assert (await market.invoice(receipt)).address is not None
+    words = ("--reason", "court order 7", "--yes", "--data", str(market.server.data_folder))
+    await market.server.command("takedown", link, *words)
+    with pytest.raises(CommandFailed, match="taken these files down") as failed:
+        await asyncio.wait_for(getting, 60)
+    assert "Do not pay" in failed.value.output
+    with pytest.raises(CommandFailed, match="taken these files down"):
+        await market.get(receipt, "--no-wait")
+
+
 async def test_prefetched_ciphertext_is_opened_after_the_block(market: Market, tmp_path: Path) -> None:
     link = await market.sell("--prefetch")
     waiting = await market.get(link, "--no-wait")

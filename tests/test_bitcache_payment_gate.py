@@ -210,6 +210,8 @@ def test_verdicts() -> None:
     assert verdict(a_view()) is Verdict.UNPAID
     assert verdict(a_view(bytes_allowed=True)) is Verdict.ADMITTED
     assert verdict(a_view(suspended=True)) is Verdict.SUSPENDED
+    for money in ([], [an_output("block")]):
+        assert verdict(a_view(taken_down=True, outputs=money)) is Verdict.TAKEN_DOWN
     assert verdict(a_view(suspended=True, outputs=[an_output("gone")])) is Verdict.SUSPENDED
 
 

@@ -108,6 +108,34 @@ def test_confirming_money_is_not_earned_yet() -> None:
     assert books_sat((A, B), invoice_of(key_at=2)) == {"chain": -5_000, OWED: 5_000}
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_nothing_of_a_revoked_invoice_is_earned(mode: Mode) -> None:
+    revoked = replace(invoice_of(mode=mode), revoked=True)
+    assert books_sat((A, B), revoked) == {"chain": -5_000, OWED: 5_000}
+    # What would have been a tip is owed like the rest.
+    assert books_sat((A, B, paid("c", 999, confirmations=1)), revoked) == {"chain": -5_999, OWED: 5_999}
+
+
+def test_revoking_reverses_what_was_earned_and_undoing_it_books_anew() -> None:
+    books: list[Transfer] = []
+
+    def step(*, revoked: bool, outputs: tuple[ReceivedOutput, ...] = (A, B)) -> list[str]:
+        wanted = desired(outputs, replace(invoice_of(), revoked=revoked))
+        new = reconcile(wanted, books, reference="inv", now=NOW)
+        books.extend(new)
+        return [transfer.id for transfer in new]
+
+    assert step(revoked=False) == ["a:0/in/0", "b:0/in/0", "a:0/price/0", "b:0/price/0"]
+    assert step(revoked=True) == ["b:0/price/1", "a:0/price/1"]
+    assert step(revoked=True) == []
+    assert balances(books) == {"chain": -5_000_000, OWED: 5_000_000, DIRECT: 0}
+    # The chain goes on: what it takes back is not owed either.
+    assert step(revoked=True, outputs=(A,)) == ["b:0/in/1"]
+    assert step(revoked=True) == ["b:0/in/2"]
+    assert step(revoked=False) == ["a:0/price/2", "b:0/price/2"]
+    assert balances(books) == {"chain": -5_000_000, OWED: 0, DIRECT: 5_000_000}
+
+
 def test_a_free_invoice_books_nothing() -> None:
     assert books_sat((), invoice_of(Term(Sat(0), UNTIL))) == {}
 
@@ -218,6 +246,7 @@ def test_the_books_follow_the_chain(
     fee_sat = fee_sat if invoice.mode is Mode.HOSTED else 0
     books: list[Transfer] = []
     for step, (outputs, view) in enumerate(chain_says):
+        invoice = replace(invoice, revoked=data.draw(st.booleans()))
         wanted = desired(outputs, invoice, view, fee_sat)
         mixed = data.draw(st.permutations(books))
         new = reconcile(data.draw(st.permutations(wanted)), mixed, reference="inv", now=NOW + step)
@@ -247,6 +276,8 @@ def test_the_books_follow_the_chain(
         assert {outpoint for outpoint, signs in stands.items() if sum(signs)} == set(here)
         assert all(sum(signs) in (0, 1) for signs in stands.values())
         assert -found.get("chain", 0) == sum(here.values())
+        if invoice.revoked:
+            assert found.get(OWED, 0) == sum(here.values())
 
 
 @LAWS
