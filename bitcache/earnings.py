@@ -5,6 +5,7 @@ past never changes, and a day can be negative. What is on its way or owed to buy
 beside it.
 """
 
+import asyncio
 import csv
 import datetime
 import io
@@ -87,7 +88,9 @@ async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsV
 async def days_of(tx: Transaction, seller_id: str, period: Period) -> list[EarningsDay]:
     """What was settled in the period, by day and parcel, newest day first."""
     booked = await _booked(tx, seller_id, period)
-    return by_day(booked, await _balances_before(tx, seller_id, period), period)
+    before = await _balances_before(tx, seller_id, period)
+    # Tens of thousands of sales take longer than the loop may stand still.
+    return await asyncio.to_thread(by_day, booked, before, period)
 
 
 def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> list[EarningsDay]:

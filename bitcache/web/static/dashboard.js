@@ -6,7 +6,8 @@ import { fetchDocument } from './trusted.js';
 import { showNames } from './names.js';
 
 const EVENTS = '/dashboard/events';
-const INTERVAL_MS = 1_000; // at most one reading in this time
+const INTERVAL_MS = 1_000; // at most one reading in this time,
+const SHARE = 4; // nor more often than it takes to answer: a seller of very much is no burden
 const SLOW_MS = 60_000; // views are added each minute, without an event
 const RETRY_MS = 10_000;
 
@@ -14,6 +15,7 @@ const state = document.getElementById('live-state');
 let stream = null;
 let timer = 0;
 let readAt = 0;
+let tookMs = 0;
 let reading = false;
 
 // A live region: said again only when it changes.
@@ -63,6 +65,7 @@ async function read() {
       location.reload(); // signed out: the sign-in page
       return;
     }
+    tookMs = Date.now() - readAt;
     for (const old of document.querySelectorAll('[data-live]')) {
       const fresh = document.adoptNode(page.getElementById(old.id));
       dress(fresh);
@@ -80,7 +83,7 @@ async function read() {
 // Read the page soon; several wishes within the interval are one.
 function later(delayMs = 0) {
   if (timer) return;
-  const waitMs = Math.max(delayMs, readAt + INTERVAL_MS - Date.now());
+  const waitMs = Math.max(delayMs, readAt + Math.max(INTERVAL_MS, SHARE * tookMs) - Date.now());
   timer = setTimeout(() => {
     timer = 0;
     if (document.visibilityState === 'hidden') return;
