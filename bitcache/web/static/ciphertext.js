@@ -9,10 +9,12 @@ import { RangeSource } from './range-source.js';
 
 // A chunk damaged on its way is another one when it comes again; one damaged on the server's disk is not.
 const FETCHED_AGAIN_MAX = 2;
+const SPARE_MAX = 4;
 const DIGESTS_TIMEOUT_MS = 60_000;
 
 export class Ciphertext {
   #digests;
+  #spare = [];
 
   // `kept`: what `keptCiphertext` found, or null. `options`: {signal, onWaiting, stallMs}.
   constructor(offerId, file, grant, { kept = null, ...options } = {}) {
@@ -26,7 +28,17 @@ export class Ciphertext {
   // Chunk `index` as it came, not checked yet. Meant to be read in order.
   async read(index) {
     const { start, lengthBytes } = this.#place(index);
-    return (await this.kept?.read(start, lengthBytes)) ?? this.source.read(start, lengthBytes);
+    const kept = await this.kept?.read(start, lengthBytes);
+    if (kept) return kept;
+    const chunk = new Uint8Array(this.#spare.pop() ?? new ArrayBuffer(CHUNK_BYTES), 0, lengthBytes);
+    await this.source.read(start, chunk);
+    return chunk;
+  }
+
+  // `chunk` is not needed any more: its memory is used for another one.
+  done(chunk) {
+    const reusable = chunk.buffer.byteLength === CHUNK_BYTES && this.#spare.length < SPARE_MAX;
+    if (reusable) this.#spare.push(chunk.buffer);
   }
 
   // `chunk`, or the good one where that was damaged. Throws FormatError 'digest-mismatch' where there is none,
@@ -68,7 +80,9 @@ export class Ciphertext {
     const part = { offset: start, end: start + lengthBytes };
     const source = new RangeSource(this.offerId, this.file, this.grant, this.options, part);
     try {
-      return await source.read(start, lengthBytes);
+      const chunk = new Uint8Array(lengthBytes);
+      await source.read(start, chunk);
+      return chunk;
     } finally {
       source.close();
     }

@@ -115,7 +115,9 @@ async function plaintextOf(ciphertext, cipher, index, chunk) {
   const plaintext = cipher.open(index, last, chunk);
   plaintext.catch(() => {});
   const good = await ciphertext.checked(index, chunk);
-  return good === chunk ? plaintext : cipher.open(index, last, good);
+  const opened = good === chunk ? await plaintext : await cipher.open(index, last, good);
+  ciphertext.done(chunk);
+  return opened;
 }
 
 // `open` by place, with the small ones behind it already on their way: else each would cost a round trip of waiting.

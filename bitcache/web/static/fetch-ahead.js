@@ -74,6 +74,7 @@ async function fetchFile(job, file, grant, folder, { signal, onWaiting, onChunk 
       const chunk = await ciphertext.checked(index, await ciphertext.read(index));
       access.write(chunk, { at: index * CHUNK_BYTES });
       onChunk(chunk.length);
+      ciphertext.done(chunk);
     }
     access.flush();
   } finally {

@@ -11,6 +11,7 @@ import { FormatError } from './errors.js';
 // Long ranges cost fewer round trips; each one is a chance for the server to look at the grant again.
 const RANGE_BYTES = 64 << 20;
 const STALL_MS = 30_000;
+const PIECE_BYTES = 512 << 10;
 
 export class RangeSource {
   #offset;
@@ -27,19 +28,17 @@ export class RangeSource {
     this.#received = offset;
   }
 
-  // Exactly the bytes there. Cheap where the read before ended at `offset`.
-  async read(offset, lengthBytes) {
+  // Fills `whole` with the bytes from `offset` on. Cheap where the read before ended there.
+  async read(offset, whole) {
     if (offset !== this.#offset) this.#seek(offset);
-    const whole = new Uint8Array(lengthBytes);
-    for (let filled = 0; filled < lengthBytes; ) {
-      const piece = this.#rest ?? (await this.#piece());
-      const used = piece.subarray(0, lengthBytes - filled);
+    for (let filled = 0; filled < whole.length; ) {
+      const piece = this.#rest ?? (await this.#piece(whole.length - filled));
+      const used = piece.subarray(0, whole.length - filled);
       whole.set(used, filled);
       filled += used.length;
       this.#offset += used.length;
       this.#rest = used.length < piece.length ? piece.subarray(used.length) : null;
     }
-    return whole;
   }
 
   close() {
@@ -54,11 +53,11 @@ export class RangeSource {
     this.#received = offset;
   }
 
-  async #piece() {
+  async #piece(wantedBytes) {
     for (;;) {
       try {
         this.#connection ??= await this.#connect();
-        const piece = await this.#next(this.#connection);
+        const piece = await this.#next(this.#connection, wantedBytes);
         if (piece) return piece;
         this.#connection = null;
       } catch (problem) {
@@ -89,12 +88,12 @@ export class RangeSource {
       controller.abort();
       throw new ApiProblem({ status: 206, name: 'answer-wrong', detail: 'Other bytes came than those asked for.' });
     }
-    return { controller, reader: answer.body.getReader(), leftBytes: last - first + 1 };
+    return { controller, leftBytes: last - first + 1, ...readerOf(answer.body) };
   }
 
-  // The next bytes of a connection, or null where it has given all.
-  async #next(connection) {
-    const { value, done } = await this.#timely(connection.controller, connection.reader.read());
+  // The next bytes of a connection, or null where it has given all. Good until the next call.
+  async #next(connection, wantedBytes) {
+    const { value, done } = await this.#timely(connection.controller, connection.read(wantedBytes));
     if (done && connection.leftBytes === 0) return null;
     if (done || value.length > connection.leftBytes) {
       throw new ApiProblem({ status: 0, name: 'unreachable', detail: 'The answer was cut off.' });
@@ -125,4 +124,24 @@ export class RangeSource {
     }
     await this.patience.after(problem);
   }
+}
+
+// {read(wantedBytes)}: as a reader's `read`, into one memory over and over where the browser can. A megabyte from the
+// heap for each megabyte that comes costs more than all decryption. What was wanted goes out of it at once, because a
+// read that fails takes the memory with it.
+function readerOf(body) {
+  let reader;
+  try {
+    reader = body.getReader({ mode: 'byob' });
+  } catch {
+    reader = body.getReader();
+    return { read: () => reader.read() };
+  }
+  let memory = new ArrayBuffer(PIECE_BYTES);
+  const read = async (wantedBytes) => {
+    const { value, done } = await reader.read(new Uint8Array(memory, 0, Math.min(PIECE_BYTES, wantedBytes)));
+    if (value) memory = value.buffer;
+    return { value, done };
+  };
+  return { read };
 }
