@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bitcache.api import wire
 from bitcache.client.api import ServerApi
@@ -116,11 +117,11 @@ class Shop:
 
 
 @asynccontextmanager
-async def open_shop(folder: Path) -> AsyncIterator[Shop]:
-    """A real server in `folder` with one seller."""
+async def open_shop(folder: Path, **changes: Any) -> AsyncIterator[Shop]:
+    """A real server in `folder` with one seller; `changes` are fields of its Config."""
     data = folder / "server"
     data.mkdir()
-    async with running_server(data) as server:
+    async with running_server(data, **changes) as server:
         seller = await server.new_seller()
         yield Shop(server, seller.token, folder)
 

@@ -89,7 +89,9 @@ export class ChosenFiles {
 
   #render() {
     const sizes = this.#expected ?? new Map([...this.files].map(([path, file]) => [path, file.size]));
-    const rows = [...sizes].slice(0, ROWS_MAX).map(([path, sizeBytes]) => this.#row(path, sizeBytes));
+    // In the order in which buyers see them.
+    const sorted = [...sizes].sort(([one], [other]) => (one < other ? -1 : 1));
+    const rows = sorted.slice(0, ROWS_MAX).map(([path, sizeBytes]) => this.#row(path, sizeBytes));
     const more = sizes.size - rows.length;
     if (more > 0) rows.push(make('li', say('js_upload_more', { count: more }), { className: 'muted' }));
     const sum = sumOf([...sizes.values()]);

@@ -1,7 +1,7 @@
 // Runs one upload, off the page. Ends with the page, or when the page ends it: that is what pausing is.
 //
 // in   {kind: 'run', id, sources: [[path, File]]}; then an answer to each question, {kind: 'token', token | problem}
-// out  {kind: 'token', fresh}; the news of upload-core and upload-api; at the end {kind: 'done', parcelId, offerId} or
+// out  {kind: 'ready'}; the question {kind: 'token', fresh}; the news of upload-core and upload-api; at the end {kind: 'done', parcelId, offerId} or
 //      {kind: 'stopped', why: {name, status, detail, field, path}}
 
 import { ApiProblem } from './api.js';
@@ -61,3 +61,5 @@ function whyOf(failure) {
   if (failure.name === 'TimeoutError') return { name: 'elsewhere', detail, path };
   return { name: 'other', detail, path };
 }
+
+tell({ kind: 'ready' });

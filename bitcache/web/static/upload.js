@@ -6,13 +6,12 @@
 
 import { filesOfInput, listenForDrops } from './drop.js';
 import { element, show } from './page.js';
-import { sellerToken } from './seller-token.js';
-import { scriptUrl } from './trusted.js';
 import { ChosenFiles } from './upload-files.js';
 import { SaleForm } from './upload-form.js';
 import { plannedParcel } from './upload-plan.js';
 import { ProgressView } from './upload-progress.js';
 import { showResult } from './upload-result.js';
+import { UploadRun } from './upload-run.js';
 import { openStore } from './upload-store.js';
 import { asked, discardUpload, showUnfinished } from './upload-unfinished.js';
 import { whyStopped } from './upload-words.js';
@@ -25,7 +24,7 @@ let store = null;
 let form = null;
 let chosen = null;
 let parcel = null; // of the upload that was begun, as upload-store has it
-let worker = null; // while it runs
+let running = null;
 
 async function begin() {
   if (!globalThis.isSecureContext || !globalThis.crypto?.subtle) return refuse('js_upload_insecure');
@@ -59,7 +58,7 @@ function listen() {
   element('change').addEventListener('click', change);
   element('discard').addEventListener('click', discard);
   addEventListener('beforeunload', (event) => {
-    if (worker) event.preventDefault();
+    if (running) event.preventDefault();
   });
 }
 
@@ -120,45 +119,30 @@ function run() {
   for (const id of ['sale', 'unfinished']) show(element(id), false);
   progress.begin();
   element('progress-title').focus();
-  worker = new Worker(scriptUrl('/static/upload-worker.js'), { type: 'module' });
-  worker.addEventListener('message', ({ data }) => hear(data));
-  worker.addEventListener('error', (event) => hear({ kind: 'stopped', why: { name: 'other', detail: event.message } }));
-  worker.postMessage({ kind: 'run', id: parcel.id, sources: [...chosen.files] });
+  running = new UploadRun({ id: parcel.id, sources: [...chosen.files], hear });
 }
 
 function hear(news) {
-  if (news.kind === 'token') answerToken(worker, news);
-  else if (news.kind === 'done') finish(news);
+  if (news.kind === 'done') finish(news);
   else if (news.kind === 'stopped') stopped(news.why);
   else progress.hear(news);
 }
 
-// The worker knows no cookie and no page: it asks here.
-async function answerToken(asking, { fresh }) {
-  try {
-    asking.postMessage({ kind: 'token', token: await sellerToken({ fresh }) });
-  } catch (problem) {
-    const { status = 0, name, message, detail = message } = problem;
-    asking.postMessage({ kind: 'token', problem: { status, name: status ? name : 'unreachable', detail } });
-  }
-}
-
 // Running to resting
 
-// The worker may end at any moment: it keeps on record all that counts.
-function endWorker() {
-  worker?.terminate();
-  worker = null;
+function endRun() {
+  running?.end();
+  running = null;
 }
 
 function pause() {
-  endWorker();
+  endRun();
   progress.rest(say('js_upload_paused'));
   element('go-on').focus();
 }
 
 async function stopped(why) {
-  endWorker();
+  endRun();
   // What it got as far as: the parcel may be made already.
   parcel = (await store.parcel(parcel.id)) ?? parcel;
   progress.rest(say('js_upload_stopped'), whyStopped(why), { signIn: why.status === 401 });
@@ -192,7 +176,7 @@ function startOver() {
 // Running to done
 
 async function finish({ parcelId, offerId }) {
-  endWorker();
+  endRun();
   progress.end();
   const kept = showResult({ ...parcel, parcelId, offerId }, publicUrl);
   // Where the link is kept nowhere else, the unfinished upload still tells it after a reload.
