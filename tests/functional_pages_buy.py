@@ -51,7 +51,7 @@ async def test_from_the_link_to_the_last_byte(
 ) -> None:
     async with open_market(world, tmp_path) as market:
         link = await market.sell(price_sat=5_000, note="All of it.", preview=png())
-        buyer = await new_visitor(viewport=PHONE)
+        buyer = await new_visitor(viewport=PHONE, permissions=["clipboard-read", "clipboard-write"])
         page = await ready(await buyer.goto(link))
         assert await page.locator("h1").inner_text() == "Summer in Lyon"
         assert "Photos/Été à Lyon.bin" in await page.locator("#files").inner_text()
@@ -63,7 +63,17 @@ async def test_from_the_link_to_the_last_byte(
         assert text.index("Keep this receipt") < text.index(view["address"])
         assert "0.00005000" in text
         assert await page.locator("#live .qr svg").count() == 1
+        for button, copied in (("Copy amount", "0.00005000"), ("Copy address", view["address"])):
+            await page.get_by_role("button", name=button).click()
+            assert await page.evaluate("navigator.clipboard.readText()") == copied
+        wallet = page.get_by_role("link", name="Open in a wallet")
+        assert await wallet.get_attribute("href") == view["uri"]
+        # Fifteen minutes are no hurry.
+        assert await page.locator("#hold").is_hidden()
         await page.evaluate(WATCH_SHIFTS)
+        await market.pay(invoice_id, 2_000)
+        await until_state(page, "underpaid")
+        assert "0.00003000" in await page.locator("#live").inner_text()
         await market.pay(invoice_id)
         await until_state(page, "seen")
         await world.mine()
@@ -76,6 +86,9 @@ async def test_from_the_link_to_the_last_byte(
         assert unzipped(octets) == GOODS
         await until(page, "document.getElementById('get-status').textContent.startsWith('Done')")
         receipt = await page.locator("#receipt-link").inner_text()
+        await page.emulate_media(media="print")
+        assert await page.locator("#receipt-code svg").is_visible()
+        assert await page.locator("#live").is_hidden()
 
         # Another device, with nothing but the receipt.
         other = await new_visitor()
@@ -192,6 +205,45 @@ async def test_what_a_seller_writes_is_text_and_nothing_else(new_visitor: NewVis
         assert set(unzipped(octets)) == set(goods)
         assert "/" not in name
         assert name.endswith(".zip")
+
+
+async def test_keys_alone_lead_from_the_link_to_the_file(new_visitor: NewVisitor, tmp_path: Path) -> None:
+    async with open_free_market(tmp_path) as market:
+        link = await market.sell(goods={"a.txt": b"by keys"})
+        page = await ready(await (await new_visitor()).goto(link))
+        await _press(page, "Get it")
+        await page.wait_for_url("**/r/**")
+        await unlocked(page)
+        assert await downloaded(page, lambda: _press(page, "Download and decrypt")) == ("a.txt", b"by keys")
+
+
+async def _press(page: Page, name: str) -> None:
+    """Go with Tab to what has this name, see that the focus shows, and press Enter."""
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        if await page.evaluate("document.activeElement.textContent.trim()") == name:
+            outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline == "solid"
+            await page.keyboard.press("Enter")
+            return
+    pytest.fail(f"no way to {name!r} by keys")
+
+
+async def test_the_price_counts_down_in_its_last_minutes(
+    new_visitor: NewVisitor, world: RegtestWorld, tmp_path: Path
+) -> None:
+    async with open_market(world, tmp_path, price_hold_s=8) as market:
+        link = await market.sell(price_sat=5_000)
+        page = await ready(await (await new_visitor()).goto(link))
+        invoice_id = await ordered(page)
+        assert (await page.locator("#hold").inner_text()).startswith("This price holds for 0:0")
+        # Then the page says so by itself, hides the address, and gets today's price when asked.
+        await until_state(page, "expired")
+        assert (await market.invoice(invoice_id))["address"] is None
+        assert await page.locator("#live .qr").count() == 0
+        await page.get_by_role("button", name="Get today").click()
+        await until_state(page, "waiting")
+        assert invoice_id_of(page.url) == invoice_id
 
 
 async def test_a_lost_line_is_told_and_mended(new_visitor: NewVisitor, tmp_path: Path) -> None:
