@@ -100,6 +100,10 @@ async def test_from_the_link_to_the_last_byte(
 
         # The link again, in the browser that bought: it leads to the receipt.
         again = await ready(await buyer.goto(link))
+        await again.get_by_role("link", name="Français").click()
+        await again.wait_for_url("**lang=fr**")
+        await ready(again)
+        assert await again.locator("h1").inner_text() == "Summer in Lyon"
         await again.locator("#bought .go").click()
         await again.wait_for_url("**/r/**")
         assert invoice_id_of(again.url) == invoice_id

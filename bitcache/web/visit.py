@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
@@ -13,7 +13,7 @@ from bitcache.errors import RequestInvalid
 from bitcache.services import Services
 from bitcache.web import forms
 from bitcache.web.forms import Forms
-from bitcache.web.i18n import Words, chosen_language
+from bitcache.web.i18n import LANGUAGES, Words, chosen_language
 from bitcache.web.render import page
 
 FORM_BYTES_MAX = 8 * 1024
@@ -62,6 +62,7 @@ class Visit:
                 "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
                 "api_form_token": self.forms.token(API_FORM, self.browser, self.now()) if api else "",
                 "script_words": self.words.starting(script_words),
+                "language_query": self._language_query(),
                 # The answer to a form has no address of its own to read again in another language.
                 "switchable": self.call.http.method == "GET",
             },
@@ -79,6 +80,11 @@ class Visit:
         except ValueError as exc:
             raise RequestInvalid("The form cannot be read.") from exc
         return fields, self.forms.check(name, self.browser, fields.get(forms.FIELD, ""), self.now())
+
+    def _language_query(self) -> dict[str, str]:
+        """The query of this address with each language in turn; what else is in it stays."""
+        others = [(name, text) for name, text in self.call.http.query.items() if name != "lang"]
+        return {code: urlencode([*others, ("lang", code)]) for code in LANGUAGES}
 
     def redirect(self, path: str) -> web.Response:
         """To another page, by GET, in the same language."""

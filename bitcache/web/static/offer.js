@@ -10,7 +10,7 @@ import { showGoods, titleOf } from './goods.js';
 import { keepPurchase, purchaseOf } from './kept.js';
 import { claimHash, newSecret } from './keys.js';
 import { parseLink, receiptUrl } from './links.js';
-import { element, decryptsHere, show, trouble } from './page.js';
+import { decryptsHere, element, keepFragment, show, trouble } from './page.js';
 import { openParcel } from './parcel.js';
 import { language, say } from './words.js';
 
@@ -20,6 +20,7 @@ const form = element('pay');
 async function start() {
   // A link pasted over this one changes the fragment alone: start over with it.
   addEventListener('hashchange', () => location.reload());
+  keepFragment();
   if (!decryptsHere()) return refuse('js_offer_insecure');
   let link;
   try {

@@ -23,6 +23,11 @@ export function trouble(key) {
   banner.querySelector('p').textContent = say(`${key}_hint`);
 }
 
+// The links to other languages keep the secrets in the address: without them the page could open nothing.
+export function keepFragment() {
+  for (const link of document.querySelectorAll('footer nav a')) link.hash = location.hash;
+}
+
 // Browsers give cryptography to https and localhost alone.
 export const decryptsHere = () => globalThis.isSecureContext && Boolean(globalThis.crypto?.subtle);
 

@@ -6,7 +6,7 @@ import { Getting } from './getting.js';
 import { keepPurchase, purchases } from './kept.js';
 import { parseReceipt, receiptUrl } from './links.js';
 import { refresh, startClock } from './live.js';
-import { copy, decryptsHere, element, show, trouble } from './page.js';
+import { copy, decryptsHere, element, keepFragment, show, trouble } from './page.js';
 import { qrCode } from './qr.js';
 import { say } from './words.js';
 
@@ -16,6 +16,7 @@ async function start() {
   addEventListener('hashchange', () => location.reload());
   startClock();
   const receipt = receiptOfPage();
+  keepFragment();
   let getting = null;
   if (receipt) {
     showReceipt(receipt);
