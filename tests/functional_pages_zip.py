@@ -1,7 +1,7 @@
 """A parcel of several files is saved as one archive that other programs read.
 
-The buyer's browser makes it while it downloads (static/zip.js); here Python's zipfile takes it apart again and,
-where it is installed, Info-ZIP's unzip.
+The buyer's browser makes it as it downloads (static/zip.js). Here Python's zipfile takes it apart again, and
+Info-ZIP's unzip where it is installed.
 """
 
 from __future__ import annotations

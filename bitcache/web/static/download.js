@@ -46,8 +46,8 @@ export const forgetSaved = (job) =>
     job.files.map((file) => file.fileId),
   );
 
-// {stream, finished}: `pieces` as a stream that asks for them as it is read. `finished` resolves when it was read to its
-// end, and rejects with what broke it; 'cancelled' when its reader wanted no more.
+// {stream, finished}: `pieces` as a stream that asks for them as it is read. `finished` resolves when it was read to
+// its end, and rejects with what broke it; 'cancelled' when its reader wanted no more.
 export function streamOf(pieces) {
   let stream;
   const finished = new Promise((resolve, reject) => {

@@ -29,8 +29,8 @@ export class SaveError extends Error {
   }
 }
 
-// In the worker: does `work({signal, onProgress(bytes), onWaiting(problem), say(type)})` and tells the page how it ends.
-// Never rejects.
+// In the worker: does `work({signal, onProgress(bytes), onWaiting(problem), say(type)})`, and tells the page how it
+// ends. Never rejects.
 export async function carryOut(port, work) {
   const stop = new AbortController();
   port.onmessage = () => stop.abort(new DOMException('the page wants no more', 'AbortError'));
@@ -61,7 +61,7 @@ export class Errand {
   #expected = new Map();
   #silentLooks = 0;
 
-  constructor(port, { signal, onProgress = () => {}, onWaiting = () => {}, onAlive = () => {}, lookMs = LOOK_MS } = {}) {
+  constructor(port, { signal, onProgress, onWaiting, onAlive, lookMs = LOOK_MS } = {}) {
     Object.assign(this, { port, signal, onProgress, onWaiting, onAlive });
     // Its result.
     this.done = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
@@ -99,9 +99,9 @@ export class Errand {
 
   #hear(told) {
     this.#silentLooks = 0;
-    this.onAlive();
-    if (told.type === 'progress') this.onProgress(told.bytes);
-    else if (told.type === 'waiting') this.onWaiting(errorFrom(told.error));
+    this.onAlive?.();
+    if (told.type === 'progress') this.onProgress?.(told.bytes);
+    else if (told.type === 'waiting') this.onWaiting?.(errorFrom(told.error));
     else if (told.type === 'done') this.#end(this.resolve, told.result);
     else if (told.type === 'failed') this.#end(this.reject, errorFrom(told.error));
     else this.#expected.get(told.type)?.();
@@ -127,7 +127,8 @@ function plainError(error) {
   if (error instanceof FormatError) return { type: 'format', path, kind, message, chunkIndex };
   if (error.name === 'AbortError') return { type: 'save', kind: 'cancelled', message };
   if (error.name === 'QuotaExceededError') return { type: 'save', kind: 'no-room', message };
-  return { type: 'save', path, kind: error instanceof SaveError ? kind : 'failed', message: `${error.name}: ${message}` };
+  if (error instanceof SaveError) return { type: 'save', path, kind, message };
+  return { type: 'save', path, kind: 'failed', message: `${error.name}: ${message}` };
 }
 
 function errorFrom(plain) {

@@ -44,7 +44,7 @@ export async function unlock(parcel, view, linkSecret, releaseSecret) {
 
 function checkListed(files, view) {
   if (view.files.length !== files.length) {
-    throw new FormatError('parcel-mismatch', `${view.files.length} files are listed, the seller sealed ${files.length}`);
+    throw new FormatError('parcel-mismatch', `${view.files.length} files are listed, ${files.length} were sealed`);
   }
   files.forEach((file, place) => {
     const listed = view.files[place];
