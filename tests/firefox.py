@@ -26,7 +26,7 @@ HOW_TO_INSTALL = "There is no Firefox here (Debian: apt-get install firefox-esr)
 MESSAGE_BYTES_MAX = 64 << 20
 COMMAND_TIMEOUT_S = 60
 # It calls home otherwise, asks where to save, and counts on hardware that tests have not.
-PREFERENCES = {
+PREFERENCES: dict[str, str | int | bool] = {
     "app.normandy.enabled": False,
     "app.update.enabled": False,
     "browser.download.folderList": 2,

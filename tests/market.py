@@ -157,9 +157,9 @@ class Market:
             self.payer = await BitWallet.create(self.world, coin_sat=2_000_000, coin_count=30)
         view = await self.invoice(invoice_id)
         # Who is late still has the address, though the server hides it by then.
-        address = view["address"] or self._addresses.get(invoice_id)
-        address = self.payer.address if elsewhere else address
-        due_sat = view["due_sat"] if amount_sat is None else amount_sat
+        shown: str = view["address"] or self._addresses[invoice_id]
+        address = self.payer.address if elsewhere else shown
+        due_sat = int(view["due_sat"] if amount_sat is None else amount_sat)
         payment = await self.payer.pay([(address, due_sat)], fee_sat=fee_sat, inputs=inputs)
         await self.world.mempool_wait(payment.txid)
         return payment
