@@ -248,7 +248,7 @@ def _check(config: Config) -> None:
             f"`trusted_proxies`: {exc}; give addresses or networks such as 10.0.0.0/8."
         ) from exc
     if config.regtest_wallet_url and config.network != "regtest":
-        raise ConfigInvalid("`regtest_wallet_url` is for network = \"regtest\" alone: remove it.")
+        raise ConfigInvalid('`regtest_wallet_url` is for network = "regtest" alone: remove it.')
     if config.node.rpc_user and not config.node.rpc_password:
         raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
     if config.registration == "invite" and not config.invite_codes:
