@@ -11,12 +11,13 @@ import pytest_asyncio
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from bitcache import takedown
+from bitcache import passwords, sessions, takedown
 from bitcache.cli.main import app
 from bitcache.config import CONFIG_FILE_NAME
 from bitcache.db.tables import offers, reports
 from bitcache.doctor import recompute
 from bitcache.errors import NotFound, ValueRefused
+from bitcache.reports import list_reports
 from bitcache.takedown import Reached
 from payments import ledger
 from payments.registry import transfer_of
@@ -24,6 +25,7 @@ from payments.tables import transfers
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from tests.functional_client_crash import bitcache, finished
+from tests.test_bitcache_pages import Browser
 from tests.test_bitcache_payment_gate import ACCEPT, credential
 from tests.test_bitcache_payment_gate import get as ask_with_scheme
 from tests.test_bitcache_sse import reading
@@ -231,6 +233,39 @@ async def test_a_reorg_after_a_takedown_owes_nothing_until_it_is_mined_again(
         view = await till.until(bought, lambda view: view["confirmed_sat"] == PRICE_SAT, "it to come back")
         assert (view["taken_down"], view["key_allowed"], view["owed_sat"]) == (True, False, PRICE_SAT)
         assert await books_sat(till, bought) == {"chain": -PRICE_SAT, "owed": PRICE_SAT}
+
+
+async def test_all_of_it_works_on_postgresql_too(
+    world: RegtestWorld, tmp_path: Path, postgres_database: str
+) -> None:
+    async with open_till(world, tmp_path, database_url=postgres_database) as till, Browser(till) as browser:
+        services, now = till.server.services, till.server.clock()
+        hashed = await services.passwords.hashed("correct horse battery")
+        account_id = till.account.account_id
+        assert await services.database.write(
+            lambda tx: passwords.keep(tx, account_id, hashed, instead_of=None)
+        )
+        await browser.get("/sign-in")
+        await browser.submit("/sign-in", name="SELLER 1", password="correct horse battery")
+        assert browser.status == 303
+        sold = await till.offer(price_sat=PRICE_SAT)
+        bought = await till.paid(sold)
+        await browser.get(f"/d/{sold.offer_id}/report")
+        await browser.submit(f"/d/{sold.offer_id}/report", reason="fraud", message="𝄞")
+        listed = await services.database.read(lambda tx: list_reports(tx, handled=False))
+        assert [report.message for report in listed] == ["𝄞"]
+        assert (await take_down_here(till, sold)).reports_handled == 1
+        assert await earned(till) == (0, 0, PRICE_SAT)
+        assert await books_sat(till, bought) == {"chain": -PRICE_SAT, "owed": PRICE_SAT}
+        assert await recompute(services) == (1, 0)
+        await take_down_here(till, sold, undo=True)
+        assert await earned(till) == (PRICE_SAT, 0, 0)
+        await browser.get("/account")
+        assert "with the password" in browser.text
+        await services.database.write(lambda tx: sessions.end_all(tx, account_id, now=now))
+        await services.sweep.poll_once()
+        await browser.get("/account")
+        assert "Seller token" in browser.text
 
 
 async def test_a_free_offer_is_taken_down_and_put_back(nodeless: Till) -> None:
