@@ -65,6 +65,15 @@ START = """([module, what, job, options]) => {
   import(module).then(begin).catch(failed).then((outcome) => Object.assign(heard, {outcome}));
 }"""
 
+# As in browsers that cannot read a response into memory of the page's own.
+WITHOUT_BYTE_READERS = """() => {
+  const { getReader } = ReadableStream.prototype;
+  ReadableStream.prototype.getReader = function (options) {
+    if (options) throw new TypeError('no byte reader here');
+    return getReader.call(this);
+  };
+}"""
+
 
 @dataclass
 class Purchase:
@@ -254,8 +263,10 @@ def flipped(octets: bytes) -> bytes:
     return bytes([octets[0] ^ 1]) + octets[1:]
 
 
-@pytest.mark.parametrize("way", ["service-worker", "opfs"])
-async def test_a_download_outlives_what_passes(new_visitor: NewVisitor, bought: Purchase, way: str) -> None:
+@pytest.mark.parametrize(("way", "prepare"), [("service-worker", ""), ("blob", WITHOUT_BYTE_READERS)])
+async def test_a_download_outlives_what_passes(
+    new_visitor: NewVisitor, bought: Purchase, way: str, prepare: str
+) -> None:
     """Cut, busy, silent, and a token that runs out: the bytes are the same, and none is asked for twice."""
     line = Line()
 
@@ -275,6 +286,7 @@ async def test_a_download_outlives_what_passes(new_visitor: NewVisitor, bought: 
     ]
     async with lying(bought.shop.server.url, {"content": line}) as url:
         page = await bought.page(new_visitor, url)
+        await page.evaluate(prepare)
         _, content = await save(page, "big.bin", way=way, tuning={"stallMs": 2000})
     assert content == bought.content("big.bin")
     heard = await page.evaluate("heard.waiting")
@@ -431,10 +443,11 @@ KEPT = """async (invoiceId) => {
 async def test_nothing_is_fetched_ahead_where_there_is_no_room(
     new_visitor: NewVisitor, bought: Purchase
 ) -> None:
-    page = await bought.page(new_visitor)
-    browser = await page.context.new_cdp_session(page)
-    await browser.send(
-        "Storage.overrideQuotaForOrigin", {"origin": bought.shop.server.url, "quotaSize": 2 * CHUNK_BYTES}
-    )
-    await start(page, None, module="prefetch")
-    assert await outcome(page) == {"outcome": "no-room"}
+    line = Line()
+    async with lying(bought.shop.server.url, {"content": line}) as url:
+        page = await bought.page(new_visitor, url)
+        browser = await page.context.new_cdp_session(page)
+        await browser.send("Storage.overrideQuotaForOrigin", {"origin": url, "quotaSize": 2 * CHUNK_BYTES})
+        await start(page, None, module="prefetch")
+        assert await outcome(page) == {"outcome": "no-room"}
+    assert line.starts == []

@@ -15,7 +15,6 @@ const PIECE_BYTES = 512 << 10;
 
 export class RangeSource {
   #offset;
-  #received;
   #rest = null;
   #connection = null;
   #renewed = false;
@@ -25,7 +24,6 @@ export class RangeSource {
     Object.assign(this, { offerId, file, grant, end, signal: options.signal, stallMs: options.stallMs ?? STALL_MS });
     this.patience = new Patience(options);
     this.#offset = offset;
-    this.#received = offset;
   }
 
   // Fills `whole` with the bytes from `offset` on. Cheap where the read before ended there.
@@ -50,7 +48,6 @@ export class RangeSource {
     this.close();
     this.#rest = null;
     this.#offset = offset;
-    this.#received = offset;
   }
 
   async #piece(wantedBytes) {
@@ -71,7 +68,8 @@ export class RangeSource {
     const controller = new AbortController();
     const signal = this.signal ? AbortSignal.any([this.signal, controller.signal]) : controller.signal;
     const token = await this.grant.token(this.signal);
-    const first = this.#received;
+    // Asked for only when nothing is left over: this is where the next byte belongs.
+    const first = this.#offset;
     const last = Math.min(first + RANGE_BYTES, this.end) - 1;
     const headers = { Range: `bytes=${first}-${last}`, 'If-Range': `"${encode(this.file.root)}"` };
     const path = `/offers/${this.offerId}/files/${this.file.fileId}/content`;
@@ -99,7 +97,6 @@ export class RangeSource {
       throw new ApiProblem({ status: 0, name: 'unreachable', detail: 'The answer was cut off.' });
     }
     connection.leftBytes -= value.length;
-    this.#received += value.length;
     this.#renewed = false;
     this.patience.progress();
     return value;
