@@ -49,6 +49,7 @@ async function folderOf(job) {
   for (const file of job.files) {
     neededBytes += ciphertextSize(file.sizeBytes) - (await heldBytes(folder, file.fileId));
   }
+  // Some browsers tell of more room than there is: whoever writes sees.
   if (room.quota - room.usage < neededBytes) throw new Stop('no-room');
   return folder;
 }
@@ -72,7 +73,8 @@ async function fetchFile(job, file, grant, folder, { signal, onWaiting, onChunk 
     ciphertext = new Ciphertext(job.offerId, file, grant, { signal, onWaiting, ...job.tuning });
     for (let index = held / CHUNK_BYTES; index < ciphertext.chunks; index += 1) {
       const chunk = await ciphertext.checked(index, await ciphertext.read(index));
-      access.write(chunk, { at: index * CHUNK_BYTES });
+      const written = access.write(chunk, { at: index * CHUNK_BYTES });
+      if (written < chunk.length) throw new Stop('no-room');
       onChunk(chunk.length);
       ciphertext.done(chunk);
     }

@@ -17,7 +17,8 @@ export async function saveInPrivateFile(job, { signal, onProgress, onWaiting, sa
   try {
     let bytes = 0;
     for await (const piece of await begun(pieces)) {
-      access.write(piece, { at: bytes });
+      const written = access.write(piece, { at: bytes });
+      if (written < piece.length) throw new SaveError('no-room', 'the file system took only a part');
       bytes += piece.length;
       onProgress(bytes);
     }
