@@ -169,9 +169,16 @@ async def test_every_page_keeps_to_the_policy(till: Till, browser: Browser) -> N
     pages = [(browser.text, browser.headers)]
     await browser.submit(f"/d/{sold.offer_id}/pay")
     pages.append((browser.text, browser.headers))
-    for path in ("/dashboard", f"/d/{'a' * 26}"):
+    for path in ("/", "/sign-in", "/sign-up", f"/d/{sold.offer_id}/report", f"/d/{'a' * 26}"):
         await browser.get(path)
         pages.append((browser.text, browser.headers))
+    await browser.get("/dashboard")
+    await browser.submit("/sign-in", token=till.account.token)
+    for path in ("/dashboard", "/account"):
+        await browser.get(path)
+        pages.append((browser.text, browser.headers))
+    await browser.submit("/account/tokens?", label="shown once")
+    pages.append((browser.text, browser.headers))
     for text, headers in pages:
         assert headers["Content-Security-Policy"] == POLICY
         assert headers["Cache-Control"] == "no-store"
