@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Download, Page
+from playwright.async_api import Error as PlaywrightError
 
 from bitcache.client.link import Link
 from regtest.node import wait_until
@@ -44,8 +45,9 @@ WAYS = ["service-worker", "opfs", "blob"]
 OPEN = """async ({claim, offerId, invoiceId, claimSecret, linkSecret}) => {
   const { openParcel, unlock } = await import('/static/parcel.js');
   const { decode } = await import('/static/base64url.js');
-  const parcel = await openParcel(claim, decode(linkSecret));
-  await unlock(parcel, claim, decode(linkSecret), decode(claim.release_secret));
+  const told = ({kind, message}) => { throw new Error(`${kind}: ${message}`); };
+  const parcel = await openParcel(claim, decode(linkSecret)).catch(told);
+  await unlock(parcel, claim, decode(linkSecret), decode(claim.release_secret)).catch(told);
   window.job = {offerId, invoiceId, claimSecret, files: parcel.files, zipName: 'all.zip'};
   const named = (path) => job.files.filter((file) => file.path === `goods/${path}`);
   window.fileJob = (path) => ({...job, files: named(path), zipName: null});
@@ -176,6 +178,24 @@ async def refused(page: Page, job: str | None, **options: Any) -> dict[str, Any]
     ended = await outcome(page)
     assert None not in failures, "there is a file"
     return ended
+
+
+async def test_a_parcel_that_was_swapped_is_not_opened(new_visitor: NewVisitor, bought: Purchase) -> None:
+    """Each lie about the parcel alone, in a claim that is right otherwise."""
+    page = await bought.page(new_visitor)
+    first, second, *others = bought.claim["files"]
+    other_key = {"wrapped_key": second["wrapped_key"]}
+    lies: list[tuple[str, dict[str, Any]]] = [
+        ("parcel-mismatch", {"files": [first, second, *others[1:]]}),
+        ("parcel-mismatch", {"files": [second, first, *others]}),
+        ("parcel-mismatch", {"files": [{**first, "size_bytes": 60}, second, *others]}),
+        ("parcel-mismatch", {"files": [{**first, "root": second["root"]}, second, *others]}),
+        ("key-unwrap-failed", {"files": [{**first, **other_key}, second, *others]}),
+        ("release-secret-wrong", {"release_secret": base64url.encode(bytes(32))}),
+    ]
+    for kind, lie in lies:
+        with pytest.raises(PlaywrightError, match=kind):
+            await replace(bought, claim={**bought.claim, **lie}).opened(page)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -5,7 +5,8 @@
 //   value-error
 //
 // and, where that section has no word: chunk-size-wrong, digests-invalid, digest-mismatch, root-mismatch,
-// link-invalid, text-too-long. Messages are for developers and hold no secret; pages choose words by `kind`.
+// link-invalid, text-too-long, parcel-mismatch. Messages are for developers and hold no secret; pages choose words by
+// `kind`.
 
 export class FormatError extends Error {
   constructor(kind, message, { chunkIndex, path } = {}) {
