@@ -49,7 +49,8 @@ export class Upload {
   #freshStarts = new Map(); // how many, by place
 
   // `sources` maps paths to Files; none are needed once the parcel is made. `api` is of upload-api.js. `tell(news)`
-  // hears {kind: 'phase', phase}, {kind: 'progress', sentBytes, totalBytes} and {kind: 'anew', path}.
+  // hears {kind: 'phase', phase}, {kind: 'prepared', done, count} (files), {kind: 'progress', sentBytes,
+  // storedBytes, totalBytes} (sent is more: it is on the way) and {kind: 'anew', path}.
   constructor({ store, api, parcel, sources, tell }) {
     this.#store = store;
     this.#api = api;
@@ -94,6 +95,7 @@ export class Upload {
     const work = [];
     await inLanes(ANNOUNCING_LANES, this.#files.keys(), async (place, signal) => {
       work.push(await this.#announced(place, signal));
+      this.#tell({ kind: 'prepared', done: work.length, count: this.#files.length });
     });
     work.sort((one, other) => one.file.place - other.file.place);
     this.#totalBytes = this.#files.reduce((sum, file) => sum + ciphertextSize(file.sizeBytes), 0);
@@ -207,7 +209,8 @@ export class Upload {
 
   #report() {
     const onTheWay = [...this.#onTheWay.values()].reduce((sum, bytes) => sum + bytes, 0);
-    this.#tell({ kind: 'progress', sentBytes: this.#storedBytes + onTheWay, totalBytes: this.#totalBytes });
+    const storedBytes = this.#storedBytes;
+    this.#tell({ kind: 'progress', sentBytes: storedBytes + onTheWay, storedBytes, totalBytes: this.#totalBytes });
   }
 
   // The parcel

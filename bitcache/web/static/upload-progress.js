@@ -21,6 +21,7 @@ export class ProgressView {
 
   begin() {
     this.#samples = [];
+    this.#latest = null;
     this.#announced = 0;
     for (const id of ['why', 'go-on', 'change', 'discard']) show(element(id), false);
     for (const id of ['progress', 'pause', 'keep-open']) show(element(id));
@@ -30,6 +31,7 @@ export class ProgressView {
 
   hear(news) {
     if (news.kind === 'progress') this.#take(news);
+    else if (news.kind === 'prepared') this.#showPrepared(news);
     else if (news.kind === 'phase') this.#phase(news.phase);
     else if (news.kind === 'waiting') this.say(say(waitingWords(news)));
     else if (news.kind === 'back') this.say(say('js_upload_back'));
@@ -42,6 +44,8 @@ export class ProgressView {
     this.#timer = null;
     for (const id of ['pause', 'keep-open']) show(element(id), false);
     for (const id of ['go-on', 'change', 'discard']) show(element(id));
+    // What was on its way is lost; what is stored, stays.
+    if (this.#latest) this.#showFigures(this.#latest.storedBytes, this.#latest.totalBytes);
     this.#clearSpeed();
     document.title = this.#title;
     this.say(said);
@@ -71,6 +75,11 @@ export class ProgressView {
     this.#timer ??= setTimeout(() => this.#show(), Math.max(0, this.#shownAt + SHOWN_EVERY_MS - performance.now()));
   }
 
+  // Thousands of files take minutes before the first byte leaves.
+  #showPrepared({ done, count }) {
+    if (count > 1) element('figures').textContent = say('js_upload_prepared', { done, count });
+  }
+
   #show() {
     this.#timer = null;
     this.#shownAt = performance.now();
@@ -79,17 +88,22 @@ export class ProgressView {
     if (this.#samples.length && sentBytes < this.#samples.at(-1)[1]) this.#samples = [];
     this.#samples.push([this.#shownAt, sentBytes]);
     while (this.#samples[0][0] < this.#shownAt - SPEED_OVER_MS) this.#samples.shift();
-    const percent = Math.floor((100 * sentBytes) / totalBytes);
-    element('bar').value = percent;
-    element('figures').textContent = say('js_upload_figures', {
-      sent: size(sentBytes), total: size(totalBytes), percent,
-    });
+    const percent = this.#showFigures(sentBytes, totalBytes);
     document.title = `${percent} % · ${this.#title}`;
     this.#showSpeed(totalBytes - sentBytes);
     if (percent >= this.#announced + ANNOUNCED_EVERY_PERCENT && percent < 100) {
       this.#announced = percent - (percent % ANNOUNCED_EVERY_PERCENT);
       this.say(say('js_upload_running_percent', { percent: this.#announced }));
     }
+  }
+
+  // Returns the whole percents.
+  #showFigures(bytes, totalBytes) {
+    const percent = Math.floor((100 * bytes) / totalBytes);
+    element('bar').value = percent;
+    const fields = { sent: size(bytes), total: size(totalBytes), percent };
+    element('figures').textContent = say('js_upload_figures', fields);
+    return percent;
   }
 
   #showSpeed(leftBytes) {

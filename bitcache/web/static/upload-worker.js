@@ -1,8 +1,8 @@
 // Runs one upload, off the page. Ends with the page, or when the page ends it: that is what pausing is.
 //
 // in   {kind: 'run', id, sources: [[path, File]]}; then an answer to each question, {kind: 'token', token | problem}
-// out  {kind: 'ready'}; the question {kind: 'token', fresh}; the news of upload-core and upload-api; at the end {kind: 'done', parcelId, offerId} or
-//      {kind: 'stopped', why: {name, status, detail, field, path}}
+// out  {kind: 'ready'}; the question {kind: 'token', fresh}; the news of upload-core and upload-api; at the end
+//      {kind: 'done', parcelId, offerId} or {kind: 'stopped', why: {name, status, detail, field, path}}
 
 import { ApiProblem } from './api.js';
 import { FormatError } from './errors.js';
