@@ -11,6 +11,7 @@ import { CHUNK_BYTES, ContentCipher, ciphertextSize } from './content.js';
 import { Grant } from './grant.js';
 import { forgetKept, keptCiphertext } from './kept-ciphertext.js';
 import { SaveError } from './errand.js';
+import { release } from './release.js';
 import { planZip, zipPieces } from './zip.js';
 
 // Chunks that are verified and decrypted while the next one is read.
@@ -18,6 +19,9 @@ const OPENING_MAX = 2;
 // Small files fetched while another one is read: with that one, fewer connections than a grant may have.
 const FILES_AHEAD = 2;
 const NAME_LENGTH_MAX = 120;
+const QUEUED_MAX = 2;
+// Of a stream: those in its queue, the one its reader is at, and one to be sure.
+const PIECES_IN_USE = QUEUED_MAX + 2;
 
 // {name, lengthBytes, pieces}. `options`: {signal, onWaiting, stallMs}.
 //
@@ -51,10 +55,15 @@ export const forgetSaved = (job) =>
 export function streamOf(pieces) {
   let stream;
   const finished = new Promise((resolve, reject) => {
+    const given = [];
     const pull = async (controller) => {
       try {
+        if (given.length > PIECES_IN_USE) release(given.shift());
         const { value, done } = await pieces.next();
-        if (!done) return controller.enqueue(value);
+        if (!done) {
+          given.push(value);
+          return controller.enqueue(value);
+        }
         controller.close();
         return resolve();
       } catch (error) {
@@ -67,7 +76,7 @@ export function streamOf(pieces) {
       // Waits for the piece under way: whoever hears of the end aborts that.
       pieces.return().catch(() => {});
     };
-    stream = new ReadableStream({ pull, cancel }, { highWaterMark: 2 });
+    stream = new ReadableStream({ pull, cancel }, { highWaterMark: QUEUED_MAX });
   });
   return { stream, finished };
 }
