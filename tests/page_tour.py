@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, FilePayload, Page
 
 from bitcache.api.wire import PolicyView
 from bitcache.takedown import take_down
@@ -36,6 +36,7 @@ OPERATOR = {
     "operator_name": "Ada’s server",
     "operator_terms": "https://example.org/terms",
     "operator_contact": "mailto:ada@example.org",
+    "registration": "open",
 }
 
 
@@ -157,6 +158,7 @@ async def _offers(market: Market) -> AsyncIterator[Stop]:
     yield Stop("offer-closed", closed, prepare=ready)
     yield Stop("report", f"{priced.partition('#')[0]}/report")
     yield Stop("sign-in", f"{url}/sign-in")
+    yield Stop("sign-up", f"{url}/sign-up")
 
 
 async def _payments(market: Market) -> AsyncIterator[Stop]:
@@ -202,8 +204,12 @@ async def _payments(market: Market) -> AsyncIterator[Stop]:
 
 
 async def _sellers(market: Market) -> AsyncIterator[Stop]:
-    yield Stop("upload", f"{market.url}/upload", signed_in=True)
+    upload = f"{market.url}/upload"
+    yield Stop("upload", upload, signed_in=True)
+    yield Stop("upload-files", upload, signed_in=True, prepare=choose_files)
+    yield Stop("upload-result", upload, signed_in=True, prepare=sell)
     yield Stop("dashboard", f"{market.url}/dashboard", signed_in=True)
+    yield Stop("offers", f"{market.url}/dashboard/offers", signed_in=True)
     yield Stop("account", f"{market.url}/account", signed_in=True)
 
 
@@ -278,6 +284,23 @@ def unlocked(state: str) -> Callable[[Page], Awaitable[None]]:
         await until(page, "document.body.dataset.unlocked === 'true'", "the files to be unlocked")
 
     return wait
+
+
+async def choose_files(page: Page) -> None:
+    names = ("Chapter 1.txt", "Chapter 2.txt")
+    files = [
+        FilePayload(name=name, mimeType="text/plain", buffer=b"It was a dark night.\n") for name in names
+    ]
+    await page.locator("#choose-files").set_input_files(files)
+    await page.locator("#title").fill("A story in two chapters")
+    await page.locator("#price").fill("2100")
+    await until(page, "document.querySelectorAll('#files li').length === 2")
+
+
+async def sell(page: Page) -> None:
+    await choose_files(page)
+    await page.locator("#start").click()
+    await page.locator("#result").wait_for(state="visible")
 
 
 async def _until_expired(market: Market, invoice_id: str) -> None:
