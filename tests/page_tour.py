@@ -193,7 +193,8 @@ async def _payments(market: Market) -> AsyncIterator[Stop]:
     await world.mine(2)
     yield Stop("pay-paid", receipt, prepare=unlocked("paid"))
 
-    doomed = await market.sell(price_sat=21_000)
+    # A takedown takes every offer of the parcel.
+    doomed = await market.sell(price_sat=21_000, title="Spring in Lyon")
     paid, receipt = await market.buy(doomed)
     await market.pay(paid)
     await world.mine()

@@ -27,7 +27,7 @@ from bitcache.web.render import qr_code, sat_text
 from bitcache.web.report import ROUTES as REPORT_ROUTES
 from bitcache.web.sign_in import ROUTES as SIGN_IN_ROUTES
 from bitcache.web.sign_up import ROUTES as SIGN_UP_ROUTES
-from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, page_state, tone_of
+from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
 from bitcache.web.upload import ROUTES as UPLOAD_ROUTES
 from bitcache.web.view_count import count_view
 from bitcache.web.visit import Visit, page_route
@@ -120,6 +120,7 @@ def _payment(visit: Visit, invoice: InvoiceView, *, on_sale: bool) -> dict[str, 
         "invoice": invoice,
         "state": state,
         "tone": tone_of(state),
+        "under_way": UNDER_WAY,
         "payable": payable,
         "hold_ends": invoice.valid_until - invoice.now <= HOLD_SHOWN_S,
         "renewable": state in RENEWABLE,

@@ -4,6 +4,8 @@ from bitcache.api.wire import InvoiceView
 
 PAYABLE = frozenset({"waiting", "underpaid", "replaced"})
 UNLOCKED = frozenset({"paid", "overpaid"})
+UNDER_WAY = UNLOCKED | {"seen", "confirming", "missing", "suspended"}
+"""The whole amount came: it is on its way to unlocking, or there."""
 RENEWABLE = frozenset({"expired", "lapsed", "late"})
 FINAL = UNLOCKED | {"taken_down", "cancelled", "gone", "owed"}
 """From here on the page is a receipt: nothing is waited for."""

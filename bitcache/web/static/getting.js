@@ -54,7 +54,7 @@ export class Getting {
       return false;
     }
     showTitle(this.parcel);
-    show(element('goods-size')).textContent = ` · ${size(this.totalBytes())}`;
+    show(element('goods-size')).textContent = `· ${size(this.totalBytes())}`;
     return true;
   }
 
