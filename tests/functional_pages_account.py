@@ -117,6 +117,12 @@ async def test_the_front_page_lists_what_this_browser_bought(new_visitor: NewVis
         assert await links.all_inner_texts() == ["Without a title", "<img src=x onerror=alert(1)>"]
         assert await links.last.get_attribute("href") == (f"/r/{'a' * 26}?lang=en#1.{'C' * 43}.{'L' * 43}")
         await fits(page)
+        # On somebody else's computer they can be forgotten.
+        await page.locator("#purchases summary").click()
+        await page.locator("#forget").click()
+        await page.reload()
+        assert not await page.locator("#purchases").is_visible()
+        assert await page.evaluate("localStorage.length") == 0
 
 
 async def _keep(page: Page, key: str, value: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 // The front page: purchases that this browser keeps, each a link to its receipt. Nothing of them is sent: the secrets
 // are after the `#`, and titles are the seller's words, shown as text alone.
 
-import { purchases } from './kept.js';
+import { forgetPurchases, purchases } from './kept.js';
 import { language, say } from './words.js';
 
 const ID = /^[a-z2-7]{26}$/;
@@ -29,3 +29,7 @@ const whole = ({ invoiceId, claimSecret, linkSecret }) =>
 const kept = purchases().filter(whole).slice(0, SHOWN_MAX);
 section.querySelector('ul').append(...kept.map(entry));
 section.hidden = kept.length === 0;
+document.getElementById('forget').onclick = () => {
+  forgetPurchases();
+  section.hidden = true;
+};

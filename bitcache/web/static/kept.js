@@ -43,3 +43,7 @@ export function keepPurchase(purchase) {
 // The newest of an offer, or null.
 export const purchaseOf = (offerId) => all(PURCHASE).find((one) => one.offerId === offerId) ?? null;
 export const purchases = () => all(PURCHASE);
+export function forgetPurchases() {
+  const keys = Array.from({ length: localStorage.length }, (_, place) => localStorage.key(place));
+  for (const key of keys) if (key.startsWith(PURCHASE)) localStorage.removeItem(key);
+}
