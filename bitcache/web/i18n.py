@@ -1,4 +1,4 @@
-"""Which language a page speaks, and its words in it; the words are in `words.py`."""
+"""Which language a page speaks, and its words in it; the words are in `words/`."""
 
 import re
 from collections.abc import Mapping

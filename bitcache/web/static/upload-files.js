@@ -5,6 +5,7 @@ import { FILES_MAX, pathTrouble, storedBytes } from './upload-plan.js';
 import { say, size } from './words.js';
 
 const ROWS_MAX = 200;
+const PATH_TROUBLES = { path: 'js_upload_path', 'path-twice': 'js_upload_path_twice' };
 
 export class ChosenFiles {
   #expected = null; // paths of an unfinished upload with their sizes
@@ -65,7 +66,7 @@ export class ChosenFiles {
     const paths = [...this.files.keys()];
     if (paths.length > FILES_MAX) return say('js_upload_too_many', { count: FILES_MAX });
     const refused = pathTrouble(paths);
-    if (refused) return say(`js_upload_${refused.reason}`, { path: refused.path });
+    if (refused) return say(PATH_TROUBLES[refused.reason], { path: refused.path });
     // What was announced is counted already.
     if (this.#expected) return null;
     const needed = storedBytes([...this.files.values()].map((file) => file.size));

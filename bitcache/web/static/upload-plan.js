@@ -11,7 +11,7 @@ const MEDIA_TYPE = /^[a-z0-9][a-z0-9!#$&^_.+-]{0,62}\/[a-z0-9][a-z0-9!#$&^_.+-]{
 const UNKNOWN_TYPE = 'application/octet-stream';
 const SEALING_BYTES = 16;
 
-// What is wrong with the paths of a parcel: null, or {reason: 'path' | 'path_twice', path} with one to rename.
+// What is wrong with the paths of a parcel: null, or {reason: 'path' | 'path-twice', path} with one to rename.
 export function pathTrouble(paths) {
   if (!refused(paths)) return null;
   const bad = paths.find((path) => refused([path]));
@@ -23,7 +23,7 @@ export function pathTrouble(paths) {
     if (refused(paths.slice(0, middle))) wrong = middle;
     else right = middle;
   }
-  return { reason: 'path_twice', path: paths[wrong - 1] };
+  return { reason: 'path-twice', path: paths[wrong - 1] };
 }
 
 function refused(paths) {

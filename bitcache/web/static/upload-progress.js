@@ -10,6 +10,11 @@ const SHOWN_EVERY_MS = 150;
 const SPEED_OVER_MS = 8_000;
 const SPEED_AFTER_MS = 1_000;
 const ANNOUNCED_EVERY_PERCENT = 25;
+const PHASES = {
+  preparing: 'js_upload_preparing',
+  sending: 'js_upload_running',
+  finishing: 'js_upload_finishing',
+};
 
 export class ProgressView {
   #title = document.title;
@@ -32,7 +37,7 @@ export class ProgressView {
   hear(news) {
     if (news.kind === 'progress') this.#take(news);
     else if (news.kind === 'prepared') this.#showPrepared(news);
-    else if (news.kind === 'phase') this.#phase(news.phase);
+    else if (news.kind === 'phase') this.say(say(PHASES[news.phase]));
     else if (news.kind === 'waiting') this.say(say(waitingWords(news)));
     else if (news.kind === 'back') this.say(say('js_upload_back'));
     else if (news.kind === 'anew') this.say(say('js_upload_anew', { path: news.path }));
@@ -63,11 +68,6 @@ export class ProgressView {
 
   say(text) {
     element('news').textContent = text;
-  }
-
-  #phase(phase) {
-    if (phase === 'sending') this.say(say('js_upload_running'));
-    else this.say(say(`js_upload_${phase}`));
   }
 
   #take(news) {

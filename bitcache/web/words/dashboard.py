@@ -72,7 +72,6 @@ ENGLISH = {
     "top": "Top files",
     "top_sales": "{count} sold",
     "names_hint": "This server knows no titles: they are sealed under your links’ secrets. You see them only in a browser that keeps the link; elsewhere a short number.",
-    "parcel": "Parcel",
     # Payments.
     "invoices_title": "Recent payments",
     "invoices_none": "Nobody has asked to pay yet.",
@@ -213,7 +212,6 @@ FRENCH = {
     "top": "Fichiers en tête",
     "top_sales": "{count} vendus",
     "names_hint": "Ce serveur ne connaît aucun titre : ils sont scellés sous le secret de vos liens. Vous ne les voyez que dans un navigateur qui garde le lien ; ailleurs, un numéro court.",
-    "parcel": "Colis",
     "invoices_title": "Paiements récents",
     "invoices_none": "Personne n’a encore demandé à payer.",
     "payments_pages": "Autres paiements",
