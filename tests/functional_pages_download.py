@@ -438,7 +438,7 @@ async def test_what_was_fetched_ahead_is_not_fetched_again(new_visitor: NewVisit
         assert line.starts == [2 * CHUNK_BYTES]
         assert await page.evaluate(KEPT, bought.invoice_id) == 3
         await page.evaluate(
-            "id => import('/static/prefetch.js').then((m) => m.forgetPrefetched(id))", bought.invoice_id
+            "id => import('/static/kept-ciphertext.js').then((m) => m.forgetKept(id))", bought.invoice_id
         )
         assert await page.evaluate(KEPT, bought.invoice_id) == 0
 

@@ -1,9 +1,10 @@
 // The earnings keep themselves up to date: when the server says that something changed, the page is read again and
 // those of its parts that differ take the place of the old ones. Where the eye, the keyboard and the finger are, stays.
 
-import { language, say } from './words.js';
-import { fetchDocument } from './trusted.js';
 import { showNames } from './names.js';
+import { copy, element, make } from './page.js';
+import { fetchDocument } from './trusted.js';
+import { language, say } from './words.js';
 
 const EVENTS = '/dashboard/events';
 const INTERVAL_MS = 1_000; // at most one reading in this time,
@@ -11,7 +12,7 @@ const SHARE = 4; // nor more often than it takes to answer: a seller of very muc
 const SLOW_MS = 60_000; // views are added each minute, without an event
 const RETRY_MS = 10_000;
 
-const state = document.getElementById('live-state');
+const state = element('live-state');
 let stream = null;
 let timer = 0;
 let readAt = 0;
@@ -27,19 +28,11 @@ function tell(words) {
 function dress(root) {
   showNames(root);
   for (const code of root.querySelectorAll('[data-copy]')) {
-    const button = document.createElement('button');
-    button.type = 'button';
-    button.className = 'copy';
-    button.id = `copy-${code.dataset.copy}`;
-    button.textContent = say('js_dash_copy');
+    const id = `copy-${code.dataset.copy}`;
+    const button = make('button', say('js_dash_copy'), { type: 'button', className: 'copy', id });
     button.setAttribute('aria-label', `${say('js_dash_copy')} ${code.textContent}`);
     code.after(' ', button);
   }
-}
-
-async function copy(button) {
-  await navigator.clipboard.writeText(button.id.slice('copy-'.length));
-  button.textContent = say('js_dash_copied');
 }
 
 function replacePart(old, fresh) {
@@ -52,8 +45,8 @@ function replacePart(old, fresh) {
   if (focused?.matches('input, select')) return; // somebody is writing there: with the next reading
   const scrolled = [...old.querySelectorAll('.scroll[id]')].map((box) => [box.id, box.scrollLeft, box.scrollTop]);
   old.replaceWith(fresh);
-  for (const [id, left, top] of scrolled) document.getElementById(id)?.scrollTo(left, top);
-  if (focused?.id) document.getElementById(focused.id)?.focus({ preventScroll: true });
+  for (const [id, left, top] of scrolled) element(id)?.scrollTo(left, top);
+  if (focused?.id) element(focused.id)?.focus({ preventScroll: true });
 }
 
 async function read() {
@@ -131,16 +124,14 @@ function takeZone() {
   address.searchParams.set('zone', zone);
   if (!address.searchParams.has('lang')) address.searchParams.set('lang', language);
   history.replaceState(null, '', address);
-  if (document.getElementById('part-span').dataset.zone !== zone) later();
+  if (element('part-span').dataset.zone !== zone) later();
 }
 
 function offerZones() {
-  const list = document.getElementById('zones');
+  const list = element('zones');
   if (list.childElementCount) return;
   for (const zone of Intl.supportedValuesOf?.('timeZone') ?? []) {
-    const option = document.createElement('option');
-    option.value = zone;
-    list.append(option);
+    list.append(make('option', '', { value: zone }));
   }
 }
 
@@ -153,6 +144,6 @@ document.addEventListener('focusin', (event) => {
 });
 document.addEventListener('click', (event) => {
   const button = event.target.closest('.copy');
-  if (button) copy(button);
+  if (button) copy(button.id.slice('copy-'.length), button, say('js_dash_copied'));
 });
 setInterval(() => later(), SLOW_MS);

@@ -23,11 +23,11 @@ const VERSION = 1;
 const SEALED_BYTES_MAX = 4 << 20;
 // Unix seconds of the years 1 to 9999.
 const MODIFIED_AT_MIN = -62_135_596_800;
-const MODIFIED_AT_MAX = 253_402_300_799;
+export const MODIFIED_AT_MAX = 253_402_300_799;
 const METADATA_INFO = utf8('bitcache/v1/metadata');
-const MEDIA_TYPE = /^[a-z0-9][a-z0-9!#$&^_.+-]{0,62}\/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}$/;
+export const MEDIA_TYPE = /^[a-z0-9][a-z0-9!#$&^_.+-]{0,62}\/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}$/;
 // The last ones reorder the text around them.
-const REFUSED_IN_TEXT = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
+export const REFUSED_IN_TEXT = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
 
 // Throws FormatError 'metadata-invalid', 'path-refused', 'secret-size-wrong'.
 export async function sealMetadata(metadataKey, document) {

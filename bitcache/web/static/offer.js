@@ -10,7 +10,7 @@ import { showGoods, titleOf } from './goods.js';
 import { keepPurchase, purchaseOf } from './kept.js';
 import { claimHash, newSecret } from './keys.js';
 import { parseLink, receiptUrl } from './links.js';
-import { decryptsHere, element, keepFragment, show, trouble } from './page.js';
+import { element, hasCryptography, keepFragment, show, trouble } from './page.js';
 import { openParcel } from './parcel.js';
 import { language, say } from './words.js';
 
@@ -21,7 +21,7 @@ async function start() {
   // A link pasted over this one changes the fragment alone: start over with it.
   addEventListener('hashchange', () => location.reload());
   keepFragment();
-  if (!decryptsHere()) return refuse('js_offer_insecure');
+  if (!hasCryptography()) return refuse('js_offer_insecure');
   let link;
   try {
     link = parseLink(location.href);

@@ -29,19 +29,21 @@ export function keepFragment() {
 }
 
 // Browsers give cryptography to https and localhost alone.
-export const decryptsHere = () => globalThis.isSecureContext && Boolean(globalThis.crypto?.subtle);
+export const hasCryptography = () => globalThis.isSecureContext && Boolean(globalThis.crypto?.subtle);
 
-// Puts `text` on the clipboard and says so on the button for a moment; without a clipboard the text is selected.
+// Puts `text` on the clipboard and says so on the button for a moment; true if that worked. Where the browser forbids
+// it, `source` is selected, to be copied by hand.
 export async function copy(text, button, copied, source = null) {
   const said = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     if (source) getSelection().selectAllChildren(source);
-    return;
+    return false;
   }
   button.textContent = copied;
   setTimeout(() => {
     button.textContent = said;
   }, 1500);
+  return true;
 }

@@ -2,7 +2,6 @@
 
 import { ciphertextSize } from './content.js';
 import { Errand } from './errand.js';
-import { forgetKept } from './kept-ciphertext.js';
 import { scriptUrl } from './trusted.js';
 
 // `job` as for saveFiles; keys are not needed. Resolves to {outcome}: 'stored', or why not everything is there, none of
@@ -27,6 +26,3 @@ export async function prefetch(job, { onProgress = () => {}, onWaiting, signal, 
     worker.terminate();
   }
 }
-
-// Removes what was fetched ahead for an invoice. Never throws.
-export const forgetPrefetched = (invoiceId) => forgetKept(invoiceId);

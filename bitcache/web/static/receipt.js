@@ -6,7 +6,7 @@ import { Getting } from './getting.js';
 import { keepPurchase, purchases } from './kept.js';
 import { parseReceipt, receiptUrl } from './links.js';
 import { refresh, startClock } from './live.js';
-import { copy, decryptsHere, element, keepFragment, show, trouble } from './page.js';
+import { copy, element, hasCryptography, keepFragment, show, trouble } from './page.js';
 import { qrCode } from './qr.js';
 import { say } from './words.js';
 
@@ -20,7 +20,7 @@ async function start() {
   let getting = null;
   if (receipt) {
     showReceipt(receipt);
-    if (decryptsHere()) getting = new Getting(receipt);
+    if (hasCryptography()) getting = new Getting(receipt);
     else trouble('js_offer_insecure');
   } else trouble('js_receipt_no_secret');
   let opened = false;

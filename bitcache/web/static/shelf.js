@@ -3,52 +3,34 @@
 import { decode } from './base64url.js';
 import { linkUrl } from './links.js';
 import { keptLink, showNames } from './names.js';
+import { copy, element, make } from './page.js';
 import { say } from './words.js';
 
-const shelf = document.getElementById('shelf');
-const told = document.getElementById('told');
+const shelf = element('shelf');
 
-function copyButton(offer) {
-  const button = document.createElement('button');
-  button.type = 'button';
-  button.className = 'copy';
-  button.textContent = say('js_shelf_copy');
-  button.addEventListener('click', () => copy(button, offer));
+function copyButton(offerId, kept) {
+  const button = make('button', say('js_shelf_copy'), { type: 'button', className: 'copy' });
+  button.addEventListener('click', async () => {
+    const link = linkUrl(shelf.dataset.publicUrl, offerId, decode(kept.linkSecret));
+    const copied = say('js_shelf_copied');
+    if (await copy(link, button, copied)) element('told').textContent = copied;
+    else showLink(button, link);
+  });
   return button;
-}
-
-async function copy(button, offer) {
-  const kept = keptLink(offer.dataset.offer, offer.dataset.parcelId);
-  if (!kept) return;
-  const link = linkUrl(shelf.dataset.publicUrl, offer.dataset.offer, decode(kept.linkSecret));
-  try {
-    await navigator.clipboard.writeText(link);
-    button.textContent = told.textContent = say('js_shelf_copied');
-  } catch {
-    showLink(button, link);
-  }
 }
 
 // Where the browser forbids copying: to select by hand.
 function showLink(button, link) {
-  const line = document.createElement('p');
-  line.className = 'line';
-  line.tabIndex = 0;
-  line.textContent = say('js_shelf_not_copied', { link });
+  const line = make('p', say('js_shelf_not_copied', { link }), { className: 'line', tabIndex: 0 });
   button.replaceWith(line);
   line.focus();
 }
 
-function noLink() {
-  const line = document.createElement('span');
-  line.className = 'muted small';
-  line.textContent = say('js_shelf_no_link');
-  return line;
-}
+const noLink = () => make('span', say('js_shelf_no_link'), { className: 'muted small' });
 
 showNames(document);
 for (const offer of shelf.querySelectorAll('.offer')) {
   const kept = keptLink(offer.dataset.offer, offer.dataset.parcelId);
   const actions = offer.querySelector('.actions');
-  actions?.prepend(kept ? copyButton(offer) : noLink());
+  actions?.prepend(kept ? copyButton(offer.dataset.offer, kept) : noLink());
 }

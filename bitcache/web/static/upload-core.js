@@ -8,7 +8,7 @@ import { ApiProblem } from './api.js';
 import { ContentCipher, ciphertextSize } from './content.js';
 import { rootOf } from './digests.js';
 import { keyCheck, metadataKey, parcelKey, releaseCommitment } from './keys.js';
-import { sealMetadata } from './metadata.js';
+import { MODIFIED_AT_MAX, sealMetadata } from './metadata.js';
 import { inLanes } from './upload-lanes.js';
 import { partCount, partSize, sealPart } from './upload-part.js';
 import { sealedAnew } from './upload-plan.js';
@@ -17,7 +17,6 @@ import { SourceDiffers } from './upload-store.js';
 const LANES = 3;
 const ANNOUNCING_LANES = 6;
 const FRESH_STARTS_MAX = 3;
-const MODIFIED_AT_MAX = 253_402_300_799;
 const MSAT_PER_SAT = 1000;
 
 // The file changes faster than it can be sent.

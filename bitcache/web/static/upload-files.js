@@ -1,7 +1,8 @@
 // The list of files to sell: what was chosen, or, of an unfinished upload, what is to be chosen again.
 
+import { FILES_MAX } from './metadata.js';
 import { element, make, show } from './page.js';
-import { FILES_MAX, pathTrouble, storedBytes } from './upload-plan.js';
+import { pathTrouble, storedBytes } from './upload-plan.js';
 import { say, size } from './words.js';
 
 const ROWS_MAX = 200;

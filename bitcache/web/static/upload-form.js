@@ -1,7 +1,7 @@
 // Description and terms: read from the form and checked, or put back into it.
 
 import { utf8 } from './bytes.js';
-import { NOTE_BYTES_MAX, TITLE_BYTES_MAX } from './metadata.js';
+import { NOTE_BYTES_MAX, REFUSED_IN_TEXT, TITLE_BYTES_MAX } from './metadata.js';
 import { element, show } from './page.js';
 import { previewOf } from './upload-preview.js';
 import { sat, say, size } from './words.js';
@@ -11,8 +11,6 @@ const SAT_MAX = 21_000_000 * SAT_PER_BTC;
 const CONFIRMATIONS_MAX = 100;
 const DOWNLOADS_MAX = 1_000_000_000;
 const FIELDS = ['title', 'note', 'price', 'confirmations', 'expires', 'limit'];
-// The last ones reorder the text around them; line feed and tab are allowed in the note.
-const REFUSED = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
 
 export class SaleForm {
   #floorSat;
@@ -37,7 +35,7 @@ export class SaleForm {
 
   // A title to begin with, until the seller writes one.
   suggestTitle(text) {
-    if (this.#titleIsOurs && !REFUSED.test(text)) element('title').value = text;
+    if (this.#titleIsOurs && !REFUSED_IN_TEXT.test(text)) element('title').value = text;
   }
 
   // {description, terms}, or null with what is wrong beside the fields and the first of them in focus.
@@ -47,6 +45,7 @@ export class SaleForm {
     const priceSat = whole(values.price.replace(/\s/g, ''), 0, SAT_MAX);
     const wrong = {
       title: textTrouble(values.title, TITLE_BYTES_MAX, 'js_upload_title_long'),
+      // Line feed and tab are allowed in it.
       note: textTrouble(values.note.replace(/[\n\t]/g, ' '), NOTE_BYTES_MAX, 'js_upload_note_long'),
       price: this.#priceTrouble(priceSat),
       confirmations: this.#confirmationsTrouble(keyAt, priceSat),
@@ -140,7 +139,7 @@ function whole(text, least, most) {
 }
 
 function textTrouble(text, bytesMax, tooLong) {
-  if (REFUSED.test(text)) return say('js_upload_text_control');
+  if (REFUSED_IN_TEXT.test(text)) return say('js_upload_text_control');
   return utf8(text).length > bytesMax ? say(tooLong) : null;
 }
 

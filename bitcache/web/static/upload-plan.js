@@ -4,10 +4,9 @@ import { encode } from './base64url.js';
 import { ciphertextSize, newHeader } from './content.js';
 import { FormatError } from './errors.js';
 import { newSecret, parcelKey, wrapFileKey } from './keys.js';
+import { MEDIA_TYPE } from './metadata.js';
 import { checkPaths } from './paths.js';
 
-export const FILES_MAX = 10_000;
-const MEDIA_TYPE = /^[a-z0-9][a-z0-9!#$&^_.+-]{0,62}\/[a-z0-9][a-z0-9!#$&^_.+-]{0,62}$/;
 const UNKNOWN_TYPE = 'application/octet-stream';
 const SEALING_BYTES = 16;
 

@@ -5,7 +5,7 @@
 // browser does not let a page keep them.
 
 import { filesOfInput, listenForDrops } from './drop.js';
-import { element, show } from './page.js';
+import { element, hasCryptography, show } from './page.js';
 import { ChosenFiles } from './upload-files.js';
 import { SaleForm } from './upload-form.js';
 import { plannedParcel } from './upload-plan.js';
@@ -27,7 +27,7 @@ let parcel = null; // of the upload that was begun, as upload-store has it
 let running = null;
 
 async function begin() {
-  if (!globalThis.isSecureContext || !globalThis.crypto?.subtle) return refuse('js_upload_insecure');
+  if (!hasCryptography()) return refuse('js_upload_insecure');
   try {
     store = await openStore();
   } catch {
