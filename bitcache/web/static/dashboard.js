@@ -29,7 +29,7 @@ function dress(root) {
   showNames(root);
   for (const code of root.querySelectorAll('[data-copy]')) {
     const id = `copy-${code.dataset.copy}`;
-    const button = make('button', say('js_dash_copy'), { type: 'button', className: 'copy', id });
+    const button = make('button', say('js_dash_copy'), { type: 'button', className: 'tool', id });
     button.setAttribute('aria-label', `${say('js_dash_copy')} ${code.textContent}`);
     code.after(' ', button);
   }
@@ -143,7 +143,7 @@ document.addEventListener('focusin', (event) => {
   if (event.target.id === 'span-zone') offerZones();
 });
 document.addEventListener('click', (event) => {
-  const button = event.target.closest('.copy');
+  const button = event.target.closest('button[id^="copy-"]');
   if (button) copy(button.id.slice('copy-'.length), button, say('js_dash_copied'));
 });
 setInterval(() => later(), SLOW_MS);

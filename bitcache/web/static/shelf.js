@@ -9,7 +9,7 @@ import { say } from './words.js';
 const shelf = element('shelf');
 
 function copyButton(offerId, kept) {
-  const button = make('button', say('js_shelf_copy'), { type: 'button', className: 'copy' });
+  const button = make('button', say('js_shelf_copy'), { type: 'button', className: 'tool' });
   button.addEventListener('click', async () => {
     const link = linkUrl(shelf.dataset.publicUrl, offerId, decode(kept.linkSecret));
     const copied = say('js_shelf_copied');

@@ -111,7 +111,7 @@ export class ChosenFiles {
     if (!there) {
       row.append(make('span', say('js_upload_choose_again'), { className: 'flag' }));
     } else if (!this.#expected) {
-      const button = make('button', say('js_upload_remove_short'), { type: 'button' });
+      const button = make('button', say('js_upload_remove_short'), { type: 'button', className: 'tool' });
       button.setAttribute('aria-label', say('js_upload_remove', { path }));
       button.addEventListener('click', () => {
         const next = row.nextElementSibling?.querySelector('button')?.getAttribute('aria-label');

@@ -64,7 +64,7 @@ export function asked(node, short, long, title) {
 }
 
 function button(short, long, title) {
-  const made = make('button', say(short), { type: 'button' });
+  const made = make('button', say(short), { type: 'button', className: 'tool' });
   made.setAttribute('aria-label', say(long, { title }));
   return made;
 }
