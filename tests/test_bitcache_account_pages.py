@@ -412,6 +412,29 @@ async def test_forms_from_elsewhere_change_nothing(till: Till, browser: Browser,
     assert await stored_hash(till.server) is None
 
 
+async def test_a_form_of_another_account_changes_nothing(till: Till, browser: Browser) -> None:
+    """One left open in a tab when somebody else signed in; or planted, with its browser's mark, by a
+    neighbour under the same domain, whose requests carry the session's cookie."""
+    other = Till(till.server, await till.server.new_seller())
+    await sign_in(browser, other)
+    await browser.get("/account")
+    left_open = browser.text
+    secret = await sign_in(browser, till)
+    for path, fields in (
+        ("/account/password", {"new_password": PASSWORD}),
+        ("/account/tokens?", {"label": "x"}),
+        ("/account/sign-out-everywhere", {}),
+        ("/sign-out", {}),
+    ):
+        browser.text = left_open
+        await browser.submit(path, **fields)
+        assert browser.status == 403, path
+    await browser.get("/account")
+    assert browser.kept("bitcache_session") == secret
+    assert not is_signed_out(browser)
+    assert await stored_hash(till.server) is None
+
+
 async def test_who_is_not_signed_in_is_asked_to_and_comes_back(till: Till, browser: Browser) -> None:
     await browser.get("/account")
     assert browser.status == 200

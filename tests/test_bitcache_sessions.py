@@ -15,7 +15,7 @@ from bitcache.errors import TokenInvalid
 from bitcache.sessions import SESSION_LIFETIME_S, WEB_TOKEN_LIFETIME_S
 from bitcache.web.forms import Forms
 from bitcache.web.sign_in import place
-from bitcache.web.visit import API_FORM
+from bitcache.web.visit import API_FORM, bound_form
 from storage import base64url
 from tests.test_bitcache_pages import Browser
 from tests.till import Till, open_nodeless_till
@@ -50,7 +50,8 @@ def api_form_token(till: Till, browser: Browser) -> str:
     """What a page with `api=True` has in its body for this browser."""
     services = till.server.services
     forms = Forms(services.sealer.mac_key("form"), secure=False)
-    return forms.token(API_FORM, browser.kept("bitcache_form"), services.clock())
+    form = bound_form(API_FORM, till.account.account_id)
+    return forms.token(form, browser.kept("bitcache_form"), services.clock())
 
 
 async def session_token(browser: Browser, form_token: str | None) -> Any:
@@ -115,7 +116,8 @@ async def test_no_other_site_browser_or_form_gets_a_token(till: Till, browser: B
         other_browser = api_form_token(till, stranger)
     good = api_form_token(till, browser)
     altered = good[:-1] + ("A" if good[-1] != "A" else "B")
-    for form_token in (None, "", "x", other_form, other_browser, altered):
+    other_account = api_form_token(Till(till.server, await till.server.new_seller()), browser)
+    for form_token in (None, "", "x", other_form, other_browser, other_account, altered):
         refused = await session_token(browser, form_token)
         assert browser.status == 403, form_token
         assert refused["type"] == "/problems/form-expired"

@@ -1,6 +1,7 @@
 """A page for sellers only: who is not signed in gets the sign-in page in its place, then comes back."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -19,7 +20,7 @@ def seller_route(method: str, path: str, handler: SellerHandler, summary: str, *
     async def visited(visit: Visit) -> web.Response:
         seller = await signed_in(visit.call.http, visit.services.database, visit.now())
         if seller is not None:
-            return await handler(visit, seller)
+            return await handler(replace(visit, account_id=seller.account_id), seller)
         if method == "GET":
             return sign_in_page(visit, wanted=visit.call.http.path)
         return sign_in_page(visit, wanted=back.format(**visit.call.http.match_info), status=401)

@@ -7,6 +7,7 @@ POST /session/token          JSON; the header Bitcache-Form-Token shows that one
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import msgspec
 from aiohttp import web
@@ -103,9 +104,9 @@ async def entered(visit: Visit, opening: Opening, *, wanted: str = "") -> web.Re
 
 
 async def sign_out(visit: Visit) -> web.Response:
-    await visit.form(SELLER_FORM)
     seller = await _seller(visit)
     if seller is not None and seller.session_id is not None:
+        await replace(visit, account_id=seller.account_id).form(SELLER_FORM)
         ended = seller.session_id
         await visit.services.database.write(lambda tx: sessions.end(tx, ended, now=visit.now()))
     return signed_out(visit)
@@ -130,10 +131,11 @@ async def session_token(call: Call) -> web.Response:
 
 async def _session_token(visit: Visit) -> web.Response:
     services, now = visit.services, visit.now()
-    visit.forms.check(API_FORM, visit.browser, visit.call.http.headers.get(FORM_TOKEN_HEADER, ""), now)
     seller = await _seller(visit)
     if seller is None or seller.session_id is None:
         raise TokenMissing("You are signed out. Sign in again, in another tab if you like, and go on.")
+    form_token = visit.call.http.headers.get(FORM_TOKEN_HEADER, "")
+    replace(visit, account_id=seller.account_id).check_token(API_FORM, form_token)
     session_id, key = seller.session_id, services.sealer.mac_key(sessions.MAC_PURPOSE)
     token, expires_at = await services.database.read(
         lambda tx: sessions.issue_web_token(tx, key, session_id, now=now)

@@ -29,6 +29,9 @@ class Visit:
     forms: Forms
     browser: str
     """This browser's mark, to which its forms are bound."""
+    account_id: str = ""
+    """Whose page it is. A seller's forms are bound to the account too: one of another account, left open in a
+    tab or planted by a neighbouring site, changes nothing of this one."""
 
     @property
     def services(self) -> Services:
@@ -59,8 +62,8 @@ class Visit:
                 **fields,
                 "operator": self.services.config,
                 "form_field": forms.FIELD,
-                "form_token": self.forms.token(form, self.browser, self.now()) if form else "",
-                "api_form_token": self.forms.token(API_FORM, self.browser, self.now()) if api else "",
+                "form_token": self._token(form) if form else "",
+                "api_form_token": self._token(API_FORM) if api else "",
                 "script_words": self.words.starting(script_words),
                 "language_query": self._language_query(),
                 # The answer to a form has no address of its own to read again in another language.
@@ -79,7 +82,14 @@ class Visit:
             fields = dict(parse_qsl(octets.decode(), max_num_fields=FORM_FIELDS_MAX))
         except ValueError as exc:
             raise RequestInvalid("The form cannot be read.") from exc
-        return fields, self.forms.check(name, self.browser, fields.get(forms.FIELD, ""), self.now())
+        return fields, self.check_token(name, fields.get(forms.FIELD, ""))
+
+    def check_token(self, form: str, token: str) -> str:
+        """The nonce of the token of this form, of this browser and account. Raises FormRefused."""
+        return self.forms.check(bound_form(form, self.account_id), self.browser, token, self.now())
+
+    def _token(self, form: str) -> str:
+        return self.forms.token(bound_form(form, self.account_id), self.browser, self.now())
 
     def _language_query(self) -> dict[str, str]:
         """The query of this address with each language in turn; what else is in it stays."""
@@ -90,6 +100,11 @@ class Visit:
         """To another page, by GET, in the same language."""
         location = f"{path}?lang={self.words.language}"
         return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+
+
+def bound_form(form: str, account_id: str) -> str:
+    """The name under which a form's token is made: an account's own where there is one. Pure."""
+    return f"{form}/{account_id}" if account_id else form
 
 
 PageHandler = Callable[[Visit], Awaitable[web.Response]]

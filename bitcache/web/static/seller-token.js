@@ -53,7 +53,11 @@ async function asked() {
 async function readPageAnew() {
   const page = await reached(null, () => fetchDocument(location.pathname));
   const formToken = page.body.dataset.formToken;
-  // Without one it is the sign-in page.
-  if (!formToken) throw new ApiProblem({ status: 401, name: 'token-missing', detail: 'You are signed out.' });
+  // Without one it is the sign-in page. Somebody else who signed in meanwhile is not paid for this one's files.
+  if (!formToken || accountOf(page) !== accountOf(document)) {
+    throw new ApiProblem({ status: 401, name: 'token-missing', detail: 'You are signed out.' });
+  }
   document.body.dataset.formToken = formToken;
 }
+
+const accountOf = (page) => page.getElementById('upload')?.dataset.accountId;
