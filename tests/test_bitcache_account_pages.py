@@ -13,7 +13,7 @@ import pytest_asyncio
 from argon2 import PasswordHasher
 from sqlalchemy import select, update
 
-from bitcache import passwords
+from bitcache import passwords, sessions
 from bitcache.config import CONFIG_FILE_NAME
 from bitcache.db.tables import accounts, tokens
 from bitcache.passwords import Fault, Passwords, fault_of
@@ -169,7 +169,21 @@ async def test_with_https_cookies_are_secure(tmp_path: Path) -> None:
         await browser.get("/sign-in")
         assert "Secure" in browser.cookies[0]
         # The browser would not send it back over http; the form's token is bound to it.
-        assert "bitcache_form=" in browser.cookies[0]
+        assert browser.cookies[0].startswith("__Host-bitcache_form=")
+
+
+async def test_with_https_a_neighbour_signs_nobody_in(tmp_path: Path) -> None:
+    """A page of blog.example.org may plant cookies for files.example.org: whoever is signed in as somebody
+    else without knowing it sells for them. Browsers take names with __Host- from the host itself alone."""
+    async with open_nodeless_till(tmp_path, public_url="https://files.example") as till:
+        opened = await till.server.services.database.write(
+            lambda tx: sessions.open_session(
+                tx, till.account.account_id, token_id=None, now=till.server.clock()
+            )
+        )
+        for cookie, signed_in in (("bitcache_session", False), ("__Host-bitcache_session", True)):
+            async with till.http.get("/account", headers={"Cookie": f"{cookie}={opened.secret}"}) as answer:
+                assert ("Seller token" not in await answer.text()) == signed_in, cookie
 
 
 async def test_wrong_names_and_passwords_read_the_same(till: Till, browser: Browser) -> None:

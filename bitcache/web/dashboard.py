@@ -168,7 +168,7 @@ async def dashboard_events(call: Call) -> web.StreamResponse:
     services, request = call.services, call.http
 
     async def seller_now() -> Seller | None:
-        return await signed_in(request, services.database, services.clock())
+        return await signed_in(request, services)
 
     seller = await seller_now()
     if seller is None:

@@ -10,10 +10,13 @@ import secrets
 
 from aiohttp import web
 
+from bitcache.config import Config
 from bitcache.errors import FormRefused
 from storage import base64url
 
 COOKIE = "bitcache_form"
+HOST_ONLY = "__Host-"
+"""Browsers take a cookie of such a name from this very host alone, over https: no neighbour can plant it."""
 FIELD = "form_token"
 FORM_LIFETIME_S = 12 * 3_600
 BROWSER_BYTES = 16
@@ -30,7 +33,7 @@ class Forms:
 
     def browser(self, request: web.Request) -> str:
         """This browser's mark, new if it has none."""
-        mark = request.cookies.get(COOKIE, "")
+        mark = request.cookies.get(cookie_name(COOKIE, secure=self.secure), "")
         return mark if _BROWSER.fullmatch(mark) else secrets.token_urlsafe(BROWSER_BYTES)
 
     def keep(self, response: web.StreamResponse, browser: str) -> None:
@@ -63,8 +66,24 @@ class Forms:
         return base64url.encode(octets)
 
 
+def over_https(config: Config) -> bool:
+    """Whether browsers come by https, so that cookies can be kept to it."""
+    return config.public_url.startswith("https://")
+
+
+def cookie_name(name: str, *, secure: bool) -> str:
+    """What a cookie is called in the browser. Pure."""
+    return f"{HOST_ONLY}{name}" if secure else name
+
+
 def set_cookie(response: web.StreamResponse, name: str, text: str, *, secure: bool, lifetime_s: int) -> None:
     """For our own pages only, and out of reach of any script."""
     response.set_cookie(
-        name, text, max_age=lifetime_s, path="/", secure=secure, httponly=True, samesite="Strict"
+        cookie_name(name, secure=secure),
+        text,
+        max_age=lifetime_s,
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="Strict",
     )

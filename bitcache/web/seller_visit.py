@@ -18,7 +18,7 @@ def seller_route(method: str, path: str, handler: SellerHandler, summary: str, *
     """As `page_route`, for who is signed in."""
 
     async def visited(visit: Visit) -> web.Response:
-        seller = await signed_in(visit.call.http, visit.services.database, visit.now())
+        seller = await signed_in(visit.call.http, visit.services)
         if seller is not None:
             return await handler(replace(visit, account_id=seller.account_id), seller)
         if method == "GET":

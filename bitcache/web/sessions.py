@@ -8,9 +8,9 @@ import re
 from aiohttp import web
 
 from bitcache.accounts import Seller
+from bitcache.services import Services
 from bitcache.sessions import SESSION_LIFETIME_S, Opened, seller_of_secret
-from bitcache.web.forms import set_cookie
-from payments.ports import Store
+from bitcache.web.forms import cookie_name, over_https, set_cookie
 
 COOKIE = "bitcache_session"
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -21,13 +21,13 @@ def keep(response: web.StreamResponse, opened: Opened, *, secure: bool) -> None:
     set_cookie(response, COOKIE, opened.secret, secure=secure, lifetime_s=SESSION_LIFETIME_S)
 
 
-def forget(response: web.StreamResponse) -> None:
-    response.del_cookie(COOKIE, path="/")
+def forget(response: web.StreamResponse, *, secure: bool) -> None:
+    set_cookie(response, COOKIE, "", secure=secure, lifetime_s=0)
 
 
-async def signed_in(request: web.Request, store: Store, now: int) -> Seller | None:
+async def signed_in(request: web.Request, services: Services) -> Seller | None:
     """Who is signed in on the browser that asks."""
-    secret = request.cookies.get(COOKIE, "")
+    secret = request.cookies.get(cookie_name(COOKIE, secure=over_https(services.config)), "")
     if not _SECRET.fullmatch(secret):
         return None
-    return await store.read(lambda tx: seller_of_secret(tx, secret, now=now))
+    return await services.database.read(lambda tx: seller_of_secret(tx, secret, now=services.clock()))

@@ -115,7 +115,7 @@ async def sign_out(visit: Visit) -> web.Response:
 def signed_out(visit: Visit) -> web.Response:
     """The answer to who has just signed out."""
     response = visit.redirect(PATH)
-    cookies.forget(response)
+    cookies.forget(response, secure=visit.forms.secure)
     return response
 
 
@@ -175,7 +175,7 @@ async def _by_password(visit: Visit, name: str, password: str) -> Opening | None
 
 
 async def _seller(visit: Visit) -> Seller | None:
-    return await cookies.signed_in(visit.call.http, visit.services.database, visit.now())
+    return await cookies.signed_in(visit.call.http, visit.services)
 
 
 ROUTES = (

@@ -10,7 +10,7 @@ from bitcache.web.visit import Visit
 async def count_view(visit: Visit, offer_id: str) -> None:
     """One more view of this offer, which exists; unless its seller, signed in, looks at it."""
     services = visit.services
-    seller = await signed_in(visit.call.http, services.database, visit.now())
+    seller = await signed_in(visit.call.http, services)
     if seller is not None:
         own = select(offers.c.id).where(offers.c.id == offer_id, offers.c.account_id == seller.account_id)
         if await services.database.read(lambda tx: tx.scalar(own)) is not None:

@@ -139,7 +139,7 @@ def _visited(handler: PageHandler, back: str) -> Handler:
 def visit_of(call: Call) -> Visit:
     """The call as a page's handler sees it."""
     services, request = call.services, call.http
-    made = Forms(services.sealer.mac_key("form"), secure=services.config.public_url.startswith("https://"))
+    made = Forms(services.sealer.mac_key("form"), secure=forms.over_https(services.config))
     language = chosen_language(call.query("lang"), request.headers.get("Accept-Language"))
     return Visit(call, Words(language), made, made.browser(request))
 
