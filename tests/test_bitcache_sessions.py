@@ -77,6 +77,21 @@ async def test_scripts_of_who_is_signed_in_get_a_short_lived_token(till: Till, b
     assert "Seller token" not in browser.text
 
 
+async def test_a_token_makes_none_that_outlives_it(till: Till, browser: Browser) -> None:
+    await sign_in(browser, till)
+    answer = await session_token(browser, api_form_token(till, browser))
+    async with (
+        till.server.session(answer["token"]) as http,
+        http.post("/api/v1/tokens", json={"label": "for ever"}) as made,
+    ):
+        assert made.status == 401
+        assert (await made.json())["type"] == "/problems/token-invalid"
+    listed = await till.server.services.database.read(
+        lambda tx: accounts.list_tokens(tx, till.account.account_id)
+    )
+    assert [token.label for token in listed] == ["test"]
+
+
 async def test_a_token_ends_no_later_than_its_session(till: Till, browser: Browser) -> None:
     await sign_in(browser, till)
     till.server.clock.advance(SESSION_LIFETIME_S - 60)

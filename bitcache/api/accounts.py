@@ -16,6 +16,7 @@ from bitcache.api.wire import (
     TokenRequest,
     TokenView,
 )
+from bitcache.errors import TokenInvalid
 from bitcache.payout_wallet import PayoutWallet
 from bitcache.services import Services
 from payments.addresses import PayoutDescriptor, normalise_descriptor
@@ -39,6 +40,9 @@ async def register(call: Call) -> Answer:
 
 
 async def issue_token(call: Call) -> Answer | web.StreamResponse:
+    if call.seller.session_id is not None:
+        # Whoever stole what lasts 15 minutes would make of it what lasts for ever.
+        raise TokenInvalid("A token of the pages makes no other. Make one on the page /account.")
     label, now = call.body(TokenRequest).label, call.services.clock()
 
     async def make(tx: Transaction) -> Answer:
