@@ -218,6 +218,34 @@ async def test_attempts_are_counted_per_name_whoever_makes_them(till: Till, brow
     await sign_in(browser, till)
 
 
+async def test_one_visitor_does_not_lock_a_seller_out(tmp_path: Path) -> None:
+    """The name stands on every offer, and all attempts at it are counted together."""
+    weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)
+    async with open_nodeless_till(tmp_path, trusted_proxies=("127.0.0.1",)) as till, Browser(till) as browser:
+        till.server.services.passwords.hasher = weak
+        await give_password(till, hasher=weak)
+        await browser.get("/sign-in")
+        form_token = re.findall(r'name="form_token" value="([^"]+)"', browser.text)[0]
+        fields = {"form_token": form_token, "name": NAME}
+
+        cookie = f"bitcache_form={browser.kept('bitcache_form')}"
+
+        async def attempt(password: str, address: str) -> int:
+            headers = {"Cookie": cookie, "X-Forwarded-For": address}
+            sent = till.http.post(
+                "/sign-in",
+                data={**fields, "password": password},
+                headers=headers,
+                allow_redirects=False,
+            )
+            async with sent as answer:
+                return answer.status
+
+        answers = [await attempt("wrong " * 4, "192.0.2.1") for _ in range(2 * SIGN_INS_PER_CLIENT)]
+        assert answers[-1] == 429
+        assert await attempt(PASSWORD, "192.0.2.2") == 303
+
+
 async def test_attempts_are_counted_per_client(till: Till, browser: Browser) -> None:
     for _ in range(SIGN_INS_PER_CLIENT):
         till.server.services.sign_in_client_limit.check("127.0.0.1")
