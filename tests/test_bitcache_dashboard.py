@@ -469,6 +469,8 @@ async def test_the_node_and_the_wallet_are_named_with_what_to_do(
     ("query", "words"),
     [
         ("zone=Mars/Olympus", "no such time zone"),
+        # Decoded into a header, it would end the connection without an answer.
+        ("zone=Mars%0D%0ASet-Cookie:%20x=y", "no such time zone"),
         ("from=2026-02-30", "Dates are written like"),
         ("from=2026-03-02&to=2026-03-01", "first day is after the last"),
         ("from=2010-01-01", "at most five years"),

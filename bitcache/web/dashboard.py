@@ -140,8 +140,8 @@ async def dashboard_page(visit: Visit, seller: Seller) -> web.Response:
 async def earnings_sheet(visit: Visit, seller: Seller) -> web.Response:
     span, wrong = chosen_span(visit.call.http.query, now=visit.now())
     if wrong:
-        # The page says what is wrong with the dates.
-        location = f"{PAGE}?{visit.call.http.query_string}"
+        # The page says what is wrong with the dates. As it came: decoded, it may hold a line break.
+        location = f"{PAGE}?{visit.call.http.rel_url.raw_query_string}"
         return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
     view = await visit.services.database.read(lambda tx: earnings(tx, seller.account_id, span.period))
     return web.Response(
