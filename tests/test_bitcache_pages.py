@@ -251,6 +251,18 @@ async def test_a_form_sent_twice_is_one_invoice(till: Till, browser: Browser) ->
     assert await _count_invoices(till) == 2
 
 
+async def test_a_form_that_no_database_keeps_is_refused(till: Till, browser: Browser) -> None:
+    """PostgreSQL ends a statement at a null character: the answer was 500, and the log had the words."""
+    sold = await till.offer(price_sat=0)
+    for page, fields in (
+        ("/sign-in", {"name": "seller\0", "password": "x" * 12}),
+        (f"/d/{sold.offer_id}/report", {"reason": "other", "message": "words\0", "contact": "me"}),
+    ):
+        await browser.get(page)
+        await browser.submit(page, **fields)
+        assert browser.status == 400, page
+
+
 async def test_forms_of_other_sites_other_browsers_and_other_times_are_refused(
     till: Till, browser: Browser
 ) -> None:

@@ -82,6 +82,9 @@ class Visit:
             fields = dict(parse_qsl(octets.decode(), max_num_fields=FORM_FIELDS_MAX))
         except ValueError as exc:
             raise RequestInvalid("The form cannot be read.") from exc
+        if any("\0" in text for text in fields.values()):
+            # Nobody types it, and PostgreSQL has no text with it.
+            raise RequestInvalid("The form cannot be read.")
         return fields, self.check_token(name, fields.get(forms.FIELD, ""))
 
     def check_token(self, form: str, token: str) -> str:
