@@ -11,6 +11,7 @@ from playwright.async_api import Page, Route
 
 from bitcache.api.wire import PolicyView
 from regtest.world import RegtestWorld
+from storage import base64url
 from tests.browser import PHONE, NewVisitor, downloaded, until
 from tests.market import (
     GOODS,
@@ -209,6 +210,27 @@ async def test_what_a_seller_writes_is_text_and_nothing_else(new_visitor: NewVis
         assert set(unzipped(octets)) == set(goods)
         assert "/" not in name
         assert name.endswith(".zip")
+
+
+async def test_a_key_that_is_not_the_sellers_is_told(new_visitor: NewVisitor, tmp_path: Path) -> None:
+    """Whoever paid must not wait without a word for what cannot come."""
+
+    async def lie(route: Route) -> None:
+        answer = await route.fetch()
+        claimed = await answer.json()
+        if claimed["release_secret"]:
+            claimed["release_secret"] = base64url.encode(bytes(32))
+        await route.fulfill(response=answer, json=claimed)
+
+    async with open_free_market(tmp_path) as market:
+        buyer = await new_visitor()
+        await buyer.context.route("**/claim", lie)
+        page = await buyer.goto(await market.sell(goods={"a.txt": b"never seen"}))
+        await ordered(page)
+        await until(
+            page, "document.getElementById('get-status').textContent.includes('The key does not open it')"
+        )
+        assert await page.locator("#get-all").is_hidden()
 
 
 async def test_keys_alone_lead_from_the_link_to_the_file(new_visitor: NewVisitor, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ const REASONS = {
   'header-invalid': 'js_get_unopenable',
   'chunk-authentication-failed': 'js_get_unopenable',
   'ciphertext-truncated': 'js_get_unopenable',
+  'release-secret-wrong': 'js_get_unopenable',
+  'key-unwrap-failed': 'js_get_unopenable',
+  'parcel-mismatch': 'js_get_damaged',
   'no-room': 'js_get_no_room',
   'no-way': 'js_get_no_way',
 };
@@ -77,7 +80,13 @@ export class Getting {
     await this.claim();
     if (!this.claimed.release_secret) return;
     const released = decode(this.claimed.release_secret);
-    await unlock(this.parcel, this.claimed, this.receipt.linkSecret, released);
+    try {
+      await unlock(this.parcel, this.claimed, this.receipt.linkSecret, released);
+    } catch (error) {
+      // Whoever paid must hear of it.
+      this.tell(...this.wordsOf(error));
+      return;
+    }
     const several = this.parcel.files.length > 1;
     const all = show(element('get-all'));
     all.textContent = say(several ? 'js_get_all' : 'js_get_one');
