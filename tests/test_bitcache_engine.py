@@ -193,3 +193,25 @@ async def test_a_connection_that_is_cut_is_trouble_that_passes(postgres_database
         await database.write(lambda tx: tx.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
     assert await database.write(lambda tx: tx.scalar(text("SELECT 1"))) == 1
     await database.close()
+
+
+async def test_a_write_whose_caller_is_cancelled_ends_by_itself(database: Database) -> None:
+    await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(tx: Transaction) -> None:
+        await tx.execute(update(accounts).values(created_at=accounts.c.created_at + 1))
+        begun.set()
+        await go_on.wait()
+
+    caller = asyncio.create_task(database.write(slow))
+    await begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    go_on.set()
+    # The next writer finds neither a lock that nobody gives back nor half a transaction.
+    await database.write(
+        lambda tx: tx.execute(update(accounts).values(created_at=accounts.c.created_at + 10))
+    )
+    assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 11

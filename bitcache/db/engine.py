@@ -46,6 +46,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.after_events: Callable[[], None] | None = None
         """Called after a commit that appended events."""
+        self._writing: set[asyncio.Future[Any]] = set()
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=4)
@@ -60,8 +61,22 @@ class Database:
         """Run `fn` in a transaction and commit it; nothing is written if it raises.
 
         The commit survives a crash of process and machine before this returns (SQLite synchronous=FULL).
+        Whoever is cancelled meanwhile, as all loops are at shutdown, leaves the transaction to end by itself:
+        torn off on a slow disk, its connection would keep SQLite's lock from the next writer.
         Raises DiskFull, and what `fn` raises.
         """
+        writing = asyncio.ensure_future(self._write(fn))
+        self._writing.add(writing)
+        writing.add_done_callback(self._ended)
+        return await asyncio.shield(writing)
+
+    def _ended(self, writing: asyncio.Future[Any]) -> None:
+        self._writing.discard(writing)
+        # Looked at here, since nobody may be waiting for it any more.
+        if not writing.cancelled():
+            writing.exception()
+
+    async def _write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
             async with self._writer.begin() as tx:
                 # The mark lives with the pooled connection: a failed write may have left one.
@@ -82,6 +97,9 @@ class Database:
             return await fn(tx)
 
     async def close(self) -> None:
+        """Waits for the writes that are under way."""
+        if self._writing:
+            await asyncio.wait(self._writing)
         await self._reader.dispose()
         await self._writer.dispose()
 
