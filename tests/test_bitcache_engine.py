@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 from msgspec import Struct
 from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
 
 from bitcache import events
 from bitcache.app import DATABASE_TROUBLE
@@ -55,6 +56,19 @@ async def test_two_processes_lose_no_increment_either(database: Database) -> Non
     await asyncio.gather(*(each.write(increment) for each in (database, other) for _ in range(25)))
     assert await other.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 50
     await other.close()
+
+
+async def test_an_error_does_not_tell_what_its_statement_was_about(database: Database) -> None:
+    """It ends up in the log: a full disk must not write the invoices down there."""
+
+    async def made(tx: Transaction) -> None:
+        await tx.execute(insert(accounts).values(id="a", name="a name", created_at=0))
+
+    await database.write(made)
+    with pytest.raises(IntegrityError) as failure:
+        await database.write(made)
+    assert "INSERT INTO accounts" in str(failure.value)
+    assert "a name" not in str(failure.value)
 
 
 async def test_a_long_write_is_not_put_off_by_many_short_ones(database: Database) -> None:

@@ -5,7 +5,8 @@ commits. Each process has one writer connection; between processes, SQLite has B
 a lock that every writer takes first and that is given in order. Concurrent SERIALIZABLE transactions would
 not do: a stream of small ones lets a long one, such as the watcher's, be tried again for ever.
 
-A write function's only effects are the rows it writes: the commit after it may fail.
+A write function's only effects are the rows it writes: the commit after it may fail. What a statement was
+about is not in its error: errors are logged, and ids, addresses and people's words are not.
 """
 
 import asyncio
@@ -126,6 +127,7 @@ def _postgresql_engine(
         pool_timeout=BUSY_TIMEOUT_S,
         # The server may have been restarted since a connection was last used.
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args={
             "server_settings": {"idle_in_transaction_session_timeout": str(FROZEN_WRITER_S * 1000)}
         },
@@ -138,6 +140,7 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
+        hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_S},
     )
 
