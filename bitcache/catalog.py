@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, insert, select, tuple_, update
+from sqlalchemy import Row, Select, insert, select, tuple_, update
 
 from bitcache.api.wire import ParcelFileView
 from bitcache.db.tables import files, offers, parcel_files, parcels
@@ -106,6 +106,12 @@ async def seal_parcel(
         .values(sealed_at=now, metadata=metadata, sealed_release_secret=sealed_secret)
     )
     return await load_parcel(tx, account_id, parcel_id)
+
+
+def sharing_files(parcel_id: str) -> Select[tuple[str]]:
+    """Ids of the parcels that hold a file of this one, itself among them while its files are there."""
+    own = select(parcel_files.c.file_id).where(parcel_files.c.parcel_id == parcel_id)
+    return select(parcel_files.c.parcel_id).where(parcel_files.c.file_id.in_(own))
 
 
 async def delete_parcel(tx: Transaction, account_id: str, parcel_id: str, *, now: int) -> None:

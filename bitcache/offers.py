@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Row, Select, insert, select, tuple_, update
+from sqlalchemy import Row, Select, insert, or_, select, tuple_, update
 
+from bitcache.catalog import sharing_files
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, TakenDown, ValueRefused
@@ -204,8 +205,11 @@ async def sealed_metadata(tx: Transaction, parcel_id: str) -> bytes:
 
 
 async def _refuse_taken_down(tx: Transaction, parcel_id: str) -> None:
-    """What the operator took down is not sold again under another offer. Raises TakenDown."""
-    taken = select(offers.c.id).where(offers.c.parcel_id == parcel_id, offers.c.taken_down_at.is_not(None))
+    """What the operator took down is not sold again, in another offer or another parcel. Raises TakenDown."""
+    taken = select(offers.c.id).where(
+        or_(offers.c.parcel_id == parcel_id, offers.c.parcel_id.in_(sharing_files(parcel_id))),
+        offers.c.taken_down_at.is_not(None),
+    )
     offer_id = await tx.scalar(taken.limit(1))
     if offer_id is not None:
         raise TakenDown(offer_id)

@@ -1,16 +1,18 @@
 """Taking a parcel off the server: nothing of it is sold or served any more, and what was paid is owed.
 
-It takes all offers of the parcel, or the seller would sell it again under another. In one transaction the
-invoices are revoked, the books corrected and the buyers told, so that nobody pays for what cannot come.
+It takes all offers of the parcel, and of every parcel that holds one of its files, or the seller would sell
+the same under another. In one transaction the invoices are revoked, the books corrected and the buyers told,
+so that nobody pays for what cannot come.
 The bytes stay on the disk until the parcel is deleted: a takedown can be a mistake, and can be undone.
 """
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 
 from bitcache import reports
 from bitcache.access import Access
+from bitcache.catalog import sharing_files
 from bitcache.db.tables import offers
 from bitcache.errors import NotFound, ValueRefused
 from payments.ports import Transaction
@@ -43,7 +45,7 @@ async def take_down(
     parcel_id, offer_ids = await _offers_beside(tx, offer_id)
     await tx.execute(
         update(offers)
-        .where(offers.c.parcel_id == parcel_id)
+        .where(offers.c.id.in_(offer_ids))
         .values(taken_down_at=func.coalesce(offers.c.taken_down_at, now), taken_down_reason=reason)
     )
     invoices, with_money = await _revoke(tx, registry, access, offer_ids, revoked=True, now=now)
@@ -57,20 +59,19 @@ async def put_back(
     """Undo a takedown: offers sell, and who paid has their right again. Raises NotFound."""
     parcel_id, offer_ids = await _offers_beside(tx, offer_id)
     await tx.execute(
-        update(offers)
-        .where(offers.c.parcel_id == parcel_id)
-        .values(taken_down_at=None, taken_down_reason=None)
+        update(offers).where(offers.c.id.in_(offer_ids)).values(taken_down_at=None, taken_down_reason=None)
     )
     invoices, with_money = await _revoke(tx, registry, access, offer_ids, revoked=False, now=now)
     return Reached(parcel_id, offer_ids, invoices, with_money, 0)
 
 
 async def _offers_beside(tx: Transaction, offer_id: str) -> tuple[str, list[str]]:
-    """(parcel, all its offers)."""
+    """(parcel, all offers of it and of those that share a file with it)."""
     parcel_id = await tx.scalar(select(offers.c.parcel_id).where(offers.c.id == offer_id))
     if parcel_id is None:
         raise NotFound("offer", offer_id)
-    ids = await tx.scalars(select(offers.c.id).where(offers.c.parcel_id == parcel_id).order_by(offers.c.id))
+    chosen = or_(offers.c.parcel_id == parcel_id, offers.c.parcel_id.in_(sharing_files(parcel_id)))
+    ids = await tx.scalars(select(offers.c.id).where(chosen).order_by(offers.c.id))
     return parcel_id, list(ids.all())
 
 

@@ -24,12 +24,13 @@ from payments.registry import transfer_of
 from payments.tables import transfers
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
+from storage import base64url
 from tests.functional_client_crash import bitcache, finished
 from tests.test_bitcache_pages import Browser
 from tests.test_bitcache_payment_gate import ACCEPT, credential
 from tests.test_bitcache_payment_gate import get as ask_with_scheme
 from tests.test_bitcache_sse import reading
-from tests.till import Bought, Sold, Till, open_nodeless_till, open_till
+from tests.till import RELEASE_SECRET, Bought, Sold, Till, open_nodeless_till, open_till
 
 PRICE_SAT = 5_000
 OFFER = "a" * 26
@@ -304,6 +305,42 @@ async def test_the_parcel_is_not_sold_again_under_another_offer(nodeless: Till) 
             assert (await answer.json())["type"] == "/problems/taken-down"
     other = await nodeless.offer(price_sat=0)
     assert (await nodeless.buy(other)).invoice["key_allowed"]
+
+
+async def test_the_same_stored_files_are_not_sold_in_another_parcel(nodeless: Till) -> None:
+    """One stored file may be in several parcels: with a second one at hand, selling would just go on."""
+    sold = await nodeless.offer(price_sat=0)
+    wrapped = base64url.encode(bytes(60))
+    async with nodeless.server.session(nodeless.account.token) as http:
+
+        async def parcel() -> str:
+            files = [{"file_id": file_id, "wrapped_key": wrapped} for file_id in sold.blobs]
+            async with http.post("/api/v1/parcels", json={"files": files}) as answer:
+                made: str = (await answer.json())["parcel_id"]
+            sealing = {
+                "metadata": base64url.encode(b"sealed"),
+                "release_secret": base64url.encode(RELEASE_SECRET),
+            }
+            async with http.post(f"/api/v1/parcels/{made}/seal", json=sealing) as answer:
+                assert answer.status == 200
+            return made
+
+        async def offered(parcel_id: str) -> tuple[int, dict[str, Any]]:
+            body = {"parcel_id": parcel_id, "price": {"kind": "fixed", "amount_msat": 0}}
+            async with http.post("/api/v1/offers", json=body) as answer:
+                return answer.status, await answer.json()
+
+        status, beside = await offered(await parcel())
+        assert status == 201
+        bought = await nodeless.buy(Sold(beside["offer_id"], beside["parcel_id"], sold.blobs))
+        assert bought.invoice["key_allowed"]
+        reached = await take_down_here(nodeless, sold)
+        assert set(reached.offer_ids) == {sold.offer_id, beside["offer_id"]}
+        assert (await nodeless.invoice(bought))["taken_down"]
+        assert (await offered(beside["parcel_id"]))[0] == 451
+        assert (await offered(await parcel()))[0] == 451
+    await take_down_here(nodeless, sold, undo=True)
+    assert (await nodeless.invoice(bought))["key_allowed"]
 
 
 async def test_a_link_will_do_for_the_offer_and_nothing_happens_without_yes(nodeless: Till) -> None:
