@@ -454,6 +454,13 @@ async def test_forms_from_elsewhere_change_nothing(till: Till, browser: Browser,
     assert await stored_hash(till.server) is None
 
 
+async def test_signing_out_of_no_session_takes_no_cookie_away(till: Till) -> None:
+    """As when another site sends the form: it comes without cookies, and its answer could still set them."""
+    async with till.http.post("/sign-out", allow_redirects=False) as answer:
+        assert answer.status == 303
+        assert "Set-Cookie" not in answer.headers
+
+
 async def test_a_form_of_another_account_changes_nothing(till: Till, browser: Browser) -> None:
     """One left open in a tab when somebody else signed in; or planted, with its browser's mark, by a
     neighbour under the same domain, whose requests carry the session's cookie."""

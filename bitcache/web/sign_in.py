@@ -105,10 +105,12 @@ async def entered(visit: Visit, opening: Opening, *, wanted: str = "") -> web.Re
 
 async def sign_out(visit: Visit) -> web.Response:
     seller = await _seller(visit)
-    if seller is not None and seller.session_id is not None:
-        await replace(visit, account_id=seller.account_id).form(SELLER_FORM)
-        ended = seller.session_id
-        await visit.services.database.write(lambda tx: sessions.end(tx, ended, now=visit.now()))
+    if seller is None or seller.session_id is None:
+        # The cookie stays as it is: a form of another site comes without it, and must not take it away.
+        return visit.redirect(PATH)
+    await replace(visit, account_id=seller.account_id).form(SELLER_FORM)
+    ended = seller.session_id
+    await visit.services.database.write(lambda tx: sessions.end(tx, ended, now=visit.now()))
     return signed_out(visit)
 
 
