@@ -14,6 +14,7 @@ from bitcache.db.tables import reports
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
 from tests.browser import DESKTOP, PHONE, NewVisitor, violations
+from tests.page_tour import sign_in
 from tests.till import open_nodeless_till, open_till
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -27,8 +28,8 @@ VIEWS: list[dict[str, Any]] = [
 
 async def press(page: Page, form: str) -> None:
     """The button of the form that goes to `form`; waits for what comes."""
-    await page.locator(f"form[action^='{form}?'] button").first.click()
-    await page.wait_for_load_state()
+    async with page.expect_navigation():
+        await page.locator(f"form[action^='{form}?'] button").first.click()
 
 
 async def fits(page: Page) -> None:
@@ -133,9 +134,7 @@ async def test_forms_of_another_site_sign_nobody_out(new_visitor: NewVisitor, tm
     async with open_nodeless_till(tmp_path) as till:
         seller = await new_visitor()
         page = await seller.goto(f"{till.server.url}/sign-in")
-        await page.locator("#token").fill(till.account.token)
-        await page.locator("form:has(#token) button").click()
-        await page.wait_for_load_state()
+        await sign_in(page, till.account.token)
         posts: list[Request] = []
         seller.context.on("request", lambda sent: posts.append(sent) if sent.method == "POST" else None)
         await seller.context.route("http://evil.example/*", _evil)

@@ -111,8 +111,8 @@ class Tourist:
 async def sign_in(page: Page, token: str) -> None:
     """On the sign-in page, with a seller's token."""
     await page.locator("#token").fill(token)
-    await page.locator("form:has(#token) button").click()
-    await page.wait_for_load_state()
+    async with page.expect_navigation():
+        await page.locator("form:has(#token) button").click()
 
 
 class Tour:
