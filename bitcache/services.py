@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
+from bitcache.api.seller_streams import SellerStreams
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -27,7 +28,6 @@ from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from bitcache.views import OfferViews
-from bitcache.web.live import SellerStreams
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
 from payments.descriptors import DescriptorStore

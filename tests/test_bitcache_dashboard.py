@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, insert, select, update
 
+from bitcache.api import seller_streams
 from bitcache.api.wire import EarningsDay
 from bitcache.db.tables import offer_views, offers
 from bitcache.db.tables import sessions as sessions_table
@@ -22,7 +23,6 @@ from bitcache.funnel import Funnel, funnel, rate_percent
 from bitcache.ids import new_id
 from bitcache.offers import Changes
 from bitcache.views import day_of
-from bitcache.web import live
 from bitcache.web.charts import HEIGHT, bar_chart
 from bitcache.web.dashboard import ATTENTION_SHOWN, TONES, chart_of, funnel_steps, signed, top_parcels
 from bitcache.web.offers_page import parse_sat
@@ -611,7 +611,7 @@ async def test_streams_need_a_session_and_end_with_it(
 ) -> None:
     async with nodeless.http.get("/dashboard/events") as answer:
         assert answer.status == 401
-    monkeypatch.setattr(live, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(seller_streams, "PING_INTERVAL_S", 0.05)
     secret = await session_secret(nodeless)
     async with nodeless.http.get("/dashboard/events", cookies={COOKIE: secret}) as stream:
         for _ in range(6):
@@ -624,7 +624,7 @@ async def test_streams_need_a_session_and_end_with_it(
 
 
 async def test_one_seller_cannot_take_all_streams(nodeless: Till, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "STREAMS_PER_SELLER_MAX", 1)
+    monkeypatch.setattr(seller_streams, "STREAMS_PER_SELLER_MAX", 1)
     cookies = {COOKIE: await session_secret(nodeless)}
     other = await nodeless.server.new_seller()
     async with nodeless.http.get("/dashboard/events", cookies=cookies) as first:
