@@ -1,0 +1,136 @@
+"""The buyer's pages: an offer, its payment and receipt.
+
+    GET  /d/{offer_id}               what is sold, for how much, and how to get it
+    POST /d/{offer_id}/pay           without scripts: an invoice, and the receipt code, shown this once
+    GET  /r/{invoice_id}             how the payment stands; with the receipt's secrets, the files
+    POST /r/{invoice_id}/renew       today's price
+
+Scripts make the claim secret themselves and go from the offer to the receipt, whose address in the browser is
+the receipt. A link's fragment never reaches the server: names of files are put in place by scripts alone.
+"""
+
+import hashlib
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from bitcache.api.wire import InvoiceView
+from bitcache.node_state import NodeState, node_state
+from bitcache.offers import Offer
+from bitcache.on_sale import load_sale_offer
+from bitcache.web.render import qr_code, sat_text
+from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
+from bitcache.web.view_count import count_view
+from bitcache.web.visit import Visit, page_route
+from payments.money import Msat, sat_rounded_up
+from payments.ports import Transaction
+from storage import base64url
+
+PAY_FORM = "pay"
+RENEW_FORM = "renew"
+HOLD_SHOWN_S = 300
+"""The price's deadline is shown only when it is near: before that it would only hurry people."""
+
+
+async def offer_page(visit: Visit) -> web.Response:
+    services, offer_id = visit.services, visit.call.path("offer_id")
+
+    async def read(tx: Transaction) -> tuple[Offer, NodeState, bool]:
+        now = visit.now()
+        offer = await services.offers.load(tx, offer_id, now=now)
+        wallet = (await load_sale_offer(tx, offer_id, now)).descriptor_id
+        return offer, await node_state(tx, now), wallet is not None
+
+    offer, node, seller_payable = await services.database.read(read)
+    await count_view(visit, offer_id)
+    return visit.page(
+        "offer.html",
+        {
+            "offer": offer,
+            "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
+            "node_online": node.online,
+            "seller_payable": seller_payable,
+            "retention_days": services.config.paid_retention_days,
+            "link": f"{services.config.public_url}/d/{offer_id}",
+        },
+        form=PAY_FORM,
+        script_words=("e_", "js_offer_"),
+    )
+
+
+async def pay_page(visit: Visit) -> web.Response:
+    """The claim secret follows from the form, so that a form sent twice is one invoice and one receipt."""
+    services, offer_id = visit.services, visit.call.path("offer_id")
+    _, nonce = await visit.form(PAY_FORM)
+    claim_secret = visit.forms.secret(f"claim/{offer_id}", nonce)
+    claim_hash = hashlib.sha256(claim_secret).digest()
+    purchase = await services.purchases.buy(offer_id, claim_hash, visit.call.client)
+    receipt = _receipt_url(visit, purchase.invoice) + f"#1.{base64url.encode(claim_secret)}."
+    fields = _payment(visit, purchase.invoice, on_sale=True)
+    return visit.page("receipt.html", {"receipt": receipt, **fields}, form=RENEW_FORM)
+
+
+async def invoice_page(visit: Visit) -> web.Response:
+    services, invoice_id = visit.services, visit.call.path("invoice_id")
+
+    async def read(tx: Transaction) -> tuple[InvoiceView, Offer]:
+        invoice = await services.purchases.view_in(tx, invoice_id)
+        return invoice, await services.offers.load(tx, invoice.offer_id, now=visit.now())
+
+    invoice, offer = await services.database.read(read)
+    fields = _payment(visit, invoice, on_sale=offer.state == "open")
+    return visit.page(
+        "invoice.html",
+        {
+            "receipt": _receipt_url(visit, invoice),
+            "seller_name": offer.seller_name,
+            "final": fields["state"] in FINAL,
+            **fields,
+        },
+        form=RENEW_FORM,
+        script_words=("js_offer_", "js_receipt_", "js_get_"),
+    )
+
+
+async def renew_page(visit: Visit) -> web.Response:
+    await visit.form(RENEW_FORM)
+    invoice = await visit.services.purchases.renew(visit.call.path("invoice_id"))
+    return visit.redirect(f"/r/{invoice.invoice_id}")
+
+
+def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
+    return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
+
+
+def _payment(visit: Visit, invoice: InvoiceView, *, on_sale: bool) -> dict[str, object]:
+    """What `payment.html` shows."""
+    state = page_state(invoice, on_sale=on_sale)
+    payable = state in PAYABLE and invoice.uri is not None
+    wallet = visit.services.config.regtest_wallet_url
+    return {
+        "invoice": invoice,
+        "state": state,
+        "tone": tone_of(state),
+        "under_way": UNDER_WAY,
+        "payable": payable,
+        "hold_ends": invoice.valid_until - invoice.now <= HOLD_SHOWN_S,
+        "renewable": state in RENEWABLE,
+        "qr": qr_code(invoice.uri) if payable and invoice.uri else "",
+        "play_wallet": f"{wallet}?{urlencode({'uri': invoice.uri})}" if wallet and payable else "",
+        "fields": {
+            "due_sat": sat_text(invoice.due_sat),
+            "received_sat": sat_text(invoice.received_sat),
+            "owed_sat": sat_text(invoice.owed_sat),
+            "confirmations": max(invoice.confirmations, 0),
+            "wanted": max(invoice.policy.key_at, 1),
+            "reference": invoice.reference,
+        },
+    }
+
+
+ROUTES = (
+    page_route("GET", "/d/{offer_id}", offer_page, "An offer"),
+    page_route("POST", "/d/{offer_id}/pay", pay_page, "Ask to pay", back="/d/{offer_id}"),
+    page_route("GET", "/r/{invoice_id}", invoice_page, "A payment"),
+    page_route("POST", "/r/{invoice_id}/renew", renew_page, "Today's price", back="/r/{invoice_id}"),
+)
