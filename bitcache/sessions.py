@@ -42,7 +42,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ListedSession:
     """A session as its seller sees it in a list."""
 
     id: str
@@ -73,7 +73,7 @@ async def seller_of_secret(tx: Transaction, secret: str, *, now: int) -> Seller 
     return await _seller(tx, sessions.c.secret_hash == token_hash(secret), now)
 
 
-async def list_live(tx: Transaction, account_id: str, *, now: int) -> list[Shown]:
+async def list_live(tx: Transaction, account_id: str, *, now: int) -> list[ListedSession]:
     """The account's sessions that are not over, newest first."""
     query = (
         select(sessions.c.id, sessions.c.created_at, sessions.c.expires_at, tokens.c.label)
@@ -81,7 +81,7 @@ async def list_live(tx: Transaction, account_id: str, *, now: int) -> list[Shown
         .where(sessions.c.account_id == account_id, *_live(now))
         .order_by(sessions.c.created_at.desc(), sessions.c.id)
     )
-    return [Shown(*row) for row in (await tx.execute(query)).all()]
+    return [ListedSession(*row) for row in (await tx.execute(query)).all()]
 
 
 async def end(tx: Transaction, session_id: str, *, now: int) -> None:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Page
 
-from bitcache.web.sessions import COOKIE
+from bitcache.web.session_cookie import COOKIE
 from regtest.world import RegtestWorld
 from tests.browser import PHONE, NewVisitor, Visitor, until, violations
 from tests.seller_browser import session_secret

@@ -15,7 +15,7 @@ import aiohttp
 from yarl import URL
 
 from bitcache import sessions
-from bitcache.web.sessions import COOKIE
+from bitcache.web.session_cookie import COOKIE
 from tests.till import Till
 
 TAGS = re.compile(r"<[^>]+>")

@@ -26,7 +26,7 @@ from bitcache.views import day_of
 from bitcache.web.charts import HEIGHT, bar_chart
 from bitcache.web.dashboard import ATTENTION_SHOWN, TONES, chart_of, funnel_steps, signed, top_parcels
 from bitcache.web.offers_page import parse_sat
-from bitcache.web.sessions import COOKIE
+from bitcache.web.session_cookie import COOKIE
 from bitcache.web.span import Span, chosen_span
 from payments.attention import Attention, attention
 from payments.invoice import Flag, Invoice, Mode, Policy, Standing, Status, Term

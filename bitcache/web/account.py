@@ -24,7 +24,7 @@ from bitcache.errors import TooManyRequests, ValueRefused
 from bitcache.node_state import node_state
 from bitcache.passwords import Known
 from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMIT_WARNING
-from bitcache.sessions import Shown
+from bitcache.sessions import ListedSession
 from bitcache.web.seller_visit import seller_route
 from bitcache.web.sign_in import SELLER_FORM, signed_out
 from bitcache.web.visit import Visit
@@ -199,7 +199,7 @@ async def _page(
     services, now = visit.services, visit.now()
     account = await account_view(services, seller.account_id)
 
-    async def read(tx: Transaction) -> tuple[list[ListedToken], list[Shown], Known, bool]:
+    async def read(tx: Transaction) -> tuple[list[ListedToken], list[ListedSession], Known, bool]:
         return (
             await accounts.list_tokens(tx, seller.account_id),
             await sessions.list_live(tx, seller.account_id, now=now),

@@ -29,7 +29,7 @@ from bitcache.services import Services
 from bitcache.web.charts import Chart, bar_chart
 from bitcache.web.render import sat_text
 from bitcache.web.seller_visit import seller_route
-from bitcache.web.sessions import signed_in
+from bitcache.web.session_cookie import signed_in
 from bitcache.web.sign_in import SELLER_FORM
 from bitcache.web.span import LENGTHS, Span, chosen_span
 from bitcache.web.visit import Visit

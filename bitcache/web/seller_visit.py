@@ -7,7 +7,7 @@ from aiohttp import web
 
 from bitcache.accounts import Seller
 from bitcache.api.routing import Route
-from bitcache.web.sessions import signed_in
+from bitcache.web.session_cookie import signed_in
 from bitcache.web.sign_in import sign_in_page
 from bitcache.web.visit import Visit, page_route
 

@@ -20,7 +20,7 @@ from bitcache.api.problems import problem_of, problem_response
 from bitcache.api.routing import Call, Route
 from bitcache.errors import FormRefused, TokenInvalid, TokenMissing, TooManyRequests
 from bitcache.sessions import Opened
-from bitcache.web import sessions as cookies
+from bitcache.web import session_cookie
 from bitcache.web.visit import API_FORM, Visit, page_route, visit_of
 from payments.ports import Transaction
 
@@ -99,7 +99,7 @@ async def entered(visit: Visit, opening: Opening, *, wanted: str = "") -> web.Re
     if made is None:
         return None
     response = visit.redirect(place(wanted))
-    cookies.keep(response, made, secure=visit.forms.secure)
+    session_cookie.keep(response, made, secure=visit.forms.secure)
     return response
 
 
@@ -117,7 +117,7 @@ async def sign_out(visit: Visit) -> web.Response:
 def signed_out(visit: Visit) -> web.Response:
     """The answer to who has just signed out."""
     response = visit.redirect(PATH)
-    cookies.forget(response, secure=visit.forms.secure)
+    session_cookie.forget(response, secure=visit.forms.secure)
     return response
 
 
@@ -177,7 +177,7 @@ async def _by_password(visit: Visit, name: str, password: str) -> Opening | None
 
 
 async def _seller(visit: Visit) -> Seller | None:
-    return await cookies.signed_in(visit.call.http, visit.services)
+    return await session_cookie.signed_in(visit.call.http, visit.services)
 
 
 ROUTES = (

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 
 from bitcache.db.tables import offers
-from bitcache.web.sessions import signed_in
+from bitcache.web.session_cookie import signed_in
 from bitcache.web.visit import Visit
 
 
