@@ -21,7 +21,6 @@ from bitcache.api.routing import Call, Route
 from bitcache.api.wire import EarningsDay
 from bitcache.earnings import days_of, earnings, earnings_csv, owed_sat, pending_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
-from bitcache.ids import is_id
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMIT_WARNING, wallet
 from bitcache.seller_payments import SellerPayment, attend, needing_attention, payments_page
@@ -32,7 +31,7 @@ from bitcache.web.seller_visit import seller_route
 from bitcache.web.session_cookie import signed_in
 from bitcache.web.sign_in import SELLER_FORM
 from bitcache.web.span import LENGTHS, Span, chosen_span
-from bitcache.web.visit import Visit
+from bitcache.web.visit import Visit, see_other
 from payments.ports import Transaction
 
 PAGE = "/dashboard"
@@ -100,8 +99,7 @@ class Overview:
 
 async def dashboard_page(visit: Visit, seller: Seller) -> web.Response:
     span, wrong = chosen_span(visit.call.http.query, now=visit.now())
-    asked_after = visit.call.query("after") or ""
-    after = asked_after if is_id(asked_after) else None
+    after = visit.after()
     read = await visit.services.database.read(
         lambda tx: _overview(tx, visit.services, seller.account_id, span, after, visit.now())
     )
@@ -141,8 +139,7 @@ async def earnings_sheet(visit: Visit, seller: Seller) -> web.Response:
     span, wrong = chosen_span(visit.call.http.query, now=visit.now())
     if wrong:
         # The page says what is wrong with the dates. As it came: decoded, it may hold a line break.
-        location = f"{PAGE}?{visit.call.http.rel_url.raw_query_string}"
-        return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+        return see_other(f"{PAGE}?{visit.call.http.rel_url.raw_query_string}")
     view = await visit.services.database.read(lambda tx: earnings(tx, seller.account_id, span.period))
     return web.Response(
         text=earnings_csv(view),
@@ -160,8 +157,7 @@ async def attention_done(visit: Visit, seller: Seller) -> web.Response:
     invoice_id = visit.call.path("invoice_id")
     await visit.services.database.write(lambda tx: attend(tx, seller.account_id, invoice_id))
     span, _ = chosen_span(visit.call.http.query, now=visit.now())
-    location = f"{PAGE}?{span.query(lang=visit.words.language)}#attention"
-    return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+    return see_other(f"{PAGE}?{span.query(lang=visit.words.language)}#attention")
 
 
 async def dashboard_events(call: Call) -> web.StreamResponse:

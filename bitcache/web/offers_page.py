@@ -19,13 +19,12 @@ from msgspec import Struct
 from bitcache.accounts import Seller
 from bitcache.catalog import delete_parcel
 from bitcache.errors import NotFound, OfferNotOpen, RequestInvalid, TakenDown
-from bitcache.ids import is_id
 from bitcache.offers import Changes, Terms
 from bitcache.shelf import shelf_page
 from bitcache.web.render import sat_text
 from bitcache.web.seller_visit import seller_route
 from bitcache.web.sign_in import SELLER_FORM
-from bitcache.web.visit import Visit
+from bitcache.web.visit import Visit, see_other
 from payments.errors import PolicyInvalid
 from payments.money import MSAT_PER_SAT
 from payments.ports import Transaction
@@ -49,8 +48,7 @@ class Refused(Struct, frozen=True):
 
 
 async def offers_page(visit: Visit, seller: Seller, refused: Refused | None = None) -> web.Response:
-    asked_after = visit.call.query("after") or ""
-    after = asked_after if is_id(asked_after) else None
+    after = visit.after()
     services, now = visit.services, visit.now()
     page = await services.database.read(
         lambda tx: shelf_page(tx, seller.account_id, after=after, limit=PARCELS_SHOWN + 1, now=now)
@@ -183,12 +181,11 @@ def _words_of(visit: Visit, exc: Exception) -> tuple[str, dict[str, object]]:
 def _back(visit: Visit, done: str, subject_id: str = "") -> web.Response:
     """To the list where it was, with what was done said."""
     query = {"lang": visit.words.language, "done": done}
-    after = visit.call.query("after") or ""
-    if is_id(after) and done != "deleted":
+    after = visit.after()
+    if after and done != "deleted":
         query["after"] = after
     place = f"#at-{subject_id}" if subject_id else ""
-    location = f"{PAGE}?{urlencode(query)}{place}"
-    return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+    return see_other(f"{PAGE}?{urlencode(query)}{place}")
 
 
 async def show_offers(visit: Visit, seller: Seller) -> web.Response:

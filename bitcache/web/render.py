@@ -62,9 +62,9 @@ def size_text(size_bytes: int) -> str:
     return f"{tenths // 10}.{tenths % 10} {UNITS[power]}"
 
 
-def minute_text(at: int) -> str:
-    """YYYY-MM-DD HH:MM, UTC."""
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+def minute_text(at: int, zone: datetime.tzinfo = datetime.UTC) -> str:
+    """YYYY-MM-DD HH:MM."""
+    return datetime.datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M")
 
 
 def web_address(text: str) -> str | None:

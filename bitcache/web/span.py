@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from bitcache.earnings import Period, time_zone
 from bitcache.errors import PeriodInvalid
+from bitcache.web.render import minute_text
 
 LENGTHS = (7, 30, 90, 365)
 LENGTH_DEFAULT = 30
@@ -56,7 +57,7 @@ class Span:
 
     def minute(self, at: int) -> str:
         """YYYY-MM-DD HH:MM in the zone."""
-        return datetime.datetime.fromtimestamp(at, self.zone).strftime("%Y-%m-%d %H:%M")
+        return minute_text(at, self.zone)
 
     def query(self, length: int | None = None, **more: str) -> str:
         """The query of an address that shows this span, or the last `length` days."""

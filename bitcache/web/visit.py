@@ -10,6 +10,7 @@ from bitcache.api.bodies import read_body
 from bitcache.api.problems import problem_of
 from bitcache.api.routing import Call, Handler, Route
 from bitcache.errors import RequestInvalid
+from bitcache.ids import is_id
 from bitcache.services import Services
 from bitcache.web import forms
 from bitcache.web.forms import Forms
@@ -99,10 +100,19 @@ class Visit:
         others = [(name, text) for name, text in self.call.http.query.items() if name != "lang"]
         return {code: urlencode([*others, ("lang", code)]) for code in LANGUAGES}
 
+    def after(self) -> str | None:
+        """The id after which a page of a list begins; None for the first, and for what is no id."""
+        asked = self.call.query("after") or ""
+        return asked if is_id(asked) else None
+
     def redirect(self, path: str) -> web.Response:
         """To another page, by GET, in the same language."""
-        location = f"{path}?lang={self.words.language}"
-        return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
+        return see_other(f"{path}?lang={self.words.language}")
+
+
+def see_other(location: str) -> web.Response:
+    """The answer that is read by GET at `location`, a path with all that follows it."""
+    return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
 
 
 def bound_form(form: str, account_id: str) -> str:
