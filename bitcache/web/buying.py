@@ -17,10 +17,10 @@ from aiohttp import web
 from bitcache.api.wire import InvoiceView
 from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
-from bitcache.on_sale import load_sale_offer
+from bitcache.on_sale import SaleOffer, load_sale_offer
 from bitcache.web.render import qr_code, sat_text
+from bitcache.web.session_cookie import signed_in
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
-from bitcache.web.view_count import count_view
 from bitcache.web.visit import Visit, page_route
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
@@ -35,21 +35,22 @@ HOLD_SHOWN_S = 300
 async def offer_page(visit: Visit) -> web.Response:
     services, offer_id = visit.services, visit.call.path("offer_id")
 
-    async def read(tx: Transaction) -> tuple[Offer, NodeState, bool]:
+    async def read(tx: Transaction) -> tuple[Offer, SaleOffer, NodeState]:
         now = visit.now()
         offer = await services.offers.load(tx, offer_id, now=now)
-        wallet = (await load_sale_offer(tx, offer_id, now)).descriptor_id
-        return offer, await node_state(tx, now), wallet is not None
+        return offer, await load_sale_offer(tx, offer_id, now), await node_state(tx, now)
 
-    offer, node, seller_payable = await services.database.read(read)
-    await count_view(visit, offer_id)
+    offer, sale, node = await services.database.read(read)
+    seller = await signed_in(visit.call.http, services)
+    if seller is None or seller.account_id != sale.seller_id:
+        services.views.count(offer_id)
     return visit.page(
         "offer.html",
         {
             "offer": offer,
             "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
             "node_online": node.online,
-            "seller_payable": seller_payable,
+            "seller_payable": sale.descriptor_id is not None,
             "retention_days": services.config.paid_retention_days,
             "link": f"{services.config.public_url}/d/{offer_id}",
         },
