@@ -3,7 +3,7 @@
 import hmac
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, select, update
 
 from bitcache.config import Config
 from bitcache.db.tables import accounts, files, tokens
@@ -19,6 +19,8 @@ from bitcache.ids import SELLER_TOKEN_PREFIX, new_id, new_token, token_hash
 from payments.ports import Transaction
 
 TOKEN_LENGTH_MAX = 200
+NAME_LENGTH_MAX = 80
+LABEL_LENGTH_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class Account:
     """None: the server's default."""
     bytes_stored: int
     """Announced sizes of all its files, finished or not."""
+
+    def bytes_allowed(self, config: Config) -> int:
+        return config.account_bytes_max if self.bytes_max is None else self.bytes_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,8 @@ async def rename(tx: Transaction, account_id: str, *, name: str) -> None:
 
 async def issue_token(tx: Transaction, account_id: str, *, label: str, now: int) -> IssuedToken:
     """A new token of an existing account. Raises ValueRefused."""
-    if not label.isprintable():
-        raise ValueRefused("A label is up to 80 printable characters.", field="label")
+    if not label.isprintable() or len(label) > LABEL_LENGTH_MAX:
+        raise ValueRefused(f"A label is up to {LABEL_LENGTH_MAX} printable characters.", field="label")
     issued = IssuedToken(token_id=new_id(), token=new_token(SELLER_TOKEN_PREFIX), account_id=account_id)
     await tx.execute(
         insert(tokens).values(
@@ -103,9 +108,13 @@ async def issue_token(tx: Transaction, account_id: str, *, label: str, now: int)
 
 async def id_of_name(tx: Transaction, name: str) -> str | None:
     """The account of this name, however it is spaced and capitalised."""
-    name = " ".join(name.split())
+    return await tx.scalar(select(accounts.c.id).where(is_named(name)))
+
+
+def is_named(name: str) -> ColumnElement[bool]:
+    """The condition on `accounts` for that."""
     # Both sides in the database: Python's lower case knows letters that SQLite's does not.
-    return await tx.scalar(select(accounts.c.id).where(func.lower(accounts.c.name) == func.lower(name)))
+    return func.lower(accounts.c.name) == func.lower(" ".join(name.split()))
 
 
 async def list_tokens(tx: Transaction, account_id: str) -> list[ListedToken]:
@@ -189,8 +198,9 @@ async def bytes_stored(tx: Transaction, account_id: str | None = None) -> int:
 
 async def _free_name(tx: Transaction, name: str, *, account_id: str | None) -> str:
     name = " ".join(name.split())
-    if not name.isprintable() or not name:
-        raise ValueRefused("A name is 1 to 80 printable characters: it is shown to buyers.", field="name")
+    if not name.isprintable() or not 1 <= len(name) <= NAME_LENGTH_MAX:
+        said = f"A name is 1 to {NAME_LENGTH_MAX} printable characters: it is shown to buyers."
+        raise ValueRefused(said, field="name")
     holder = await id_of_name(tx, name)
     if holder is not None and holder != account_id:
         raise NameTaken(f"The name {name!r} is taken. Choose another one.")

@@ -12,9 +12,10 @@ from enum import StrEnum
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from bitcache import sessions
+from bitcache.accounts import is_named
 from bitcache.db.tables import accounts
 from bitcache.errors import NotFound
 from payments.ports import Transaction
@@ -98,8 +99,8 @@ class Passwords:
 
 async def known_of_name(tx: Transaction, name: str) -> Known | None:
     """The account of this name, however it is spaced and capitalised."""
-    same_name = func.lower(accounts.c.name) == func.lower(" ".join(name.split()))
-    row = (await tx.execute(select(accounts.c.id, accounts.c.password_hash).where(same_name))).one_or_none()
+    query = select(accounts.c.id, accounts.c.password_hash).where(is_named(name))
+    row = (await tx.execute(query)).one_or_none()
     return Known(row.id, row.password_hash) if row else None
 
 

@@ -78,7 +78,7 @@ class Uploads:
         """
         plaintext_size(size_bytes)
         account = await accounts.load(tx, account_id)
-        account_max = self._config.account_bytes_max if account.bytes_max is None else account.bytes_max
+        account_max = account.bytes_allowed(self._config)
         if account.bytes_stored + size_bytes > account_max:
             raise AccountFull(
                 f"The account holds {account.bytes_stored} of {account_max} bytes; this file has "

@@ -170,13 +170,12 @@ async def account_view(services: Services, account_id: str) -> AccountView:
             pending_descriptor=descriptors[1].text if wallet.pending_descriptor_id else None,
             pending_until=wallet.pending_until,
         )
-    own_max = account.bytes_max
     return AccountView(
         account_id=account.id,
         name=account.name,
         created_at=account.created_at,
         bytes_stored=account.bytes_stored,
-        bytes_max=services.config.account_bytes_max if own_max is None else own_max,
+        bytes_max=account.bytes_allowed(services.config),
         price_floor_sat=services.config.price_floor_sat,
         payout=payout,
     )

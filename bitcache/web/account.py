@@ -34,7 +34,6 @@ from payments.ports import Transaction
 
 PAGE = "/account"
 DESCRIPTOR_LENGTH_MAX = 4_000
-LABEL_LENGTH_MAX = 80
 START_INDEX_MAX = 2_000_000_000
 _START_INDEX = re.compile("[0-9]{1,10}")
 
@@ -94,8 +93,6 @@ async def make_token(visit: Visit, seller: Seller) -> web.Response:
     fields, _ = await visit.form(SELLER_FORM)
     label = fields.get("label", "").strip()
     try:
-        if len(label) > LABEL_LENGTH_MAX:
-            raise ValueRefused("too long", field="label")
         issued = await visit.services.database.write(
             lambda tx: accounts.issue_token(tx, seller.account_id, label=label, now=visit.now())
         )

@@ -18,7 +18,6 @@ from payments.ports import Transaction
 PATH = "/sign-up"
 SIGN_UP_FORM = "sign-up"
 FIRST_PLACE = "/account"
-NAME_LENGTH_MAX = 80
 
 
 async def show_sign_up(visit: Visit) -> web.Response:
@@ -60,7 +59,7 @@ async def sign_up(visit: Visit) -> web.Response:
 def _faults(name: str, password: str) -> dict[str, str]:
     """What can be said without asking anybody, as keys of the catalogue by field. Pure."""
     wrong = {}
-    if not 1 <= len(name) <= NAME_LENGTH_MAX:
+    if not 1 <= len(name) <= accounts.NAME_LENGTH_MAX:
         wrong["name"] = "name_bad"
     fault = passwords.fault_of(password, name=name)
     if fault is not None:

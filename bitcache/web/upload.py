@@ -15,7 +15,6 @@ from bitcache.web.visit import Visit
 from payments.ports import Transaction
 
 PAGE = "/upload"
-SCRIPT_WORDS = ("js_upload_",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +38,16 @@ async def upload_page(visit: Visit, seller: Seller) -> web.Response:
             "prefetch_allowed": config.prefetch_allowed,
             "unconfirmed_sat_max": config.zero_conf_key_cap_sat,
         },
-        script_words=SCRIPT_WORDS,
+        script_words=("js_upload_",),
         api=True,
     )
 
 
 async def _facts(visit: Visit, tx: Transaction, seller: Seller) -> _Facts:
     account = await accounts.load(tx, seller.account_id)
-    bytes_max = visit.services.config.account_bytes_max if account.bytes_max is None else account.bytes_max
     return _Facts(
         has_wallet=await wallet(tx, seller.account_id, now=visit.now()) is not None,
-        bytes_free=max(0, bytes_max - account.bytes_stored),
+        bytes_free=max(0, account.bytes_allowed(visit.services.config) - account.bytes_stored),
     )
 
 
