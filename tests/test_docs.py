@@ -26,6 +26,7 @@ PROJECT = Path(__file__).parent.parent
 README = PROJECT / "README.md"
 OPERATING = PROJECT / "docs" / "OPERATING.md"
 SECURITY = PROJECT / "docs" / "SECURITY.md"
+PAGES = PROJECT / "docs" / "PAGES.md"
 CHANGELOG = PROJECT / "CHANGELOG.md"
 DOCUMENTS = (README, CHANGELOG, *sorted((PROJECT / "docs").glob("*.md")))
 
@@ -190,6 +191,25 @@ def test_links_lead_somewhere(document: Path) -> None:
 def _anchors(document: Path) -> frozenset[str]:
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+
+
+def test_every_module_and_script_of_the_pages_has_its_place() -> None:
+    web = PROJECT / "bitcache" / "web"
+    modules = [path.name for path in web.glob("*.py") if path.name != "__init__.py"]
+    assert sorted(re.findall(r"`(\w+\.py)`", section(PAGES, "On the server, `bitcache/web/`"))) == sorted(
+        modules
+    )
+    rows_of_scripts = [
+        re.findall(r"`([\w-]+\.js)`", row[0])
+        for row in rows(section(PAGES, "In the browser, `bitcache/web/static/`"))
+    ]
+    place = {name: row for row, names in enumerate(rows_of_scripts) for name in names}
+    scripts = {path.name: path.read_text() for path in (web / "static").glob("*.js")}
+    assert sorted(place) == sorted(scripts)
+    # Each uses what stands above it, or beside it.
+    for name, text in scripts.items():
+        for used in re.findall(r"from '(?:\./|/static/)([\w-]+\.js)'", text):
+            assert place[used] <= place[name], f"{name} uses {used}"
 
 
 def test_the_changelog_tells_of_this_version() -> None:
