@@ -8,7 +8,7 @@ import { FILES_MAX } from './metadata.js';
 const LOOKED_AT_MAX = FILES_MAX + 1;
 
 // A file or folder that the browser may not read.
-export class Unreadable extends Error {
+class Unreadable extends Error {
   constructor(path) {
     super('it cannot be read');
     this.path = path;
@@ -25,7 +25,7 @@ export function filesOfInput(input) {
 }
 
 // Of a drop. Must be called within the event: afterwards the browser hands out nothing. Throws Unreadable.
-export function filesOfDrop(transfer) {
+function filesOfDrop(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === 'file');
   const entries = items.map((item) => item.webkitGetAsEntry?.() ?? null);
   const plain = items.map((item, place) => (entries[place] ? null : item.getAsFile()));

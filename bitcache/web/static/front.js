@@ -2,23 +2,20 @@
 // are after the `#`, and titles are the seller's words, shown as text alone.
 
 import { forgetPurchases, purchases } from './kept.js';
+import { element, make, show } from './page.js';
 import { language, say } from './words.js';
 
 const ID = /^[a-z2-7]{26}$/;
 const SECRET = /^[A-Za-z0-9_-]{43}$/;
 const SHOWN_MAX = 50;
 
-const section = document.getElementById('purchases');
-
 function entry({ invoiceId, claimSecret, linkSecret, title, at }) {
-  const link = document.createElement('a');
-  link.href = `/r/${invoiceId}?lang=${language}#1.${claimSecret}.${linkSecret}`;
-  link.textContent = title || say('js_front_untitled');
-  const when = document.createElement('span');
-  when.className = 'muted small';
-  when.textContent = new Date(at).toLocaleString(language);
-  const item = document.createElement('li');
-  item.append(link, when);
+  const href = `/r/${invoiceId}?lang=${language}#1.${claimSecret}.${linkSecret}`;
+  const item = make('li');
+  item.append(
+    make('a', title || say('js_front_untitled'), { href }),
+    make('span', new Date(at).toLocaleString(language), { className: 'muted small' }),
+  );
   return item;
 }
 
@@ -27,9 +24,9 @@ const whole = ({ invoiceId, claimSecret, linkSecret }) =>
   ID.test(invoiceId) && SECRET.test(claimSecret) && SECRET.test(linkSecret);
 
 const kept = purchases().filter(whole).slice(0, SHOWN_MAX);
+const section = show(element('purchases'), kept.length > 0);
 section.querySelector('ul').append(...kept.map(entry));
-section.hidden = kept.length === 0;
-document.getElementById('forget').onclick = () => {
+element('forget').onclick = () => {
   forgetPurchases();
-  section.hidden = true;
+  show(section, false);
 };

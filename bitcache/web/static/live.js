@@ -46,7 +46,7 @@ function swap(page) {
 }
 
 // What needs scripts: copy buttons, and the countdown of the price in its last minutes.
-export function dress() {
+function dress() {
   const live = element('live');
   clockAheadS = Date.now() / 1000 - Number(live.dataset.now);
   for (const button of live.querySelectorAll('[data-copy]')) {

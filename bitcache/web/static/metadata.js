@@ -79,7 +79,7 @@ export function documentText({ title, note, preview, files, releaseCommitment, k
 }
 
 // What the first bytes of a picture say it is, or null where it cannot be a preview.
-export function previewMediaType(image) {
+function previewMediaType(image) {
   const begins = String.fromCharCode(...image.subarray(0, 12));
   if (begins.startsWith('\x89PNG\r\n\x1a\n')) return 'image/png';
   if (begins.startsWith('\xff\xd8\xff')) return 'image/jpeg';

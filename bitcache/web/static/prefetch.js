@@ -6,8 +6,8 @@ import { scriptUrl } from './trusted.js';
 
 // `job` as for saveFiles; keys are not needed. Resolves to {outcome}: 'stored', or why not everything is there, none of
 // which is a fault: 'no-room', 'busy' (another tab is at it), 'not-supported', 'used-up' (the server gives no more
-// before the key is out). saveFiles reads what is there and fetches the rest. Rejects as saveFiles does. What is stored stays,
-// also after an abort: called again, it goes on from there.
+// before the key is out). saveFiles reads what is there and fetches the rest. Rejects as saveFiles does. What is stored
+// stays, also after an abort: called again, it goes on from there.
 //
 // `onProgress(bytes, totalBytes)`: of ciphertext.
 export async function prefetch(job, { onProgress = () => {}, onWaiting, signal, tuning = {} } = {}) {

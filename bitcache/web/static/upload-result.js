@@ -47,7 +47,7 @@ function copiedBy(id, source) {
 }
 
 // A plain link that looks like a button: no script, nothing that is fetched from anywhere.
-export function snippetOf(link, title, priceSat) {
+function snippetOf(link, title, priceSat) {
   const words = { title: title || say('js_upload_snippet_untitled'), sat: sat(priceSat) };
   const text = say(priceSat === 0 ? 'js_upload_snippet_free' : 'js_upload_snippet_price', words);
   return `<a href="${escaped(link)}" rel="noopener" style="${BUTTON_STYLE}">${escaped(text)}</a>`;

@@ -4,7 +4,8 @@ const WORDS = JSON.parse(document.body.dataset.words ?? '{}');
 
 export const language = document.documentElement.lang;
 
-// say('js_upload_left_s', {count: 3}): the words of a key with its {fields} filled in. Throws for a key the page has not.
+// say('js_upload_left_s', {count: 3}): the words of a key with its {fields} filled in. Throws for a key that the page
+// has not.
 export function say(key, fields = {}) {
   if (!(key in WORDS)) throw new Error(`the page has no words for ${key}`);
   return WORDS[key].replace(/\{(\w+)\}/g, (whole, name) => (name in fields ? String(fields[name]) : whole));
