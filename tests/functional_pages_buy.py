@@ -233,6 +233,42 @@ async def test_a_key_that_is_not_the_sellers_is_told(new_visitor: NewVisitor, tm
         assert await page.locator("#get-all").is_hidden()
 
 
+async def test_a_claim_that_fails_once_is_made_again(new_visitor: NewVisitor, tmp_path: Path) -> None:
+    async with open_free_market(tmp_path) as market:
+        _, receipt = await market.buy(await market.sell(goods={"a.txt": b"later"}))
+        buyer = await new_visitor()
+        page = await buyer.context.new_page()
+        lost: list[Route] = []
+
+        async def lose(route: Route) -> None:
+            if len(lost) < 2:
+                lost.append(route)
+                await route.abort()
+            else:
+                await route.continue_()
+
+        # No event comes any more: the invoice was settled long ago.
+        await page.route("**/claim", lose)
+        await buyer.goto(receipt, page)
+        await unlocked(page)
+        assert len(lost) == 2
+
+
+async def test_a_receipt_of_somebody_else_is_no_purchase_of_mine(
+    new_visitor: NewVisitor, tmp_path: Path
+) -> None:
+    async with open_free_market(tmp_path) as market:
+        link = await market.sell()
+        _, planted = await market.buy(link)
+        victim = await new_visitor()
+        await unlocked(await ready(await victim.goto(planted)))
+        page = await ready(await victim.goto(link))
+        assert await page.locator("#bought").is_hidden()
+        await ordered(page)
+        page = await ready(await victim.goto(link))
+        assert await page.locator("#bought").is_visible()
+
+
 async def test_keys_alone_lead_from_the_link_to_the_file(new_visitor: NewVisitor, tmp_path: Path) -> None:
     async with open_free_market(tmp_path) as market:
         link = await market.sell(goods={"a.txt": b"by keys"})
@@ -294,7 +330,7 @@ async def test_without_scripts_a_buyer_gets_as_far_as_paying(
         buyer = await new_visitor(java_script_enabled=False)
         page = await buyer.goto(link)
         assert "names of the files are in your link" in await page.locator("main").inner_text()
-        await page.locator("#pay button").click()
+        await page.locator("form button").click()
         text = await page.locator("main").inner_text()
         assert "First keep your receipt" in text
         assert "this is weaker" in text.lower() or "Safer:" in text

@@ -38,6 +38,7 @@ export class Getting {
     this.claimed = null;
     this.early = null; // the prefetch under way or done
     this.saving = null; // its AbortController
+    this.refused = false; // the receipt opens nothing: only news from the server can change that
     element('get-stop').onclick = () => this.saving?.abort();
     element('get-all').onclick = () => this.save(this.parcel.files);
     addEventListener('beforeunload', (event) => this.saving && event.preventDefault());
@@ -52,8 +53,8 @@ export class Getting {
       if (error instanceof ApiProblem && error.name === 'claim-refused') trouble('js_receipt_wrong');
       else if (error instanceof FormatError) {
         trouble(error.kind === 'metadata-authentication-failed' ? 'js_receipt_wrong' : 'js_offer_lies');
-      } else if (error instanceof ApiProblem && error.name === 'taken-down') return false;
-      else throw error;
+      } else if (!(error instanceof ApiProblem) || error.name !== 'taken-down') throw error;
+      this.refused = true;
       return false;
     }
     showTitle(this.parcel);

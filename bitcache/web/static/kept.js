@@ -41,7 +41,8 @@ export function keepPurchase(purchase) {
   localStorage.setItem(PURCHASE + purchase.claimSecret, JSON.stringify({ at: Date.now(), ...purchase }));
 }
 // The newest of an offer, or null.
-export const purchaseOf = (offerId) => all(PURCHASE).find((one) => one.offerId === offerId) ?? null;
+export const purchaseOf = (offerId) =>
+  all(PURCHASE).find((one) => one.offerId === offerId && one.ordered) ?? null;
 export const purchases = () => all(PURCHASE);
 export function forgetPurchases() {
   const keys = Array.from({ length: localStorage.length }, (_, place) => localStorage.key(place));

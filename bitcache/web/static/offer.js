@@ -15,7 +15,7 @@ import { openParcel } from './parcel.js';
 import { language, say } from './words.js';
 
 const offerId = location.pathname.split('/').at(-1);
-const form = element('pay');
+const paying = element('pay');
 
 async function start() {
   // A link pasted over this one changes the fragment alone: start over with it.
@@ -39,10 +39,7 @@ async function start() {
   }
   showGoods(parcel);
   offerWhatWasBought(link);
-  form?.addEventListener('submit', (event) => {
-    event.preventDefault();
-    pay(link, parcel);
-  });
+  if (paying) show(paying).querySelector('button').onclick = () => pay(link, parcel);
   document.body.dataset.ready = 'true';
   return undefined;
 }
@@ -50,7 +47,7 @@ async function start() {
 // Without the right link the money would buy nothing.
 function refuse(key) {
   trouble(key);
-  for (const part of [form, element('next')]) if (part) show(part, false);
+  if (element('next')) show(element('next'), false);
   document.body.dataset.ready = 'true';
 }
 
@@ -62,7 +59,7 @@ function offerWhatWasBought(link) {
 }
 
 async function pay(link, parcel) {
-  const button = form.querySelector('button');
+  const button = paying.querySelector('button');
   const said = button.textContent;
   button.disabled = true;
   button.textContent = say('js_offer_paying');
@@ -80,6 +77,7 @@ async function ordered(link, parcel) {
   const unanswered = purchaseOf(offerId);
   const claimSecret = unanswered && !unanswered.invoiceId ? decode(unanswered.claimSecret) : newSecret();
   const purchase = {
+    ordered: true,
     invoiceId: '',
     offerId,
     title: titleOf(parcel),

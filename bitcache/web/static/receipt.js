@@ -10,6 +10,7 @@ import { copy, element, hasCryptography, keepFragment, show, trouble } from './p
 import { qrCode } from './qr.js';
 import { say } from './words.js';
 
+const RETRY_MS = 5_000;
 const invoiceId = location.pathname.split('/').at(-1);
 
 async function start() {
@@ -29,6 +30,17 @@ async function start() {
     opened ||= await attempted(() => getting.open());
   };
   let work = getting ? open() : Promise.resolve();
+  let latest = 0;
+  // One after the other: a claim under way must not be asked for again. What failed is tried again, until there is news.
+  const act = (view) => {
+    latest += 1;
+    const turn = latest;
+    work = work.then(async () => {
+      await open();
+      const done = opened && (await attempted(() => getting.update(view).then(() => true)));
+      if (!done && !getting.refused) setTimeout(() => turn === latest && act(view), RETRY_MS);
+    });
+  };
   follow(invoiceId, {
     onLine: (there) => {
       element('connection').textContent = there ? '' : say('js_receipt_lost');
@@ -43,18 +55,14 @@ async function start() {
           shown = null;
         });
       }
-      // One after the other: a claim under way must not be asked for again.
-      work = work.then(async () => {
-        if (getting) await open();
-        if (opened) await attempted(() => getting.update(view));
-      });
+      if (getting) act(view);
     },
   });
   await work;
   document.body.dataset.ready = 'true';
 }
 
-// A server that is away for a moment is no reason to give up: the next event tries again.
+// A server that is away for a moment is no reason to give up.
 async function attempted(action) {
   try {
     return await action();
