@@ -31,7 +31,7 @@ from regtest.wallet import BitWallet, OutsideWallet
 from regtest.world import RegtestWorld
 from storage import base64url
 from tests.browser import Visitor, open_chromium, until
-from tests.market import invoice_id_of, ordered, ready
+from tests.market import invoice_id_of, ordered, ready, unlocked
 from tests.page_tour import sign_in
 
 MB = 1_000_000
@@ -98,7 +98,7 @@ async def download(bench: Bench, link: str, size_bytes: int) -> tuple[float, flo
     visitor = await bench.visitor()
     page = await ready(await visitor.goto(link))
     await ordered(page)
-    await until(page, "document.body.dataset.unlocked === 'true'")
+    await unlocked(page)
     with PeakOfRenderers() as peak:
         started_at = time.monotonic()
         async with page.expect_download(timeout=PATIENCE_S * 1000) as saving:

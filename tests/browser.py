@@ -12,7 +12,6 @@ another host, and no request of any kind that holds a secret of a link.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -145,7 +144,3 @@ async def violations(page: Page) -> list[str]:
         for found in results["violations"]
         for node in found["nodes"]
     ]
-
-
-def sha256(octets: bytes) -> str:
-    return hashlib.sha256(octets).hexdigest()

@@ -21,6 +21,7 @@ from tests.market import (
     ordered,
     png,
     ready,
+    unlocked,
     until_state,
 )
 
@@ -41,10 +42,6 @@ def unzipped(octets: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(octets)) as archive:
         assert archive.testzip() is None
         return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-async def unlocked(page: Page) -> None:
-    await until(page, "document.body.dataset.unlocked === 'true'", "the files to be unlocked")
 
 
 async def test_from_the_link_to_the_last_byte(

@@ -215,6 +215,11 @@ async def until_state(page: Page, state: str) -> None:
     )
 
 
+async def unlocked(page: Page) -> None:
+    """Wait until the files can be saved."""
+    await until(page, "document.body.dataset.unlocked === 'true'", "the files to be unlocked")
+
+
 def png(width: int = 96, height: int = 64) -> bytes:
     """A small picture: a sunset of some sort."""
     rows = b"".join(

@@ -28,7 +28,7 @@ from payments.ports import Transaction
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.world import RegtestWorld
 from tests.browser import DESKTOP, PHONE, Visitor, open_chromium, until
-from tests.market import Market, open_market, png, ready
+from tests.market import Market, open_market, png, ready, unlocked, until_state
 
 SCREENS = Path(__file__).parent.parent / "build" / "screens"
 SHORT_HOLD_S = 5
@@ -189,9 +189,9 @@ async def _payments(market: Market) -> AsyncIterator[Stop]:
     await market.pay(overpaid, 26_000)
     await world.mine()
     yield Stop("pay-confirming", receipt, prepare=in_state("confirming"))
-    yield Stop("pay-overpaid", overpaid_receipt, prepare=unlocked("overpaid"))
+    yield Stop("pay-overpaid", overpaid_receipt, prepare=unlocked_in_state("overpaid"))
     await world.mine(2)
-    yield Stop("pay-paid", receipt, prepare=unlocked("paid"))
+    yield Stop("pay-paid", receipt, prepare=unlocked_in_state("paid"))
 
     # A takedown takes every offer of the parcel.
     doomed = await market.sell(price_sat=21_000, title="Spring in Lyon")
@@ -269,20 +269,15 @@ async def _too_late(market: Market) -> AsyncIterator[Stop]:
 def in_state(state: str) -> Callable[[Page], Awaitable[None]]:
     async def wait(page: Page) -> None:
         await ready(page)
-        await until(
-            page,
-            "(state) => document.getElementById('live').dataset.state === state",
-            f"the page to say {state}",
-            state,
-        )
+        await until_state(page, state)
 
     return wait
 
 
-def unlocked(state: str) -> Callable[[Page], Awaitable[None]]:
+def unlocked_in_state(state: str) -> Callable[[Page], Awaitable[None]]:
     async def wait(page: Page) -> None:
         await in_state(state)(page)
-        await until(page, "document.body.dataset.unlocked === 'true'", "the files to be unlocked")
+        await unlocked(page)
 
     return wait
 
