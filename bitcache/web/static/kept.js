@@ -1,9 +1,10 @@
 // What this browser keeps, and no server: a seller's links, a buyer's purchases. Secrets are base64url.
 //
-//   link      by offer:    {offerId, parcelId, title, linkSecret, at}
-//   purchase  by invoice:  {invoiceId, offerId, title, claimSecret, linkSecret, at}; invoiceId '' until the server answered
+//   link      by offer:         {offerId, parcelId, title, linkSecret, at}
+//   purchase  by claim secret:  {invoiceId, offerId, title, claimSecret, linkSecret, at, ordered}
 //
-// A purchase is kept before its invoice is asked for: whatever breaks then, the claim secret is not lost.
+// A purchase is kept before its invoice is asked for, with '' for its id: whatever breaks then, the claim secret is not
+// lost. `ordered`: it was asked for in this browser, not only opened as a receipt of somebody's.
 
 const LINK = 'bitcache.link.';
 const PURCHASE = 'bitcache.purchase.';
@@ -31,16 +32,16 @@ function all(prefix) {
 }
 
 // Throws where the browser keeps nothing (full, or forbidden): whoever holds a secret must say so.
-export const keepLink = (link) => localStorage.setItem(LINK + link.offerId, JSON.stringify({ at: Date.now(), ...link }));
-export const linkOf = (offerId) => read(LINK + offerId);
+export function keepLink(link) {
+  localStorage.setItem(LINK + link.offerId, JSON.stringify({ at: Date.now(), ...link }));
+}
 export const links = () => all(LINK);
 export const forgetLink = (offerId) => localStorage.removeItem(LINK + offerId);
 
-// By claim secret: it is there before the invoice.
 export function keepPurchase(purchase) {
   localStorage.setItem(PURCHASE + purchase.claimSecret, JSON.stringify({ at: Date.now(), ...purchase }));
 }
-// The newest of an offer, or null.
+// The newest that was ordered of an offer, or null.
 export const purchaseOf = (offerId) =>
   all(PURCHASE).find((one) => one.offerId === offerId && one.ordered) ?? null;
 export const purchases = () => all(PURCHASE);
