@@ -13,7 +13,7 @@ from sqlalchemy import select
 from bitcache.db.tables import reports
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
-from tests.browser import DESKTOP, PHONE, NewVisitor, violations
+from tests.browser import DESKTOP, PHONE, NewVisitor, until, violations
 from tests.page_tour import sign_in
 from tests.till import open_nodeless_till, open_till
 
@@ -118,9 +118,21 @@ async def test_the_front_page_lists_what_this_browser_bought(new_visitor: NewVis
         assert await links.all_inner_texts() == ["Without a title", "<img src=x onerror=alert(1)>"]
         assert await links.last.get_attribute("href") == (f"/r/{'a' * 26}?lang=en#1.{'C' * 43}.{'L' * 43}")
         await fits(page)
-        # On somebody else's computer they can be forgotten.
+        # On somebody else's computer they can be forgotten, with what was fetched ahead for them.
+        await page.evaluate(
+            """async (id) => {
+              const { invoiceFolder } = await import('/static/kept-ciphertext.js');
+              const folder = await invoiceFolder(id, { create: true });
+              await folder.getFileHandle('f', { create: true });
+            }""",
+            "a" * 26,
+        )
         await page.locator("#purchases summary").click()
         await page.locator("#forget").click()
+        gone = """(id) => import('/static/kept-ciphertext.js')
+            .then((kept) => kept.invoiceFolder(id))
+            .then(() => false, () => true)"""
+        await until(page, gone, "the ciphertext to be gone", "a" * 26)
         await page.reload()
         assert not await page.locator("#purchases").is_visible()
         assert await page.evaluate("localStorage.length") == 0

@@ -1,6 +1,7 @@
 // The front page: purchases that this browser keeps, each a link to its receipt. Nothing of them is sent: the secrets
 // are after the `#`, and titles are the seller's words, shown as text alone.
 
+import { forgetKept } from './kept-ciphertext.js';
 import { forgetPurchases, purchases } from './kept.js';
 import { element, make, show } from './page.js';
 import { language, say } from './words.js';
@@ -26,7 +27,10 @@ const whole = ({ invoiceId, claimSecret, linkSecret }) =>
 const kept = purchases().filter(whole).slice(0, SHOWN_MAX);
 const section = show(element('purchases'), kept.length > 0);
 section.querySelector('ul').append(...kept.map(entry));
-element('forget').onclick = () => {
+element('forget').onclick = async () => {
+  const bought = purchases();
   forgetPurchases();
   show(section, false);
+  // What was fetched ahead of its key is of no use without the receipt.
+  for (const { invoiceId } of bought) if (ID.test(invoiceId)) await forgetKept(invoiceId);
 };
