@@ -12,7 +12,7 @@ about is not in its error: errors are logged, and ids, addresses and people's wo
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from sqlalchemy import event, make_url
@@ -47,7 +47,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.after_events: Callable[[], None] | None = None
         """Called after a commit that appended events."""
-        self._writing: set[asyncio.Future[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=4)
@@ -62,20 +62,30 @@ class Database:
         """Run `fn` in a transaction and commit it; nothing is written if it raises.
 
         The commit survives a crash of process and machine before this returns (SQLite synchronous=FULL).
-        Whoever is cancelled meanwhile, as all loops are at shutdown, leaves the transaction to end by itself:
-        torn off on a slow disk, its connection would keep SQLite's lock from the next writer.
         Raises DiskFull, and what `fn` raises.
         """
-        writing = asyncio.ensure_future(self._write(fn))
-        self._writing.add(writing)
-        writing.add_done_callback(self._ended)
-        return await asyncio.shield(writing)
+        return await self._to_its_end(self._write(fn))
 
-    def _ended(self, writing: asyncio.Future[Any]) -> None:
-        self._writing.discard(writing)
+    async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn` on one consistent snapshot. It writes nothing."""
+        return await self._to_its_end(self._read(fn))
+
+    async def _to_its_end(self, transaction: Coroutine[Any, Any, T]) -> T:
+        """Whoever is cancelled meanwhile, as all loops are at shutdown, leaves it to end by itself.
+
+        Torn off on a slow disk, its connection would keep SQLite's lock from the next writer, and its thread
+        would outlive the loop.
+        """
+        running = asyncio.ensure_future(transaction)
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    def _ended(self, transaction: asyncio.Future[Any]) -> None:
+        self._running.discard(transaction)
         # Looked at here, since nobody may be waiting for it any more.
-        if not writing.cancelled():
-            writing.exception()
+        if not transaction.cancelled():
+            transaction.exception()
 
     async def _write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
@@ -92,15 +102,14 @@ class Database:
             self.after_events()
         return result
 
-    async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `fn` on one consistent snapshot. It writes nothing."""
+    async def _read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._reader.begin() as tx:
             return await fn(tx)
 
     async def close(self) -> None:
-        """Waits for the writes that are under way."""
-        if self._writing:
-            await asyncio.wait(self._writing)
+        """Waits for the transactions that are under way."""
+        while self._running:
+            await asyncio.wait(self._running)
         await self._reader.dispose()
         await self._writer.dispose()
 
