@@ -229,3 +229,25 @@ async def test_a_write_whose_caller_is_cancelled_ends_by_itself(database: Databa
         lambda tx: tx.execute(update(accounts).values(created_at=accounts.c.created_at + 10))
     )
     assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 11
+
+
+async def test_closing_waits_for_a_read_whose_caller_is_cancelled(each_database: str) -> None:
+    database = Database(each_database)
+    await upgrade(database)
+    begun, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(tx: Transaction) -> None:
+        await tx.execute(select(accounts))
+        begun.set()
+        await go_on.wait()
+        await tx.execute(select(accounts))
+        ended.set()
+
+    caller = asyncio.create_task(database.read(slow))
+    await begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    asyncio.get_running_loop().call_soon(go_on.set)
+    await database.close()
+    assert ended.is_set()
