@@ -22,8 +22,8 @@ from regtest.node import wait_until
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
 from tests.functional_client_crash import environment
+from tests.plain_browser import Browser
 from tests.service import RunningServer
-from tests.test_bitcache_pages import Browser
 from tests.test_bitcache_sessions import session_secret, sign_in
 from tests.test_bitcache_takedown import CONFIG
 from tests.till import Till, open_nodeless_till, open_till

@@ -1,7 +1,6 @@
 """The pages as a browser without JavaScript uses them: every form, every refusal, both languages."""
 
 import html
-import json
 import re
 import string
 from collections.abc import AsyncIterator
@@ -9,12 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 from msgspec import structs
 from sqlalchemy import func, select
-from yarl import URL
 
 from bitcache import accounts
 from bitcache.api.wire import InvoiceView, PolicyView
@@ -27,6 +24,7 @@ from payments.tables import invoices
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from storage import base64url
+from tests.plain_browser import Browser
 from tests.service import running_server
 from tests.till import Till, open_nodeless_till, open_till, pretend_node_online
 
@@ -42,57 +40,6 @@ POLICY = (
 async def till(tmp_path: Path) -> AsyncIterator[Till]:
     async with open_nodeless_till(tmp_path) as till:
         yield till
-
-
-class Browser:
-    """Keeps cookies, reads forms, follows nothing by itself."""
-
-    def __init__(self, till: Till) -> None:
-        self._url = till.server.url
-        # Cookies of an address, as the tests have no name for the server.
-        self._http = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
-        self.text = ""
-        self.status = 0
-        self.headers: dict[str, str] = {}
-
-    async def __aenter__(self) -> "Browser":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.close()
-
-    async def get(self, path: str, **headers: str) -> None:
-        await self._take(self._http.get(self._url + path, headers=headers, allow_redirects=False))
-
-    async def send(self, action: str, **fields: str) -> None:
-        await self._take(self._http.post(self._url + action, data=fields, allow_redirects=False))
-
-    async def post_json(self, action: str, **headers: str) -> Any:
-        """The JSON answer, whatever its status."""
-        await self._take(self._http.post(self._url + action, headers=headers))
-        return json.loads(self.text)
-
-    def kept(self, cookie: str) -> str:
-        return self._http.cookie_jar.filter_cookies(URL(self._url))[cookie].value
-
-    def keep(self, cookie: str, text: str) -> None:
-        self._http.cookie_jar.update_cookies({cookie: text}, URL(self._url))
-
-    async def submit(self, action: str, **fields: str) -> None:
-        """The page's form that goes to `action`, with its hidden fields."""
-        form = re.search(
-            rf'<form [^>]*action="({re.escape(action)}[^"]*)"[^>]*>(.*?)</form>', self.text, re.S
-        )
-        assert form, f"no form to {action}"
-        hidden = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', form[2]))
-        await self.send(html.unescape(form[1]), **hidden, **fields)
-
-    async def _take(self, request: object) -> None:
-        async with request as answer:  # type: ignore[attr-defined]
-            self.status, self.headers = answer.status, dict(answer.headers)
-            self.cookies = answer.headers.getall("Set-Cookie", [])
-            # What scripts may say is not said yet.
-            self.text = re.sub(r' data-words="[^"]*"', "", await answer.text())
 
 
 @pytest_asyncio.fixture

@@ -21,7 +21,7 @@ from bitcache.reports import (
 from bitcache.services import REPORTS_PER_HOUR
 from bitcache.web.i18n import CATALOGUE
 from tests.functional_client_crash import bitcache
-from tests.test_bitcache_pages import Browser
+from tests.plain_browser import Browser
 from tests.test_bitcache_takedown import CONFIG, operator
 from tests.till import Sold, Till, open_nodeless_till
 

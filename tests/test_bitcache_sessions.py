@@ -17,7 +17,7 @@ from bitcache.web.forms import Forms
 from bitcache.web.sign_in import place
 from bitcache.web.visit import API_FORM, bound_form
 from storage import base64url
-from tests.test_bitcache_pages import Browser
+from tests.plain_browser import Browser
 from tests.till import Till, open_nodeless_till
 
 

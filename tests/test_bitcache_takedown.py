@@ -26,7 +26,7 @@ from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from storage import base64url
 from tests.functional_client_crash import bitcache, finished
-from tests.test_bitcache_pages import Browser
+from tests.plain_browser import Browser
 from tests.test_bitcache_payment_gate import ACCEPT, credential
 from tests.test_bitcache_payment_gate import get as ask_with_scheme
 from tests.test_bitcache_sse import reading
