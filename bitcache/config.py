@@ -36,58 +36,104 @@ Network = Literal["regtest", "signet", "testnet4", "mainnet"]
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to reach the operator's own bitcoin node. Cookie file, or user and password."""
+    """How to reach the operator's own bitcoin node."""
 
     rpc_url: str = "http://127.0.0.1:8332"
+    """the node's RPC and REST. `init` writes the port of the chosen network"""
     rpc_cookie_file: str | None = None
+    """the file with the node's password of the day. `init` writes the usual place"""
     rpc_user: str | None = None
+    """with `rpc_password`, in place of the cookie file. One of the two ways, never both: take out the line
+    `rpc_cookie_file` that `init` wrote"""
     rpc_password: str | None = None
+    """the password of `rpc_user`"""
     zmq_sequence_url: str | None = None
-    """Where the node publishes `-zmqpubsequence`; without it polling alone finds payments."""
+    """the same address as the node's `zmqpubsequence`; without it payments are found by polling alone"""
     poll_interval_s: Annotated[int, Meta(ge=1, le=15)] = 2
+    """seconds between polls of the node, 1 to 15"""
 
     @property
     def cookie_path(self) -> Path | None:
         return Path(self.rpc_cookie_file).expanduser() if self.rpc_cookie_file else None
 
 
+class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often and how much one client, and all of them together, may ask for."""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything an operator decides. Defaults are for one machine, SQLite and a local folder."""
+    """Everything an operator decides. Defaults are for one machine, SQLite and a local folder.
+
+    What stands below a field is its line in docs/OPERATING.md (`python -m tests.config_table`).
+    """
 
     data_folder: Path
     network: Network = "mainnet"
+    """the chain: `mainnet`, `signet`, `testnet4`, `regtest`. A node on another chain ends the server with an
+    error"""
     node: NodeConfig = NodeConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     listen: str = "127.0.0.1:8421"
+    """address and port of the HTTP server"""
     public_url: str = "http://localhost:8421"
+    """what links and receipts begin with; no slash at the end. Change it and old links still name the old
+    address"""
     trusted_proxies: tuple[str, ...] = ()
+    """addresses or networks whose `X-Forwarded-For` is believed"""
     database_url: str = ""
+    """empty: SQLite in the data folder; or `postgresql+asyncpg://user@host/name`"""
     blobs_folder: str = "blobs"
+    """where ciphertext lies; relative to the data folder, or absolute"""
     master_key_file: str = "master.key"
+    """32 bytes that seal secrets in the database; relative or absolute"""
 
     registration: Literal["closed", "invite", "open"] = "closed"
+    """who opens accounts: `closed` (you), `invite` (who has a code), `open` (anybody)"""
     invite_codes: tuple[str, ...] = ()
+    """the codes, for `invite`"""
     account_bytes_max: Count = 100 * GIB
+    """bytes one account may store"""
     total_bytes_max: Count = 1024 * GIB
+    """bytes all accounts may store together"""
     disk_reserve_bytes: Count = 1 * GIB
+    """free space that uploads leave untouched"""
     upload_expiry_s: Positive = 7 * 86_400
+    """an unfinished upload that nobody touched for so long goes"""
 
     price_floor_sat: Count = 1_000
+    """least price of an offer that is not free"""
     price_hold_s: Annotated[int, Meta(ge=5, le=86_400)] = 900
+    """how long an invoice holds its price, 5 to 86,400"""
     paid_retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
+    """how long a buyer may download after paying, shown before paying"""
     open_invoices_per_seller_max: Positive = 1_000
+    """unpaid invoices of one seller at a time"""
     open_invoices_per_client_max: Positive = 10
+    """unpaid invoices of one client address (IPv6: one /64) at a time"""
     payout_change_delay_s: Count = 86_400
+    """a change of a seller's wallet waits so long; the first one counts at once, and so does the next while
+    no address of the present one was handed out"""
     prefetch_allowed: bool = True
+    """whether sellers may send ciphertext before a payment is confirmed"""
     zero_conf_key_cap_sat: Count = 10_000
+    """the most that unconfirmed payments whose key was already given may add up to, over all sellers; 0 for
+    never"""
     grant_token_lifetime_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
+    """life of a download token, 60 to 86,400; clients renew it by themselves"""
+
+    log_format: Literal["text", "json"] = "text"
+    """lines of the log: readable `text`, or one `json` object each"""
 
     regtest_wallet_url: str = ""
-    """Of a page that pays a BIP321 URI with worthless coins; the payment page links to it. Regtest only."""
+    """on regtest alone: a page that pays with worthless coins; the payment page links to it"""
 
     operator_name: str = ""
+    """shown at the foot of every page"""
     operator_terms: str = ""
+    """your terms, at the foot of every page: words, or an address (`https://...`), which becomes a link"""
     operator_contact: str = ""
+    """how to reach you, at the foot of every page: words, or an address (`https://...`, `mailto:...`)"""
 
     @property
     def listen_host(self) -> str:
@@ -115,6 +161,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
 
 
+SECTIONS: Mapping[str, type[Struct]] = {"node": NodeConfig, "limits": LimitsConfig}
+"""Tables of the file, such as [node]."""
+
+
 def load(data_folder: Path, environment: Mapping[str, str] | None = None) -> Config:
     """The configuration of the server in `data_folder`. Raises ConfigInvalid."""
     path = data_folder / CONFIG_FILE_NAME
@@ -136,9 +186,10 @@ def parse(
     """A checked configuration from a parsed TOML document and environment variables. Raises ConfigInvalid."""
     _refuse_unknown(_flatten(document), "the configuration")
     values: dict[str, Any] = {**document, "data_folder": str(data_folder)}
-    values["node"] = dict(document.get("node", {}))
+    values |= {section: dict(document.get(section, {})) for section in SECTIONS}
     for key, text in _overrides(variables or {}).items():
-        target, name = (values["node"], key[5:]) if key.startswith("node_") else (values, key)
+        section, name = section_of(key)
+        target = values[section] if section else values
         target[name] = _items(text) if key in {"invite_codes", "trusted_proxies"} else text
     try:
         config = msgspec.convert(values, Config, strict=False, dec_hook=_path)
@@ -177,16 +228,30 @@ def missing_cookie_file(config: Config) -> Path | None:
 
 
 def known_keys() -> tuple[str, ...]:
-    """Every key, those of [node] with `node_` in front."""
-    node = [f"node_{field}" for field in NodeConfig.__struct_fields__]
-    return (*(field for field in Config.__struct_fields__ if field not in {"node", "data_folder"}), *node)
+    """Every key; those of a section have its name in front, such as `node_rpc_url`."""
+    top = (key for key in Config.__struct_fields__ if key not in {*SECTIONS, "data_folder"})
+    below = (f"{name}_{key}" for name, section in SECTIONS.items() for key in section.__struct_fields__)
+    return (*top, *below)
+
+
+def section_of(key: str) -> tuple[str, str]:
+    """The section a key of `known_keys` belongs to, empty for none, and its name there."""
+    for section in SECTIONS:
+        if key.startswith(f"{section}_"):
+            return section, key.removeprefix(f"{section}_")
+    return "", key
 
 
 def _flatten(document: Mapping[str, Any]) -> list[str]:
-    node = document.get("node", {})
-    if not isinstance(node, Mapping):
-        raise ConfigInvalid("`node` is a section: write [node] on its own line, then rpc_url = ...")
-    return [key for key in document if key != "node"] + [f"node_{key}" for key in node]
+    keys = [key for key in document if key not in SECTIONS]
+    for name in SECTIONS:
+        section = document.get(name, {})
+        if not isinstance(section, Mapping):
+            raise ConfigInvalid(
+                f"`{name}` is a section: write [{name}] on a line of its own, its keys below it."
+            )
+        keys += [f"{name}_{key}" for key in section]
+    return keys
 
 
 def _overrides(variables: Mapping[str, str]) -> dict[str, str]:

@@ -57,6 +57,9 @@ network = "{network}"
 # zero_conf_key_cap_sat = 10000
 # grant_token_lifetime_s = 900
 
+# Lines of the log: "text", or "json" for one object each.
+# log_format = "text"
+
 # Shown to buyers.
 # regtest_wallet_url = ""
 # operator_name = ""

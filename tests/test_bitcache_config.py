@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitcache.config import Config, known_keys, load, parse, warnings
+from bitcache.config import SECTIONS, Config, known_keys, load, parse, section_of, warnings
 from bitcache.errors import AlreadyInitialised, ConfigInvalid, MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.setup import config_text, initialise
@@ -36,16 +36,17 @@ def test_the_template_names_every_key_with_its_default() -> None:
         if not line.startswith("# ") or line.split(" = ")[0].removeprefix("# ") in _names()
     )
     document = tomllib.loads(bare)
-    assert set(document) - {"node"} | {f"node_{key}" for key in document["node"]} == set(known_keys())
+    sections = {f"{name}_{key}" for name in SECTIONS for key in document.get(name, {})}
+    assert set(document) - set(SECTIONS) | sections == set(known_keys())
     defaults = Config(data_folder=FOLDER)
     for key, value in document.items():
-        if key != "node":
+        if key not in SECTIONS:
             shown = tuple(value) if isinstance(value, list) else value
             assert getattr(defaults, key) == shown, key
 
 
 def _names() -> set[str]:
-    return {key.removeprefix("node_") for key in known_keys()}
+    return {section_of(key)[1] for key in known_keys()}
 
 
 def test_variables_override_the_file() -> None:

@@ -16,10 +16,11 @@ from typer.main import get_command
 from bitcache import VERSION, doctor
 from bitcache.app import make_app
 from bitcache.cli.main import app as commands
-from bitcache.config import SECRETS, Config, known_keys
+from bitcache.config import SECRETS, Config, known_keys, section_of
 from bitcache.db.migrate import upgrade
 from bitcache.master_key import write_master_key
 from bitcache.services import open_services
+from tests import config_table
 from tests.service import test_config
 
 PROJECT = Path(__file__).parent.parent
@@ -58,6 +59,12 @@ def first_words(text: str) -> list[str]:
     return [name[1] for row in rows(text) if (name := re.fullmatch(r"`([^`]+)`", row[0]))]
 
 
+def test_the_configuration_table_is_the_codes() -> None:
+    assert config_table.inserted(OPERATING.read_text()) == OPERATING.read_text(), (
+        "write it anew: python -m tests.config_table"
+    )
+
+
 def test_every_configuration_key_is_explained_with_its_default() -> None:
     explained = {
         row[0].strip("`"): row[1]
@@ -67,8 +74,8 @@ def test_every_configuration_key_is_explained_with_its_default() -> None:
     assert set(explained) == set(known_keys())
     defaults = Config(data_folder=PROJECT)
     for key, shown in explained.items():
-        holder: object = defaults.node if key.startswith("node_") else defaults
-        default = getattr(holder, key.removeprefix("node_"))
+        within, name = section_of(key)
+        default = getattr(getattr(defaults, within) if within else defaults, name)
         assert _written(shown) == (list(default) if isinstance(default, tuple) else default), key
 
 
