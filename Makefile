@@ -4,6 +4,8 @@ PYTHON = python3
 RUN = .venv/bin/python
 # Which tests: make test TESTS=tests/test_regtest_world.py
 TESTS = tests
+# Which benchmarks, all if empty: make bench BENCH='transfer pages'
+BENCH =
 # Literally what was given: names may hold spaces, quotes and dollars, so the shell must never see them.
 DEMO_FILE := $(value FILE)
 export DEMO_FILE
@@ -14,7 +16,7 @@ help:
 	@echo 'make serve   a server with sample data, left running to play with'
 	@echo 'make test    all tests (TESTS=path runs some)'
 	@echo 'make screens a picture of every page in every state (build/screens)'
-	@echo 'make bench   measure the pages in a real browser, beside curl (docs/PERFORMANCE.md)'
+	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
 	@echo 'make format  mend formatting and what the linter can mend'
@@ -34,7 +36,7 @@ screens: .venv/installed-dev
 	@$(RUN) -m tests.page_tour
 
 bench: .venv/installed-dev
-	@$(RUN) -m bench.pages
+	@$(RUN) -m bench $(BENCH)
 
 soak-pages: .venv/installed-dev
 	SOAK_PAGES=1 $(RUN) -m pytest tests/functional_pages_tour.py

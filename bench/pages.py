@@ -1,14 +1,12 @@
-"""The pages in a real browser, beside `curl` and the command line with the same bytes. `make bench`.
+"""The pages in a real browser, beside `curl` and the command line with the same bytes.
 
 One server process, one headless Chromium, loopback, one run: what they share, they share in every line.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import json
 import os
 import secrets
 import statistics
@@ -24,7 +22,7 @@ import zmq.asyncio
 from playwright.async_api import Browser, Page
 
 from bench.processes import PeakOfRenderers
-from bench.report import Line, publish
+from bench.report import CannotMeasure, Line
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.served import ServedBitcache
 from regtest.wallet import BitWallet, OutsideWallet
@@ -154,15 +152,15 @@ async def upload_by_page(bench: Bench, file: Path) -> float:
     return took_s
 
 
-async def latencies(bench: Bench, link: str) -> dict[str, list[float]]:
+async def latencies(bench: Bench, link: str, payments: int) -> dict[str, list[float]]:
     """Milliseconds from the node's own word (ZMQ) to the page, and of `seen` also from the broadcast."""
-    payer = await BitWallet.create(bench.world, coin_sat=1_000_000, coin_count=PAYMENTS)
+    payer = await BitWallet.create(bench.world, coin_sat=1_000_000, coin_count=payments)
     found: dict[str, list[float]] = {"broadcast": [], "seen": [], "unlocked": [], "zmq": []}
     context = zmq.asyncio.Context()
     socket = context.socket(zmq.SUB)
     socket.connect(bench.world.server.zmq_url)
     socket.subscribe(b"sequence")
-    for _ in range(PAYMENTS):
+    for _ in range(payments):
         visitor = await bench.visitor()
         page = await ready(await visitor.goto(link))
         invoice_id = await ordered(page)
@@ -210,10 +208,11 @@ async def first_page_bytes(bench: Bench, link: str) -> int:
     return transferred
 
 
-async def measure(small_bytes: int, large_bytes: int) -> list[Line]:
+async def lines(*, tiny: bool = False) -> list[Line]:
     chromium = find_chromium()
     if chromium is None:
-        raise SystemExit(HOW_TO_INSTALL)
+        raise CannotMeasure(HOW_TO_INSTALL)
+    small_bytes, large_bytes, payments = (16 << 20, 24 << 20, 1) if tiny else (GIB, 4 * GIB, PAYMENTS)
     async with AsyncExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="bitcache-bench-")))
         world = await closing.enter_async_context(RegtestWorld())
@@ -223,10 +222,10 @@ async def measure(small_bytes: int, large_bytes: int) -> list[Line]:
         browser = await closing.enter_async_context(open_chromium(chromium))
         bench = Bench(world, server, browser, folder)
         await bench.prepare()
-        return await _measured(bench, small_bytes, large_bytes)
+        return await _measured(bench, small_bytes, large_bytes, payments)
 
 
-async def _measured(bench: Bench, small_bytes: int, large_bytes: int) -> list[Line]:
+async def _measured(bench: Bench, small_bytes: int, large_bytes: int, payments: int) -> list[Line]:
     small = bench.file("small.bin", small_bytes)
     link, cli_s = await bench.upload(small)
     await curl(bench, link)  # both read from a warm page cache
@@ -242,7 +241,7 @@ async def _measured(bench: Bench, small_bytes: int, large_bytes: int) -> list[Li
     tiny = bench.file("tiny.bin", 100_000)
     paid_link, _ = await bench.upload(tiny, f"{PRICE_SAT}sat")
     first_bytes = await first_page_bytes(bench, paid_link)
-    took = await latencies(bench, paid_link)
+    took = await latencies(bench, paid_link, payments)
     median = {name: statistics.median(values) for name, values in took.items()}
     return [
         _rate_line("download and decrypt", small_bytes, page_s, curl_s, "curl -o", 100),
@@ -301,19 +300,3 @@ def _memory_line(size_bytes: int, growth_mib: float) -> Line:
         "<= +150 MiB",
         growth_mib <= 150,
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the pages in a real browser.")
-    parser.add_argument("--quick", action="store_true", help="64 and 256 MiB instead of 1 and 4 GiB")
-    options = parser.parse_args()
-    sizes = (64 << 20, 256 << 20) if options.quick else (GIB, 4 * GIB)
-    lines = asyncio.run(measure(*sizes))
-    if options.quick:
-        print(json.dumps([line.cells for line in lines], indent=1, ensure_ascii=False))
-    else:
-        publish("pages", "make bench", lines)
-
-
-if __name__ == "__main__":
-    main()

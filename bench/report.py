@@ -1,4 +1,4 @@
-"""One table of what was measured: printed, kept as JSON, and put into docs/PERFORMANCE.md."""
+"""What was measured: one table on the terminal, and its sections of docs/PERFORMANCE.md."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import json
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 DOCUMENT = PROJECT / "docs" / "PERFORMANCE.md"
 RESULTS = PROJECT / "build" / "bench"
+HEADINGS = ("what", "measured", "reference", "ratio", "budget", "kept")
+
+
+class CannotMeasure(Exception):
+    """This machine lacks what the module needs; the message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -21,45 +26,43 @@ class Line:
 
     what: str
     measured: str
-    reference: str
-    ratio: str
-    budget: str
-    kept: bool
+    reference: str = ""
+    ratio: str = ""
+    budget: str = ""
+    kept: bool = True
 
     @property
     def cells(self) -> tuple[str, ...]:
-        return (
-            self.what,
-            self.measured,
-            self.reference,
-            self.ratio,
-            self.budget,
-            "yes" if self.kept else "**NO**",
-        )
+        verdict = ("yes" if self.kept else "**NO**") if self.budget or not self.kept else ""
+        return (self.what, self.measured, self.reference, self.ratio, self.budget, verdict)
 
 
-HEADINGS = ("what", "measured", "reference", "ratio", "budget", "kept")
+def table(lines: Iterable[Line]) -> str:
+    """Markdown, with columns that are aligned on a terminal too."""
+    rows = [HEADINGS, *(line.cells for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(_row(row, widths) for row in rows)
 
 
-def publish(name: str, command: str, lines: Sequence[Line]) -> None:
-    """Print `lines`, and write them where `name` has its place."""
-    table = _table([HEADINGS, tuple("---" for _ in HEADINGS), *(line.cells for line in lines)])
+def keep(name: str, command: str, lines: Sequence[Line]) -> None:
+    """Write `lines` as JSON, and into the document between the markers of `name`."""
     machine = f"{_processor()}, {platform.system()}, Python {platform.python_version()}"
-    text = f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on: {machine}.\n\n{table}"
-    print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine, "lines": [asdict(line) for line in lines]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    results = {"machine": machine, "lines": [asdict(line) for line in lines]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    heading = f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on: {machine}."
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     written = DOCUMENT.read_text()
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(written):
         raise SystemExit(f"{DOCUMENT.name} has no markers {start} and {end}")
-    DOCUMENT.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", written))
+    section = f"{start}\n{heading}\n\n{table(lines)}\n{end}"
+    DOCUMENT.write_text(pattern.sub(lambda _: section, written))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
 
 def _processor() -> str:

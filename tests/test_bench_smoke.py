@@ -1,0 +1,49 @@
+"""Every benchmark runs in a form of a few seconds, so that it cannot rot. Its numbers mean nothing."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.report import Line, keep, table
+
+PROJECT = Path(__file__).parent.parent
+
+
+def test_the_table_is_aligned_and_tells_what_was_missed() -> None:
+    lines = [
+        Line("a download", "1.00 s/GiB", "0.50 s/GiB (nginx)", "2.00", "<= 1.5x", kept=False),
+        Line("its memory", "3 MiB"),
+    ]
+    rows = table(lines).splitlines()
+    assert len({len(row) for row in rows}) == 1
+    assert rows[2].endswith("**NO** |")
+    assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["its memory", "3 MiB", "", "", "", ""]
+
+
+def test_a_section_is_written_where_its_name_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = tmp_path / "PERFORMANCE.md"
+    document.write_text("before\n<!-- one -->\nold\n<!-- end of one -->\nafter\n")
+    monkeypatch.setattr(report, "DOCUMENT", document)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    keep("one", "make bench", [Line("what", "7 s")])
+    written = document.read_text()
+    assert written.startswith("before\n<!-- one -->\nMeasured ")
+    assert written.endswith("<!-- end of one -->\nafter\n")
+    assert "| 7 s " in written and "old" not in written
+    with pytest.raises(SystemExit, match="no markers"):
+        keep("two", "make bench", [])
+
+
+def test_a_benchmark_that_breaks_is_told_by_the_exit_code() -> None:
+    words = [sys.executable, "-m", "bench", "nonsense"]
+    refused = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "there are transfer" in refused.stderr
+
+
+def test_lines_travel_as_json() -> None:
+    line = Line("what", "1", "2 (nginx)", "0.50", "<= 1", kept=True)
+    assert Line(**asdict(line)) == line
