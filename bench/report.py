@@ -45,20 +45,22 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join(_row(row, widths) for row in rows)
 
 
-def keep(name: str, command: str, lines: Sequence[Line]) -> None:
+def keep(
+    name: str, command: str, lines: Sequence[Line], *, document: Path = DOCUMENT, results: Path = RESULTS
+) -> None:
     """Write `lines` as JSON, and into the document between the markers of `name`."""
     machine = f"{_processor()}, {platform.system()}, Python {platform.python_version()}"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine, "lines": [asdict(line) for line in lines]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    results.mkdir(parents=True, exist_ok=True)
+    kept = {"machine": machine, "lines": [asdict(line) for line in lines]}
+    (results / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     heading = f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on: {machine}."
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    written = DOCUMENT.read_text()
+    written = document.read_text()
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(written):
-        raise SystemExit(f"{DOCUMENT.name} has no markers {start} and {end}")
+        raise SystemExit(f"{document.name} has no markers {start} and {end}")
     section = f"{start}\n{heading}\n\n{table(lines)}\n{end}"
-    DOCUMENT.write_text(pattern.sub(lambda _: section, written))
+    document.write_text(pattern.sub(lambda _: section, written))
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
