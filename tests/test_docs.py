@@ -104,6 +104,12 @@ async def test_every_metric_is_explained(tmp_path: Path, aiohttp_client: Aiohttp
     assert set(first_words(section(OPERATING, "Metrics and health"))) == served
 
 
+def test_every_alert_is_explained() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (PROJECT / "deploy" / "alerts.yml").read_text())
+    assert alerts
+    assert first_words(section(OPERATING, "Alerts")) == alerts
+
+
 def test_every_check_of_the_doctor_is_explained() -> None:
     tree = ast.parse(Path(doctor.__file__).read_text())
     made = {
