@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bitcache.errors import ConfigInvalid
+from bitcache.log import LogFormat, LogLevel
 
 CONFIG_FILE_NAME = "bitcache.toml"
 DATABASE_FILE_NAME = "bitcache.db"
@@ -122,8 +123,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grant_token_lifetime_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
     """life of a download token, 60 to 86,400; clients renew it by themselves"""
 
-    log_format: Literal["text", "json"] = "text"
+    log_format: LogFormat = "text"
     """lines of the log: readable `text`, or one `json` object each"""
+    log_level: LogLevel = "info"
+    """the least that is logged: `info` (every request too), `warning` or `error`"""
 
     regtest_wallet_url: str = ""
     """on regtest alone: a page that pays with worthless coins; the payment page links to it"""

@@ -59,6 +59,8 @@ network = "{network}"
 
 # Lines of the log: "text", or "json" for one object each.
 # log_format = "text"
+# The least that is logged: "info" (every request too), "warning" or "error".
+# log_level = "info"
 
 # Shown to buyers.
 # regtest_wallet_url = ""

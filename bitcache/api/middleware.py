@@ -13,12 +13,13 @@ from aiohttp import web
 
 from bitcache.api.problems import PROBLEMS, problem_of, problem_response
 from bitcache.api.routing import SERVICES, route_of
+from bitcache.log import REQUEST_ID
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("bitcache.access")
 
 REQUEST_ID_HEADER = "Bitcache-Request-Id"
-REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+REQUEST_ID_OF: web.RequestKey[str] = web.RequestKey("request_id", str)
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -36,18 +37,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The outermost middleware: nothing but answers comes out of it."""
-    request[REQUEST_ID] = secrets.token_hex(8)
+    request[REQUEST_ID_OF] = secrets.token_hex(8)
+    mark = REQUEST_ID.set(request[REQUEST_ID_OF])
     started_at = time.monotonic()
-    outcome = ""
+    left = False
     try:
-        response = await handler(request)
-    except web.HTTPException as exc:
-        response = _of_aiohttp(exc)
-    except LEFT:
-        response, outcome = web.Response(), CLIENT_LEFT  # nobody reads this
-    except Exception as exc:
-        response = _of_error(request, exc)
-    _note(request, outcome or str(response.status), time.monotonic() - started_at)
+        try:
+            response = await handler(request)
+        except web.HTTPException as exc:
+            response = _of_aiohttp(exc)
+        except LEFT:
+            response, left = web.Response(), True  # nobody reads this
+        except Exception as exc:
+            response = _of_error(exc)
+        _note(request, None if left else response, time.monotonic() - started_at)
+    finally:
+        # The connection's next request has the same context.
+        REQUEST_ID.reset(mark)
     return response
 
 
@@ -55,7 +61,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """On every answer just before it goes out, streams too; pages have set their own policy already."""
     for name, text in SECURITY_HEADERS.items():
         response.headers.setdefault(name, text)
-    response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
+    response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID_OF, "")
     response.headers["Server"] = "bitcache"
 
 
@@ -69,23 +75,41 @@ def _of_aiohttp(exc: web.HTTPException) -> web.StreamResponse:
     return response
 
 
-def _of_error(request: web.Request, exc: Exception) -> web.StreamResponse:
+def _of_error(exc: Exception) -> web.StreamResponse:
     problem = problem_of(exc)
     if problem is None:
-        log.exception("request %s failed", request[REQUEST_ID])
+        log.exception("the request failed")
         return problem_response(PROBLEMS["internal-error"])
     if problem.status >= 500:
-        log.warning("request %s: %s", request[REQUEST_ID], exc)
+        log.warning("%s: %s", problem.name, exc)
     return problem_response(problem, exc)
 
 
-def _note(request: web.Request, outcome: str, elapsed_s: float) -> None:
-    """`outcome` is the status, or that the client left before the answer's end, as readers of events do."""
+def _note(request: web.Request, response: web.StreamResponse | None, elapsed_s: float) -> None:
+    """None: the client left before the answer's end, as readers of events do."""
     route = route_of(request)
     path = route.path if route else NO_ROUTE
     # Methods are the client's words: only known ones become a label.
     method = route.method if route else NO_ROUTE
+    outcome = str(response.status) if response is not None else CLIENT_LEFT
     metrics = request.app[SERVICES].metrics
     metrics.requests.labels(method, path, outcome).inc()
     metrics.request_seconds.labels(path).observe(elapsed_s)
-    access_log.info("%s %s %s %.0f ms %s", method, path, outcome, elapsed_s * 1000, request[REQUEST_ID])
+    duration_ms = round(elapsed_s * 1000)
+    fields: dict[str, object] = {"method": method, "route": path, "duration_ms": duration_ms}
+    size = ""
+    if response is None:
+        fields["left"] = True
+    else:
+        fields["status"] = response.status
+        if (length := _length_bytes(response)) is not None:
+            fields["bytes"] = length
+            size = f" {length} bytes"
+    access_log.info("%s %s %s %d ms%s", method, path, outcome, duration_ms, size, extra=fields)
+
+
+def _length_bytes(response: web.StreamResponse) -> int | None:
+    """Of the body, as far as it is known: what was announced, or else what was written."""
+    if response.content_length is not None:
+        return response.content_length
+    return response.body_length if response.prepared else None

@@ -5,7 +5,6 @@ The server itself is imported inside the commands: those of a buyer must not wai
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache import config
+from bitcache import config, log
 from bitcache.cli.common import read_text, show_count
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
@@ -88,7 +87,7 @@ def serve(
     from bitcache import app as server
 
     settings = config.load(data)
-    _log_to_stderr()
+    log.set_up(log_format=settings.log_format, level=settings.log_level)
 
     def ready() -> None:
         if json_output:
@@ -272,10 +271,3 @@ def _token_facts(issued: IssuedToken) -> dict[str, object]:
 def _print_token(issued: IssuedToken) -> None:
     say("Give this token to the seller; it is not shown again. They sign in with `bitcache login`:")
     print_text(issued.token)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # They say at INFO what our own lines say, and at DEBUG what must not be logged.
-    for chatty in ("aiohttp", "alembic", "sqlalchemy", "aiosqlite"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
