@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
-from sqlalchemy import exc as database_errors
+from sqlalchemy.exc import DBAPIError
 
 from bitcache import config as configuration
 from bitcache.api import parser_log
@@ -19,7 +19,7 @@ from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
 from bitcache.config import Config
-from bitcache.errors import ListenRefused, WrongNetwork
+from bitcache.errors import DatabaseUnavailable, ListenRefused, WrongNetwork
 from bitcache.role import Role
 from bitcache.services import Services, open_services
 from bitcache.setup import prepare_database
@@ -34,13 +34,7 @@ DRAIN_S = 30
 HEADER_BYTES_MAX = 16 * 1024
 READ_BUFFER_BYTES = 512 * 1024
 """Of a body, before its sender is paused: more pauses cost more than the memory."""
-DATABASE_TROUBLE = (
-    DiskFull,
-    # A connection that PostgreSQL cut comes in any of its classes.
-    database_errors.DBAPIError,
-    database_errors.TimeoutError,
-    OSError,
-)
+DATABASE_TROUBLE = (DiskFull, DatabaseUnavailable, DBAPIError)
 """Its disk or its server, not a bug of ours."""
 
 

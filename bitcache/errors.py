@@ -32,6 +32,16 @@ class DatabaseMissing(BitcacheError):
     """The database is blank and there are blobs: it is not theirs, and by it all would be swept away."""
 
 
+class DatabaseUnavailable(BitcacheError):
+    """The database does not answer now: away, starting, or its disk refuses. The same again may succeed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's database does not answer at the moment. What was acknowledged is safe; what was "
+            "just asked may or may not have been done: ask the same again in a few seconds."
+        )
+
+
 class WrongNetwork(BitcacheError):
     """The node follows another chain than the configuration says: nothing it reports may be believed."""
 

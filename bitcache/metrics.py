@@ -26,6 +26,9 @@ class Metrics:
         self.bytes_received = Counter(
             "bitcache_upload_bytes", "Ciphertext stored by uploads", registry=self.registry
         )
+        self.database_online = Gauge(
+            "bitcache_database_online", "1 when the database answers", registry=self.registry
+        )
         self.node_online = Gauge(
             "bitcache_node_online", "1 when the node can judge payments", registry=self.registry
         )

@@ -15,22 +15,20 @@ from regtest.processes import GuardedProcess, free_ports, remove_folder
 
 START_TIMEOUT_S = 60
 SUPERUSER = "postgres"
-# A test cluster need not survive a power cut.
-SETTINGS = {
-    "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
-    "max_connections": "300",
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-}
+SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "300"}
+# A cluster that nobody crashes need not survive it.
+FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class PostgresCluster:
-    """Started by the constructor; `close()` stops it and removes its data."""
+    """Started by the constructor; `close()` stops it and removes its data.
 
-    def __init__(self, programs: Path) -> None:
+    `durable`: what it committed survives `crash()`.
+    """
+
+    def __init__(self, programs: Path, *, durable: bool = False) -> None:
         self._programs = programs
+        self._settings = SETTINGS if durable else SETTINGS | FORGETFUL
         # initdb refuses to work for root.
         self._user = _unprivileged_user() if os.getuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="bitcache-postgres-"))
@@ -41,15 +39,27 @@ class PostgresCluster:
         self._run(
             "initdb", "-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "-N"
         )
-        options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again), and wait until it answers."""
+        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         self._process = GuardedProcess(
-            [programs / "postgres", "-D", data, "-p", str(self.port), *options],
+            [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options],
             log=self.folder / "output.log",
             doomed_folder=self.folder,
             folder=self.folder,
             user=self._user,
         )
         self._wait_ready()
+
+    def stop(self) -> None:
+        """The "fast" shutdown: sessions are cut, shared memory is given back."""
+        self._process.terminate(signal_number=SIGINT)
+
+    def crash(self) -> None:
+        """SIGKILL to all of it."""
+        self._process.kill()
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
@@ -61,8 +71,7 @@ class PostgresCluster:
         self._run("dropdb", *self._address(), "--force", name)
 
     def close(self) -> None:
-        # SIGINT is the "fast" shutdown: sessions are cut, shared memory is given back.
-        self._process.terminate(signal_number=SIGINT)
+        self.stop()
         remove_folder(self.folder)
 
     def _address(self) -> list[str]:

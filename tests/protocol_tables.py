@@ -22,6 +22,7 @@ AUTH = {Auth.NONE: "", Auth.SELLER: "S", Auth.GRANT: "G"}
 # What follows from the kind of operation is said once, above the table.
 COMMON = {
     "bad-request",
+    "database-unavailable",
     "disk-full",
     "idempotency-key-reused",
     "internal-error",

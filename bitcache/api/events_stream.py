@@ -8,13 +8,14 @@ does not take its events is told the state again later; it delays nobody.
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 from aiohttp import web
 from msgspec import json
 
 from bitcache.access import TOPIC, InvoiceEvent
 from bitcache.api.wire import InvoiceView
-from bitcache.errors import TooManyRequests
+from bitcache.errors import DatabaseUnavailable, TooManyRequests
 from bitcache.events import Event, EventFeed, Reload, Subscription, last_seq
 from bitcache.node_state import node_state
 from bitcache.purchases import Purchases
@@ -72,7 +73,7 @@ class InvoiceStreams:
         await write(response, _frame(seq, json.encode(view)))
         stopped = asyncio.ensure_future(self._stopping.wait())
         change = asyncio.ensure_future(changes.next())
-        online = view.node_online
+        online, stale = view.node_online, False
         try:
             while not stopped.done():
                 pulse = self._next_pulse()
@@ -90,7 +91,12 @@ class InvoiceStreams:
                         seq = told.seq
                         await write(response, _frame(seq, bytes(_view_in(told))))
                     case Reload():
+                        stale = True
+                if stale:
+                    # A database that is away is no reason to hang up: the state comes with a later pulse.
+                    with suppress(DatabaseUnavailable):
                         seq, view = await self._state(view.invoice_id)
+                        stale = False
                         await write(response, _frame(seq, json.encode(view)))
         finally:
             change.cancel()
@@ -110,7 +116,10 @@ class InvoiceStreams:
 
     async def _beat(self) -> bool:
         await asyncio.sleep(PING_INTERVAL_S)
-        return (await self._store.read(lambda tx: node_state(tx, self._clock()))).online
+        try:
+            return (await self._store.read(lambda tx: node_state(tx, self._clock()))).online
+        except DatabaseUnavailable:
+            return False
 
 
 async def opened(request: web.Request) -> web.StreamResponse:

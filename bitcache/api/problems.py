@@ -72,6 +72,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("grant-exhausted", 429, "A limit of the grant is reached"),
         Problem("taken-down", 451, "Taken down"),
         Problem("internal-error", 500, "Something went wrong here"),
+        Problem("database-unavailable", 503, "The database is away"),
         Problem("node-offline", 503, "The bitcoin node is away"),
         Problem("payment-unconfirmed", 503, "Paid, not confirmed yet"),
         Problem("disk-full", 507, "The disk is full"),
@@ -82,6 +83,7 @@ PROBLEMS: Mapping[str, Problem] = {
 PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.RequestInvalid: "bad-request",
     errors.ValueRefused: "invalid-value",
+    errors.DatabaseUnavailable: "database-unavailable",
     errors.BodyTooLarge: "too-large",
     errors.BodyTooSlow: "too-slow",
     errors.TooManyRequests: "too-many-requests",

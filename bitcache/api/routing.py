@@ -177,6 +177,8 @@ def problems_of(route: Route) -> tuple[str, ...]:
     """Every problem the route can answer with: its own, and those that follow from what it declares."""
     # Any query parameter that is not declared is refused, and malformed ids are not found.
     names = {*route.problems, "bad-request", "internal-error"}
+    if 503 not in route.responses:
+        names |= {"database-unavailable"}
     if "{" in route.path:
         names |= {"not-found"}
     if route.auth is Auth.SELLER:

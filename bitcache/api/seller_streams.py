@@ -6,14 +6,14 @@ is not said: the page is the one place that knows how to show it. The session is
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiohttp import web
 from msgspec import Struct, json
 
 from bitcache.access import TOPIC as INVOICE_TOPIC
 from bitcache.api.events_stream import PING, PING_INTERVAL_S, RETRY_S, opened, write
-from bitcache.errors import TooManyRequests
+from bitcache.errors import DatabaseUnavailable, TooManyRequests
 from bitcache.events import Event, EventFeed
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import TOPIC as PAYOUT_TOPIC
@@ -48,18 +48,18 @@ class SellerStreams:
     async def serve(self, request: web.Request, seller_id: str, signed_in: SignedIn) -> web.StreamResponse:
         """Stream until the reader leaves, the session ends or the server stops. Raises TooManyRequests."""
         with self._place(seller_id) as changed:
+            online = await self._online()
             try:
                 response = await opened(request)
-                await self._follow(response, changed, signed_in)
+                await self._follow(response, changed, online, signed_in)
             except (ConnectionError, TimeoutError) as exc:
                 raise ConnectionResetError("the reader left") from exc
         return response
 
     async def _follow(
-        self, response: web.StreamResponse, changed: asyncio.Event, signed_in: SignedIn
+        self, response: web.StreamResponse, changed: asyncio.Event, online: bool, signed_in: SignedIn
     ) -> None:
         loop = asyncio.get_running_loop()
-        online = await self._online()
         await write(response, PING)
         pulse_at = loop.time() + PING_INTERVAL_S
         stopped = asyncio.ensure_future(self._stopping.wait())
@@ -70,11 +70,13 @@ class SellerStreams:
                 await asyncio.wait((change, stopped), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
                 if loop.time() >= pulse_at:
                     pulse_at = loop.time() + PING_INTERVAL_S
-                    if not await signed_in():
-                        return
-                    was_online, online = online, await self._online()
-                    if online != was_online:
-                        changed.set()
+                    # A database that is away is no reason to hang up: it is asked again with the next pulse.
+                    with suppress(DatabaseUnavailable):
+                        if not await signed_in():
+                            return
+                        was_online, online = online, await self._online()
+                        if online != was_online:
+                            changed.set()
                     await write(response, PING)
                 if changed.is_set():
                     changed.clear()

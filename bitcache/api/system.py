@@ -1,4 +1,7 @@
-"""/healthz: the process is up. /readyz: it can do its work. /metrics: numbers for Prometheus."""
+"""/healthz: the process is up. /readyz: it can do its work. /metrics: numbers for Prometheus.
+
+The first and the last answer whatever is the matter with the database: they are how one learns of it.
+"""
 
 import logging
 
@@ -9,6 +12,7 @@ from bitcache import VERSION
 from bitcache.api.bodies import encode, json_response
 from bitcache.api.routing import Answer, Call, Route
 from bitcache.api.wire import HealthView
+from bitcache.errors import DatabaseUnavailable
 from bitcache.metrics import CONTENT_TYPE
 from bitcache.node_state import node_state
 from bitcache.services import Services
@@ -16,8 +20,14 @@ from bitcache.services import Services
 log = logging.getLogger(__name__)
 
 
+NOT_ANSWERING = "database or blobs do not answer"
+
+
 async def healthz(call: Call) -> Answer:
-    return Answer(200, await _health(call.services))
+    try:
+        return Answer(200, await _health(call.services))
+    except DatabaseUnavailable:
+        return Answer(200, _trouble())
 
 
 async def readyz(call: Call) -> web.StreamResponse:
@@ -28,22 +38,29 @@ async def readyz(call: Call) -> web.StreamResponse:
         await services.blobs.free_bytes()
     except Exception:
         log.exception("not ready")
-        view = HealthView(
-            status="degraded", node_online=False, trouble="database or blobs do not answer", version=VERSION
-        )
-        return json_response(503, encode(view))
+        return json_response(503, encode(_trouble()))
     return json_response(200, encode(await _health(services)))
 
 
 async def metrics(call: Call) -> web.StreamResponse:
     services = call.services
-    state = await services.database.read(lambda tx: node_state(tx, services.clock()))
-    services.metrics.node_online.set(state.online)
-    services.metrics.tip_height.set(state.tip_height)
+    try:
+        state = await services.database.read(lambda tx: node_state(tx, services.clock()))
+    except DatabaseUnavailable:
+        services.metrics.database_online.set(False)
+        services.metrics.node_online.set(False)
+    else:
+        services.metrics.database_online.set(True)
+        services.metrics.node_online.set(state.online)
+        services.metrics.tip_height.set(state.tip_height)
     free_bytes = await services.blobs.free_bytes()
     if free_bytes is not None:
         services.metrics.free_bytes.set(free_bytes)
     return web.Response(body=services.metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _trouble() -> HealthView:
+    return HealthView(status="degraded", node_online=False, trouble=NOT_ANSWERING, version=VERSION)
 
 
 async def _health(services: Services) -> HealthView:

@@ -12,15 +12,18 @@ about is not in its error: errors are logged, and ids, addresses and people's wo
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import event, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
+from bitcache.errors import DatabaseUnavailable
 from storage.errors import DiskFull
 
 T = TypeVar("T")
@@ -34,9 +37,20 @@ TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
 FROZEN_WRITER_S = 60
 """A process that stops in the middle of a write, frozen or cut off, holds up the others no longer."""
 READERS_MAX = 8
+CONNECT_TIMEOUT_S = 10
+"""For PostgreSQL: a host that is off says nothing, and requests wait."""
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 DISK_FULL = {sqlite3.SQLITE_FULL, "53100"}
 """Code of SQLite, SQLSTATE of PostgreSQL."""
+SQLITE_AWAY = LOCKED | {
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+"""Primary codes: the disk, or another process, does not let us."""
+POSTGRESQL_AWAY = ("08", "53", "57P", "25P03")
+"""Beginnings of SQLSTATEs: no connection, no resources, the server shuts down or starts, we were too slow."""
 
 
 class Database:
@@ -62,12 +76,13 @@ class Database:
         """Run `fn` in a transaction and commit it; nothing is written if it raises.
 
         The commit survives a crash of process and machine before this returns (SQLite synchronous=FULL).
-        Raises DiskFull, and what `fn` raises.
+        Raises DiskFull, DatabaseUnavailable (it may have been committed: the answer was lost), and what `fn`
+        raises.
         """
         return await self._to_its_end(self._write(fn))
 
     async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `fn` on one consistent snapshot. It writes nothing."""
+        """Run `fn` on one consistent snapshot. It writes nothing. Raises DatabaseUnavailable."""
         return await self._to_its_end(self._read(fn))
 
     async def _to_its_end(self, transaction: Coroutine[Any, Any, T]) -> T:
@@ -88,23 +103,20 @@ class Database:
             transaction.exception()
 
     async def _write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        try:
+        with trouble_named():
             async with self._writer.begin() as tx:
                 # The mark lives with the pooled connection: a failed write may have left one.
                 tx.info.pop(COMMITTED_MARK, None)
                 result = await fn(tx)
                 told = tx.info.pop(COMMITTED_MARK, False)
-        except DBAPIError as failure:
-            if _is_disk_full(failure):
-                raise DiskFull from failure
-            raise
         if told and self.after_events is not None:
             self.after_events()
         return result
 
     async def _read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self._reader.begin() as tx:
-            return await fn(tx)
+        with trouble_named():
+            async with self._reader.begin() as tx:
+                return await fn(tx)
 
     async def close(self) -> None:
         """Waits for the transactions that are under way."""
@@ -119,9 +131,39 @@ class Database:
         return self._writer
 
 
-def _is_disk_full(failure: DBAPIError) -> bool:
-    codes = {getattr(failure.orig, name, None) for name in ("sqlite_errorcode", "sqlstate")}
-    return not DISK_FULL.isdisjoint(codes)
+@contextmanager
+def trouble_named() -> Iterator[None]:
+    """Tells what passes by itself, or when the operator makes room, from bugs.
+
+    Raises DiskFull, DatabaseUnavailable, and anything else as it came.
+    """
+    try:
+        yield
+    except Exception as failure:
+        # Trouble while connecting comes in the driver's own classes, or the system's.
+        code = _code_of(failure.orig if isinstance(failure, DBAPIError) else failure)
+        if code in DISK_FULL:
+            raise DiskFull from failure
+        if _is_away(failure, code):
+            raise DatabaseUnavailable from failure
+        raise
+
+
+def _code_of(failure: object) -> int | str | None:
+    """SQLite's code or PostgreSQL's SQLSTATE, where the driver gives one."""
+    code: int | str | None = getattr(failure, "sqlite_errorcode", None) or getattr(failure, "sqlstate", None)
+    return code
+
+
+def _is_away(failure: Exception, code: int | str | None) -> bool:
+    match code:
+        case int():
+            return code & 0xFF in SQLITE_AWAY
+        case str():
+            return code.startswith(POSTGRESQL_AWAY)
+        case None:
+            cut = isinstance(failure, DBAPIError) and failure.connection_invalidated
+            return cut or isinstance(failure, OSError | PoolTimeout)
 
 
 def _postgresql_engine(
@@ -138,7 +180,8 @@ def _postgresql_engine(
         pool_pre_ping=True,
         hide_parameters=True,
         connect_args={
-            "server_settings": {"idle_in_transaction_session_timeout": str(FROZEN_WRITER_S * 1000)}
+            "timeout": CONNECT_TIMEOUT_S,
+            "server_settings": {"idle_in_transaction_session_timeout": str(FROZEN_WRITER_S * 1000)},
         },
     )
 

@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from bitcache.db.engine import Database
+from bitcache.db.engine import Database, trouble_named
 from bitcache.db.tables import metadata as bitcache_metadata
 from bitcache.errors import DatabaseOutdated
 from payments.tables import metadata as payments_metadata
@@ -27,18 +27,22 @@ METADATAS = [bitcache_metadata, payments_metadata]
 
 
 async def upgrade(database: Database) -> None:
-    """Apply every revision the database lacks, in one transaction. Raises DatabaseOutdated.
+    """Apply every revision the database lacks, in one transaction.
+
+    Raises DatabaseOutdated, DatabaseUnavailable, DiskFull.
 
     It is a writer like any other: servers of one database that start together wait for each other.
     """
-    async with database.engine.begin() as connection:
-        await connection.run_sync(_upgrade)
+    with trouble_named():
+        async with database.engine.begin() as connection:
+            await connection.run_sync(_upgrade)
 
 
 async def is_blank(database: Database) -> bool:
     """Whether no revision was ever applied: the database was just made, or is not the one that was meant."""
-    async with database.engine.connect() as connection:
-        return await connection.run_sync(_revision) is None
+    with trouble_named():
+        async with database.engine.connect() as connection:
+            return await connection.run_sync(_revision) is None
 
 
 async def differences(database: Database) -> list[Any]:
