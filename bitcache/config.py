@@ -59,7 +59,66 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often and how much one client, and all of them together, may ask for."""
+    """How often and how much one client, and all of them together, may ask for.
+
+    A client is an address in front of the trusted proxies, of IPv6 a /64. What a limit refuses is answered
+    429 or 503 with Retry-After.
+    """
+
+    accounts_per_hour: Positive = 10
+    """accounts that one client opens in an hour"""
+    accounts_per_hour_in_total: Positive = 200
+    """and all clients together"""
+    sign_ins_per_quarter: Positive = 30
+    """attempts to sign in, from one client in 15 minutes; a browser that was signed in before has as many of
+    its own"""
+    sign_ins_by_name_per_quarter: Positive = 150
+    """attempts to sign in with one name in 15 minutes, from whatever clients"""
+    password_checks_at_once: Positive = 2
+    """passwords hashed at the same time, 64 MiB and one processor each"""
+    password_checks_waiting: Positive = 20
+    """passwords that wait for their turn; browsers that were signed in before have as many places of their
+    own"""
+    reports_per_hour: Positive = 10
+    """reports of offers from one client in an hour"""
+    reports_per_hour_in_total: Positive = 300
+    """and from all clients together"""
+    reports_kept_max: Positive = 10_000
+    """reports that are kept; those handled go after 90 days, or sooner when there are so many"""
+    invoices_per_minute: Positive = 120
+    """requests for an invoice from one client in a minute"""
+    invoices_per_minute_in_total: Positive = 600
+    """new invoices in a minute, over all sellers, before buyers' programs are asked for a proof of work"""
+    work_bits_min: Annotated[int, Meta(ge=0, le=30)] = 18
+    """the least proof of work, in leading zero bits of a SHA-256; each bit doubles it"""
+    work_bits_max: Annotated[int, Meta(ge=0, le=30)] = 26
+    """the most; 0 never asks for any, and lets anybody use up sellers' addresses"""
+    claims_per_minute: Positive = 300
+    """claims from one client in a minute"""
+    files_per_hour: Positive = 20_000
+    """files that one seller announces in an hour; a parcel has up to 10,000"""
+    file_bytes_per_hour: Positive = 200 * GIB
+    """bytes that one seller announces in an hour"""
+    parts_at_once: Positive = 12
+    """parts of uploads received at the same time, 8 MiB of memory each; others wait"""
+    parts_at_once_per_seller: Positive = 6
+    """and of one seller"""
+    streams: Positive = 11_000
+    """event streams of payments open at the same time, some 15 kB of memory each"""
+    streams_per_client: Positive = 200
+    """and of one client; who is refused polls"""
+    seller_streams: Positive = 2_000
+    """event streams of sellers' pages open at the same time"""
+    seller_streams_per_seller: Positive = 20
+    """and of one seller"""
+    connections: Positive = 12_000
+    """connections open at the same time. When they are all taken, the one longest without a request goes"""
+    connections_per_client: Positive = 1_000
+    """and from one address that is no trusted proxy (IPv6: one /64; a /48 may have four times as many)"""
+    head_s: Positive = 15
+    """seconds in which a new connection must send the whole head of its first request"""
+    idle_s: Positive = 75
+    """seconds that a connection stays open without a request, and that the head of a further one may take"""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +168,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paid_retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
     """how long a buyer may download after paying, shown before paying"""
     open_invoices_per_seller_max: Positive = 1_000
-    """unpaid invoices of one seller at a time"""
+    """unpaid invoices of one seller at a time, before buyers' programs are asked for the hardest proof of
+    work"""
     open_invoices_per_client_max: Positive = 10
     """unpaid invoices of one client address (IPv6: one /64) at a time"""
     payout_change_delay_s: Count = 86_400
@@ -317,6 +377,8 @@ def _check(config: Config) -> None:
         ) from exc
     if config.regtest_wallet_url and config.network != "regtest":
         raise ConfigInvalid('`regtest_wallet_url` is for network = "regtest" alone: remove it.')
+    if 0 < config.limits.work_bits_max < config.limits.work_bits_min:
+        raise ConfigInvalid("`work_bits_max` under [limits] is less than `work_bits_min`: correct one of them.")
     if config.node.rpc_user and not config.node.rpc_password:
         raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
     if config.registration == "invite" and not config.invite_codes:

@@ -13,25 +13,24 @@ from contextlib import asynccontextmanager
 from bitcache.errors import TooManyRequests
 from storage.ports import PART_SIZE_BYTES
 
-BUFFERS_MAX = 12
-PER_ACCOUNT_MAX = 6
 RETRY_AFTER_S = 2
 
 
 class PartBuffers:
-    """At most BUFFERS_MAX buffers of one part each; who finds none free waits in line."""
+    """At most `count` buffers of one part each; who finds none free waits in line."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, count: int, per_account: int) -> None:
         self._free: list[mmap.mmap] = []
-        self._permits = asyncio.Semaphore(BUFFERS_MAX)
+        self._permits = asyncio.Semaphore(count)
+        self._per_account = per_account
         self._asking: Counter[str] = Counter()
 
     @asynccontextmanager
     async def lend(self, account_id: str) -> AsyncIterator[memoryview]:
         """A buffer of 8 MiB. Raises TooManyRequests if the account has too many parts under way."""
-        if self._asking[account_id] >= PER_ACCOUNT_MAX:
+        if self._asking[account_id] >= self._per_account:
             raise TooManyRequests(
-                f"Send at most {PER_ACCOUNT_MAX} parts at the same time.", retry_after_s=RETRY_AFTER_S
+                f"Send at most {self._per_account} parts at the same time.", retry_after_s=RETRY_AFTER_S
             )
         self._asking[account_id] += 1
         try:

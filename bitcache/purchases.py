@@ -37,8 +37,6 @@ REFERENCE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Without the characters that people confuse when they read them to each other."""
 ADDRESS_ATTEMPTS_MAX = 5
 CLIENTS_REMEMBERED_MAX = 100_000
-REQUESTS_PER_MINUTE = 120
-"""Per client. Free invoices are under no cap of unpaid ones, and every invoice stays for ever."""
 INVOICES_REMEMBERED_MAX = 200
 """Per client, the newest; far more than may be unpaid at once."""
 
@@ -62,6 +60,7 @@ class Purchases:
         descriptors: DescriptorStore,
         addresses: AddressBook,
         watcher: Watcher,
+        limits: Limits,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -73,7 +72,7 @@ class Purchases:
         self._watcher = watcher
         self._clock = clock
         self._clients = _ClientInvoices()
-        self._requests = RateLimit(count=REQUESTS_PER_MINUTE, period_s=60)
+        self._limits = limits
 
     async def buy(self, offer_id: str, claim_hash: bytes, client: str) -> Purchase:
         """The invoice for `claim_hash` (32 bytes) on this offer, made now unless it exists.
@@ -82,7 +81,8 @@ class Purchases:
         Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices,
         TooManyRequests.
         """
-        self._requests.check(client)
+        # Free invoices are under no cap of unpaid ones, and every invoice stays for ever.
+        self._limits.invoices.check(client)
         with self._clients.asking(client) as asker:
             record, created = await self._bought(offer_id, claim_hash, asker)
             if created and record.address:

@@ -23,7 +23,7 @@ from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.passwords import Passwords
 from bitcache.purchases import Purchases
-from bitcache.rate_limits import RateLimit
+from bitcache.rate_limits import Limits, Monotonic
 from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
@@ -37,14 +37,6 @@ from payments.tables import descriptors
 from payments.watcher import Watcher
 from storage.local import LocalBlobStore
 from storage.ports import BlobStore
-
-REGISTRATIONS_PER_HOUR = 10
-SIGN_INS_PER_CLIENT = 30
-SIGN_INS_PER_NAME = 150
-"""Names are no secret: one visitor alone must not lock a seller out."""
-SIGN_INS_PERIOD_S = 900
-REPORTS_PER_HOUR = 10
-CLAIMS_PER_MINUTE = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +59,8 @@ class Services:
     uploads: Uploads
     sweep: Sweep
     offers: Offers
-    registration_limit: RateLimit
-    sign_in_client_limit: RateLimit
-    sign_in_name_limit: RateLimit
-    report_limit: RateLimit
+    limits: Limits
     passwords: Passwords
-    claim_limit: RateLimit
     part_buffers: PartBuffers
     grants: GrantBook
     claims: Claims
@@ -92,8 +80,10 @@ def now() -> int:
 
 
 @asynccontextmanager
-async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[Services]:
-    """The services. Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable."""
+async def open_services(
+    config: Config, *, clock: Clock = now, monotonic: Monotonic = time.monotonic
+) -> AsyncIterator[Services]:
+    """The services; `monotonic` is the clock of their limits. Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable."""
     sealer = Sealer(read_master_key(config.master_key))
     async with AsyncExitStack() as closing:
         database = Database(config.database)
@@ -117,6 +107,7 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             descriptors=descriptor_store,
             addresses=addresses,
             watcher=watcher,
+            limits=limits,
             clock=clock,
         )
         grants = GrantBook(
@@ -168,15 +159,13 @@ async def open_services(config: Config, *, clock: Clock = now) -> AsyncIterator[
             seller_streams=SellerStreams(store=database, feed=feed, clock=clock, stopping=stopping),
             views=views,
             uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
-            part_buffers=PartBuffers(),
+            part_buffers=PartBuffers(
+                count=config.limits.parts_at_once, per_account=config.limits.parts_at_once_per_seller
+            ),
             sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),
             offers=Offers(config=config, sold=registry.sold),
-            registration_limit=RateLimit(count=REGISTRATIONS_PER_HOUR, period_s=3600),
-            sign_in_client_limit=RateLimit(count=SIGN_INS_PER_CLIENT, period_s=SIGN_INS_PERIOD_S),
-            sign_in_name_limit=RateLimit(count=SIGN_INS_PER_NAME, period_s=SIGN_INS_PERIOD_S),
-            report_limit=RateLimit(count=REPORTS_PER_HOUR, period_s=3600),
+            limits=limits,
             passwords=Passwords(),
-            claim_limit=RateLimit(count=CLAIMS_PER_MINUTE, period_s=60),
             metrics=Metrics(),
             stopping=stopping,
         )

@@ -78,6 +78,36 @@ rpc_cookie_file = "{cookie_file}"
 # Where the node publishes -zmqpubsequence. Without it payments are found by polling, a little later.
 # zmq_sequence_url = "tcp://127.0.0.1:28332"
 # poll_interval_s = 2
+
+[limits]
+# What one client (an address; IPv6: a /64) may do, and all together. docs/OPERATING.md, "Limits and caps".
+# accounts_per_hour = 10
+# accounts_per_hour_in_total = 200
+# sign_ins_per_quarter = 30
+# sign_ins_by_name_per_quarter = 150
+# password_checks_at_once = 2
+# password_checks_waiting = 20
+# reports_per_hour = 10
+# reports_per_hour_in_total = 300
+# reports_kept_max = 10000
+# claims_per_minute = 300
+# invoices_per_minute = 120
+# Beyond these buyers' programs are asked for a proof of work, of so many bits: nobody is refused.
+# invoices_per_minute_in_total = 600
+# work_bits_min = 18
+# work_bits_max = 26
+# files_per_hour = 20000
+# file_bytes_per_hour = 214748364800
+# parts_at_once = 12
+# parts_at_once_per_seller = 6
+# streams = 11000
+# streams_per_client = 200
+# seller_streams = 2000
+# seller_streams_per_seller = 20
+# connections = 12000
+# connections_per_client = 1000
+# head_s = 15
+# idle_s = 75
 """
 
 

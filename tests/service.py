@@ -8,6 +8,7 @@ It runs in the test's own process and loop. No bitcoin node is needed: pass `nod
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Clock:
 
     def __call__(self) -> int:
         return now() + self.ahead_s
+
+    def monotonic(self) -> float:
+        """For limits: it goes on with the other."""
+        return time.monotonic() + self.ahead_s
 
     def advance(self, seconds: int) -> None:
         self.ahead_s += seconds
@@ -113,7 +118,7 @@ async def running_server(
     if not config.master_key.exists():
         write_master_key(config.master_key)
     clock = Clock()
-    async with open_services(config, clock=clock) as services:
+    async with open_services(config, clock=clock, monotonic=clock.monotonic) as services:
         await upgrade(services.database)
         started = asyncio.Event()
         running = asyncio.create_task(run(services, role=role, ready=started.set))

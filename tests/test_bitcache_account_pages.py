@@ -14,10 +14,9 @@ from argon2 import PasswordHasher
 from sqlalchemy import select, update
 
 from bitcache import passwords, sessions
-from bitcache.config import CONFIG_FILE_NAME
+from bitcache.config import CONFIG_FILE_NAME, LimitsConfig
 from bitcache.db.tables import accounts, tokens
 from bitcache.passwords import Fault, Passwords, fault_of
-from bitcache.services import SIGN_INS_PER_CLIENT, SIGN_INS_PER_NAME
 from regtest.node import wait_until
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
@@ -30,6 +29,7 @@ from tests.till import Till, open_nodeless_till, open_till
 
 PASSWORD = "correct horse battery"
 NAME = "seller 1"
+LIMITS = LimitsConfig()
 
 
 @pytest_asyncio.fixture
@@ -208,8 +208,8 @@ async def test_wrong_names_and_passwords_read_the_same(till: Till, browser: Brow
 async def test_attempts_are_counted_per_name_whoever_makes_them(till: Till, browser: Browser) -> None:
     await give_password(till)
     services = till.server.services
-    for _ in range(SIGN_INS_PER_NAME):
-        services.sign_in_name_limit.check(till.account.account_id)
+    for _ in range(LIMITS.sign_ins_by_name_per_quarter):
+        services.limits.sign_ins_by_name.check(till.account.account_id)
     assert await sign_in_by_password(browser) == 429
     assert int(browser.headers["Retry-After"]) > 0
     assert "Too many attempts" in browser.text
@@ -241,14 +241,14 @@ async def test_one_visitor_does_not_lock_a_seller_out(tmp_path: Path) -> None:
             async with sent as answer:
                 return answer.status
 
-        answers = [await attempt("wrong " * 4, "192.0.2.1") for _ in range(2 * SIGN_INS_PER_CLIENT)]
+        answers = [await attempt("wrong " * 4, "192.0.2.1") for _ in range(2 * LIMITS.sign_ins_per_quarter)]
         assert answers[-1] == 429
         assert await attempt(PASSWORD, "192.0.2.2") == 303
 
 
 async def test_attempts_are_counted_per_client(till: Till, browser: Browser) -> None:
-    for _ in range(SIGN_INS_PER_CLIENT):
-        till.server.services.sign_in_client_limit.check("127.0.0.1")
+    for _ in range(LIMITS.sign_ins_per_quarter):
+        till.server.services.limits.sign_ins.check("127.0.0.1")
     for fields in ({"token": till.account.token}, {"name": "x", "password": PASSWORD}):
         await browser.get("/sign-in")
         await browser.submit("/sign-in", **fields)
@@ -366,8 +366,8 @@ async def test_the_present_password_cannot_be_guessed_on_a_browser_left_open(
     await sign_in(browser, till)
     kept = await give_password(till)
     await sign_in(browser, till)
-    for _ in range(SIGN_INS_PER_NAME):
-        till.server.services.sign_in_name_limit.check(till.account.account_id)
+    for _ in range(LIMITS.sign_ins_by_name_per_quarter):
+        till.server.services.limits.sign_ins_by_name.check(till.account.account_id)
     await browser.get("/account")
     await browser.submit("/account/password", current_password=PASSWORD, new_password="another " * 3)
     assert browser.status == 429

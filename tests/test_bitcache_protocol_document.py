@@ -7,19 +7,18 @@ from typing import Any
 import mpp
 import pytest
 
-from bitcache import purchases, services
 from bitcache.api import events_stream, files, parcels, payment_gate, routing
 from bitcache.api.idempotency import LIFETIME_S
 from bitcache.api.problems import PROBLEMS
 from bitcache.app import HEADER_BYTES_MAX
-from bitcache.config import Config
+from bitcache.config import Config, LimitsConfig
 from bitcache.grants import CONNECTIONS_MAX, PARCELS_SERVED_MAX
-from bitcache.part_buffers import PER_ACCOUNT_MAX
 from bitcache.payment_auth import CREDENTIAL_CHARACTERS_MAX, Challenger, is_payment
 from storage import base64url
 from tests.protocol_tables import PROTOCOL, inserted
 
 TEXT = PROTOCOL.read_text()
+LIMITS = LimitsConfig()
 CHALLENGER = Challenger(challenge_key=bytes(range(32)), claim_key=bytes(range(32, 64)), realm="files.example")
 
 
@@ -51,7 +50,7 @@ def test_every_problem_named_in_the_text_exists() -> None:
         ("JSON body", f"{routing.BODY_BYTES_MAX >> 10} KiB"),
         ("JSON body", f"{parcels.REQUEST_BYTES_MAX >> 20} MiB for `POST /parcels`"),
         ("JSON body", f"{parcels.SEAL_BYTES_MAX >> 20} MiB for `seal`"),
-        ("part", f"at most {PER_ACCOUNT_MAX} at the same time"),
+        ("part", f"at most {LIMITS.parts_at_once_per_seller} at the same time"),
         ("pause in a request's body", f"within {files.PART_S_MAX} s"),
         ("request line, one header", f"{HEADER_BYTES_MAX >> 10} KiB"),
         ("payment credential", f"{CREDENTIAL_CHARACTERS_MAX:,} characters"),
@@ -59,9 +58,9 @@ def test_every_problem_named_in_the_text_exists() -> None:
         ("idempotency key", f"kept {LIFETIME_S // 3600} h"),
         ("grant token", f"{Config(data_folder=PROTOCOL).grant_token_lifetime_s // 60} minutes"),
         ("held request of a paid challenge", f"{payment_gate.HOLD_S:.0f} s"),
-        ("pace of a client", f"{services.REGISTRATIONS_PER_HOUR} accounts an hour"),
-        ("pace of a client", f"{purchases.REQUESTS_PER_MINUTE} requests"),
-        ("pace of a client", f"{services.CLAIMS_PER_MINUTE} claims"),
+        ("pace of a client", f"{LIMITS.accounts_per_hour} accounts an hour"),
+        ("pace of a client", f"{LIMITS.invoices_per_minute} requests"),
+        ("pace of a client", f"{LIMITS.claims_per_minute} claims"),
         ("connections of a grant", f"{CONNECTIONS_MAX}"),
         ("bytes of a grant", f"{PARCELS_SERVED_MAX} times"),
         ("invoice's price", f"{Config(data_folder=PROTOCOL).price_hold_s // 60} minutes"),

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select, update
 
-from bitcache import purchases, services
 from bitcache.api.client_address import client_address
+from bitcache.config import LimitsConfig
 from bitcache.db.tables import accounts, offers
 from bitcache.purchases import new_reference
 from payments.tables import invoices
@@ -361,10 +361,9 @@ async def test_unpaid_invoices_are_capped_by_client_even_at_once(world: RegtestW
         assert await refusal(till, sold) == (429, "too-many-invoices")
 
 
-async def test_asking_and_claiming_have_a_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purchases, "REQUESTS_PER_MINUTE", 5)
-    monkeypatch.setattr(services, "CLAIMS_PER_MINUTE", 5)
-    async with open_nodeless_till(tmp_path) as till:
+async def test_asking_and_claiming_have_a_pace(tmp_path: Path) -> None:
+    limits = LimitsConfig(invoices_per_minute=5, claims_per_minute=5)
+    async with open_nodeless_till(tmp_path, limits=limits) as till:
         sold = await till.offer(price_sat=0)
         bought = await till.buy(sold)
         asked, claimed = [], []

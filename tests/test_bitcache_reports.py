@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select
 
-from bitcache.config import CONFIG_FILE_NAME
+from bitcache.config import CONFIG_FILE_NAME, LimitsConfig
 from bitcache.db.tables import reports
 from bitcache.reports import (
     CONTACT_LENGTH_MAX,
@@ -18,7 +18,6 @@ from bitcache.reports import (
     file_report,
     list_reports,
 )
-from bitcache.services import REPORTS_PER_HOUR
 from bitcache.web.i18n import CATALOGUE
 from tests.functional_client_crash import bitcache
 from tests.plain_browser import Browser
@@ -121,8 +120,8 @@ async def test_what_is_wrong_is_said_next_to_the_field_and_nothing_is_lost(
 
 async def test_a_client_may_not_flood_the_operator(till: Till, browser: Browser) -> None:
     sold = await till.offer(price_sat=0)
-    for _ in range(REPORTS_PER_HOUR):
-        till.server.services.report_limit.check("127.0.0.1")
+    for _ in range(LimitsConfig().reports_per_hour):
+        till.server.services.limits.reports.check("127.0.0.1")
     await report(browser, sold, reason="other", message="one more")
     assert browser.status == 429
     assert "one more</textarea>" in browser.text

@@ -13,12 +13,13 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from bitcache.part_buffers import PER_ACCOUNT_MAX
+from bitcache.config import LimitsConfig
 from storage.digests import root as root_of
 from tests.service import RunningServer, running_server
 
 MIB = 1 << 20
 PART = 8 * MIB
+AT_ONCE = LimitsConfig().parts_at_once_per_seller
 
 
 @pytest_asyncio.fixture
@@ -106,10 +107,10 @@ async def test_the_same_bytes_again_are_welcome_and_others_are_not(http: aiohttp
 async def test_one_part_sent_many_times_at_once_is_stored_once(
     server: RunningServer, http: aiohttp.ClientSession
 ) -> None:
-    contents = [os.urandom(MIB) for _ in range(PER_ACCOUNT_MAX)]
+    contents = [os.urandom(MIB) for _ in range(AT_ONCE)]
     file_id = await announce(http, MIB)
     answers = await asyncio.gather(*(put(http, file_id, 0, content) for content in contents))
-    assert sorted(answers) == [(204, "")] + [(409, "part-conflict")] * (PER_ACCOUNT_MAX - 1)
+    assert sorted(answers) == [(204, "")] + [(409, "part-conflict")] * (AT_ONCE - 1)
     winner = contents[answers.index((204, ""))]
     status, _ = await complete(http, file_id, root_of(digests(winner)))
     assert status == 200

@@ -28,7 +28,7 @@ from payments.ports import Transaction
 async def register(call: Call) -> Answer:
     """Takes no Idempotency-Key: nobody is known yet to whom the kept answer, a token, would belong."""
     services, asked = call.services, call.body(AccountRequest)
-    services.registration_limit.check(call.client)
+    services.limits.accounts.check(call.client)
     accounts.check_registration(services.config, asked.invite)
 
     async def made(tx: Transaction) -> IssuedToken:

@@ -37,7 +37,7 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 
 async def claim_invoice(call: Call) -> Answer:
-    call.services.claim_limit.check(call.client)
+    call.services.limits.claims.check(call.client)
     return Answer(200, await call.services.claims.claim(call.path("invoice_id"), _claim_secret(call)))
 
 

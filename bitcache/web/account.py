@@ -151,7 +151,7 @@ async def _password_faults(
     if known.password_hash is None:
         return {}
     # Counted as signing in is: a browser left open must not be the place to guess.
-    visit.services.sign_in_name_limit.check(seller.account_id)
+    visit.services.limits.sign_ins_by_name.check(seller.account_id)
     checked = await visit.services.passwords.check(current, known.password_hash)
     return {} if checked.right else {"current_password": "password_current_wrong"}
 

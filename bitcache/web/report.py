@@ -28,7 +28,7 @@ async def report(visit: Visit) -> web.Response:
     fields, _ = await visit.form(REPORT_FORM, limit_bytes=FORM_BYTES_MAX)
     services, offer_id = visit.services, visit.call.path("offer_id")
     try:
-        services.report_limit.check(visit.call.client)
+        services.limits.reports.check(visit.call.client)
         await services.database.write(
             lambda tx: reports.file_report(
                 tx,

@@ -72,7 +72,7 @@ async def sign_in(visit: Visit) -> web.Response:
     fields, _ = await visit.form(SIGN_IN_FORM)
     wanted, name = fields.get("next", ""), fields.get("name", "")
     try:
-        visit.services.sign_in_client_limit.check(visit.call.client)
+        visit.services.limits.sign_ins.check(visit.call.client)
         if "token" in fields:
             opening, refused = await _by_token(visit, fields["token"].strip()), "token_wrong"
         else:
@@ -160,7 +160,7 @@ async def _by_password(visit: Visit, name: str, password: str) -> Opening | None
     known = await services.database.read(lambda tx: passwords.known_of_name(tx, name))
     # However it is written it is one account; a name that nobody has is counted too, or it would tell.
     counted = known.account_id if known else " ".join(name.split()).casefold()[:NAME_LENGTH_COUNTED]
-    services.sign_in_name_limit.check(counted)
+    services.limits.sign_ins_by_name.check(counted)
     checked = await services.passwords.check(password, known.password_hash if known else None)
     if known is None or not checked.right:
         return None

@@ -34,7 +34,7 @@ async def sign_up(visit: Visit) -> web.Response:
         return _page(visit, typed=fields, wrong=wrong, status=422)
     services, now = visit.services, visit.now()
     try:
-        services.registration_limit.check(visit.call.client)
+        services.limits.accounts.check(visit.call.client)
         accounts.check_registration(services.config, fields.get("invite", "").strip())
         password_hash = await services.passwords.hashed(password)
 
