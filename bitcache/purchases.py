@@ -22,7 +22,7 @@ from bitcache.ids import new_id
 from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
 from bitcache.on_sale import SaleOffer, sale_term, selling_offer
-from bitcache.rate_limits import RateLimit
+from bitcache.rate_limits import Limits
 from payments.addresses import AddressBook
 from payments.descriptors import DescriptorStore
 from payments.errors import AddressesNotDerived, InvoiceNotFound, NodeUnavailable

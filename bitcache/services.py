@@ -98,6 +98,7 @@ async def open_services(
         descriptor_store = _descriptor_store(sealer)
         access = Access(config, clock)
         registry = _registry(config, access)
+        limits = Limits.of(config.limits, monotonic)
         watcher = Watcher(node, database, registry, network=config.network, clock=clock)
         purchases = Purchases(
             config=config,
