@@ -13,7 +13,7 @@ from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.services import Services
-from payments import chain_facts
+from payments import chain_facts, unassigned
 from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.node_fitness import NodeInfo, fitness
@@ -147,6 +147,7 @@ async def recompute(services: Services) -> tuple[int, int]:
     for start in range(0, len(ids), RECOMPUTE_BATCH):
         batch = ids[start : start + RECOMPUTE_BATCH]
         changed += await services.database.write(partial(_recompute, services=services, ids=batch))
+    changed += await services.database.write(partial(unassigned.book, now=services.clock()))
     return len(ids), changed
 
 

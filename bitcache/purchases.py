@@ -25,7 +25,7 @@ from bitcache.on_sale import SaleOffer, sale_term, selling_offer
 from bitcache.rate_limits import Limits
 from payments.addresses import AddressBook
 from payments.descriptors import DescriptorStore
-from payments.errors import AddressesNotDerived, InvoiceNotFound, NodeUnavailable
+from payments.errors import AddressesInDoubt, AddressesNotDerived, InvoiceNotFound, NodeUnavailable
 from payments.invoice import Invoice, Mode, Policy, Status
 from payments.ports import Clock, Store, Transaction
 from payments.records import InvoiceRecord
@@ -134,6 +134,8 @@ class Purchases:
                 return await self._store.write(lambda tx: self._buy(tx, offer_id, claim_hash, asker))
             except AddressesNotDerived as missing:
                 await self._derive(missing)
+            except AddressesInDoubt as exc:
+                raise NodeOffline from exc
         raise NodeOffline  # others took every address that was derived meanwhile
 
     async def _derive(self, missing: AddressesNotDerived) -> None:

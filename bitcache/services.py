@@ -28,6 +28,7 @@ from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from bitcache.views import OfferViews
+from payments.address_search import AddressSearch
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
 from payments.descriptors import DescriptorStore
@@ -99,7 +100,10 @@ async def open_services(
         access = Access(config, clock)
         registry = _registry(config, access)
         limits = Limits.of(config.limits, monotonic)
-        watcher = Watcher(node, database, registry, network=config.network, clock=clock)
+        search = AddressSearch(
+            node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
+        )
+        watcher = Watcher(node, database, registry, network=config.network, clock=clock, search=search)
         purchases = Purchases(
             config=config,
             store=database,

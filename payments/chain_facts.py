@@ -33,7 +33,9 @@ class PaidOutput:
 
     vout: int
     amount_sat: Sat
-    invoice_id: str
+    script_pubkey: bytes
+    invoice_id: str | None
+    """None: no invoice we know of; see `payments.unassigned`."""
 
 
 @dataclass(frozen=True, slots=True)

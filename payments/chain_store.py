@@ -6,10 +6,10 @@ the same transaction. `payments.chain_facts` reads them.
 
 from collections.abc import Iterable
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, union_all, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from payments import chain_facts
+from payments import chain_facts, unassigned
 from payments.chain_facts import OUTAGE_S_MIN, UNCONFIRMED, BlockRef, PayingTransaction, watcher_state_of
 from payments.outputs import Presence
 from payments.ports import Transaction
@@ -19,6 +19,7 @@ from payments.tables import (
     paying_inputs,
     paying_transactions,
     received_outputs,
+    unassigned_outputs,
     watcher_state,
 )
 
@@ -102,25 +103,28 @@ async def add_payment(
         )
     # A rescan may meet a known transaction with a script that was not watched before: outputs are added one
     # by one.
-    recorded = set(
-        (
-            await tx.scalars(select(received_outputs.c.vout).where(received_outputs.c.txid == payment.txid))
-        ).all()
-    )
+    recorded = await _recorded(tx, payment.txid)
+    concerned: set[str] = set()
     for output in payment.outputs:
+        invoice_id = await unassigned.invoice_of(tx, output)
+        if invoice_id is not None:
+            concerned.add(invoice_id)
         if output.vout in recorded:
             continue
-        inherited = await _first_seen_of_replaced(tx, payment, output.invoice_id)
+        if invoice_id is None:
+            await unassigned.record(tx, payment.txid, output, first_seen_at=first_seen_at)
+            continue
+        inherited = await _first_seen_of_replaced(tx, payment, invoice_id)
         await tx.execute(
             insert(received_outputs).values(
                 txid=payment.txid,
                 vout=output.vout,
-                invoice_id=output.invoice_id,
+                invoice_id=invoice_id,
                 amount_sat=output.amount_sat,
                 first_seen_at=min(first_seen_at, inherited) if inherited is not None else first_seen_at,
             )
         )
-    return {output.invoice_id for output in payment.outputs}
+    return concerned
 
 
 async def set_presence(tx: Transaction, txid: str, presence: Presence) -> set[str]:
@@ -158,6 +162,13 @@ async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) 
         await tx.execute(insert(outages).values(started_at=state.online_at, ended_at=now))
     online_at = max(now, state.online_at) if online else state.online_at
     await tx.execute(update(watcher_state).values(beat_at=now, online_at=online_at, trouble=trouble))
+
+
+async def _recorded(tx: Transaction, txid: str) -> set[int]:
+    """Indexes of the outputs of this transaction that are kept already."""
+    of_invoices = select(received_outputs.c.vout).where(received_outputs.c.txid == txid)
+    of_none = select(unassigned_outputs.c.vout).where(unassigned_outputs.c.txid == txid)
+    return set((await tx.scalars(union_all(of_invoices, of_none))).all())
 
 
 async def _first_seen_of_replaced(tx: Transaction, payment: PayingTransaction, invoice_id: str) -> int | None:

@@ -7,13 +7,14 @@ The text is sealed, since who holds it can follow a seller's whole wallet.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, union_all, update
 
+from payments import restores
 from payments.addresses import AddressBook, PayoutDescriptor
-from payments.errors import DescriptorInvalid
+from payments.errors import AddressesInDoubt, DescriptorInvalid
 from payments.ports import Transaction
 from payments.records import IssuedAddress
-from payments.tables import descriptors, invoices, received_outputs
+from payments.tables import descriptors, invoices, received_outputs, unassigned_outputs
 
 ADDRESS_INDEX_MAX = 2**31 - 1
 """Unhardened child numbers end here (BIP32)."""
@@ -53,6 +54,7 @@ class DescriptorStore:
                     created_at=now,
                 )
             )
+            await restores.register(tx, descriptor.id, start_index=start_index)
         elif start_index > known:
             await tx.execute(
                 update(descriptors).where(descriptors.c.id == descriptor.id).values(next_index=start_index)
@@ -73,23 +75,22 @@ class DescriptorStore:
     async def issue(self, tx: Transaction, descriptor_id: str, book: AddressBook) -> IssuedAddress:
         """Take the next address for one invoice, for ever.
 
-        Skips any address that another invoice ever had, through whatever descriptor. Raises
-        AddressesNotDerived when the window in memory ends: derive more outside the transaction, then try
-        again.
+        Skips any address that another invoice ever had, through whatever descriptor, or that was ever paid.
+        Raises AddressesNotDerived when the window in memory ends: derive more outside the transaction, then
+        try again. Raises AddressesInDoubt.
         """
         index = await tx.scalar(
             select(descriptors.c.next_index).where(descriptors.c.id == descriptor_id).with_for_update()
         )
         if index is None:
             raise DescriptorInvalid("there is no such payout descriptor: set it again")
+        if await restores.in_doubt(tx, descriptor_id):
+            raise AddressesInDoubt(descriptor_id)
         while True:
             if index > ADDRESS_INDEX_MAX:
                 raise DescriptorInvalid("every address of this descriptor is used: set another one")
             derived = book.at(descriptor_id, index)
-            taken = await tx.scalar(
-                select(invoices.c.id).where(invoices.c.script_pubkey == derived.script_pubkey)
-            )
-            if taken is None:
+            if not await _is_used(tx, derived.script_pubkey):
                 break
             index += 1
         await tx.execute(
@@ -103,6 +104,7 @@ class DescriptorStore:
         )
 
     async def usage(self, tx: Transaction, descriptor_id: str) -> DescriptorUsage:
+        """Addresses that a restore skipped count as handed out: a wallet's gap limit must bridge them too."""
         of_descriptor = invoices.c.descriptor_id == descriptor_id
         paid = select(received_outputs.c.invoice_id)
         highest = await tx.scalar(select(func.max(invoices.c.address_index)).where(of_descriptor))
@@ -117,3 +119,12 @@ class DescriptorStore:
             highest_index_used=highest,
             unused_streak=int(await tx.scalar(streak) or 0),
         )
+
+
+async def _is_used(tx: Transaction, script_pubkey: bytes) -> bool:
+    """An invoice ever had it, or it was paid without one."""
+    invoiced = select(invoices.c.script_pubkey).where(invoices.c.script_pubkey == script_pubkey)
+    paid = select(unassigned_outputs.c.script_pubkey).where(
+        unassigned_outputs.c.script_pubkey == script_pubkey
+    )
+    return await tx.scalar(union_all(invoiced, paid).limit(1)) is not None

@@ -40,6 +40,14 @@ class AddressesNotDerived(PaymentsError):
         self.index = index
 
 
+class AddressesInDoubt(PaymentsError):
+    """After a restore: which addresses of the descriptor were handed out is not known yet."""
+
+    def __init__(self, descriptor_id: str) -> None:
+        super().__init__(f"the used addresses of descriptor {descriptor_id} are still searched for")
+        self.descriptor_id = descriptor_id
+
+
 class InvoiceNotFound(PaymentsError):
     """No invoice has this id."""
 

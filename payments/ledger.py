@@ -7,6 +7,7 @@ to what stands (`reconcile`). Nothing is ever edited: a booking that no longer h
     leg price     owed:<invoice> -> direct:<seller>    once settled, direct mode: a record, never payable
     leg seller    owed:<invoice> -> seller:<seller>    once settled, hosted mode: payable
     leg operator  owed:<invoice> -> operator           once settled, hosted mode: the fee
+    leg in        chain -> unassigned:<descriptor>     what a restored database knows no invoice for
 
 What stays in owed:<invoice> is the buyer's: of a revoked invoice, all. A transfer's id is
 `<txid>:<vout>/<leg>/<n>`, n counting the flips of that outpoint and leg: a retry makes the same transfer, a
@@ -113,6 +114,29 @@ def operator() -> str:
     return "operator"
 
 
+def unassigned(descriptor_id: str) -> str:
+    """In the wallet of this descriptor, for invoices that were lost: whose it is, people must find out."""
+    return f"unassigned:{descriptor_id}"
+
+
+def desired_unassigned(
+    descriptor_id: str, outputs: Iterable[ReceivedOutput], view: ChainView
+) -> tuple[Booking, ...]:
+    """What should stand in the books for outputs to a descriptor's addresses that no invoice has."""
+    in_chain = (output for output in outputs if _in_chain(output, view))
+    return tuple(
+        Booking(
+            output.outpoint,
+            Leg.IN,
+            chain(),
+            unassigned(descriptor_id),
+            msat_from_sat(output.amount_sat),
+            Code.RECEIVED,
+        )
+        for output in in_chain
+    )
+
+
 def desired_bookings(
     invoice: Invoice,
     outputs: Iterable[ReceivedOutput],
@@ -192,11 +216,11 @@ def balances(transfers: Iterable[Transfer]) -> dict[str, Msat]:
 
 def _bookable(output: ReceivedOutput, invoice: Invoice, view: ChainView) -> bool:
     # Dust is money too. What is older than the invoice is not this buyer's, and not ours to owe to them.
-    return (
-        confirmations(output, view.tip_height) >= 1
-        and spendable(output, view.tip_height)
-        and not predates(output, invoice.created_at)
-    )
+    return _in_chain(output, view) and not predates(output, invoice.created_at)
+
+
+def _in_chain(output: ReceivedOutput, view: ChainView) -> bool:
+    return confirmations(output, view.tip_height) >= 1 and spendable(output, view.tip_height)
 
 
 def _earned(

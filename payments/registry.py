@@ -5,12 +5,12 @@ Every change ends in `refresh`: load the facts, derive the standing, book what t
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import msgspec
 from sqlalchemy import Row, and_, func, insert, or_, select, update
 
-from payments import chain_facts, ledger
+from payments import books, chain_facts, ledger
 from payments.attention import attention
 from payments.errors import InvoiceNotFound, InvoiceNotRenewable
 from payments.invoice import (
@@ -24,11 +24,11 @@ from payments.invoice import (
     renewal,
     standing,
 )
-from payments.money import Msat, Sat
+from payments.money import Sat
 from payments.outputs import ReceivedOutput, lapses_at
 from payments.ports import OnChange, Quote, Transaction
 from payments.records import InvoiceRecord, IssuedAddress
-from payments.tables import invoice_terms, invoices, transfers
+from payments.tables import invoice_terms, invoices
 
 SOLD = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
 DEPTH_TOLD = 6
@@ -312,27 +312,9 @@ async def _insert_term(tx: Transaction, invoice_id: str, position: int, term: Te
     )
 
 
-def transfer_of(row: Row[tuple[object, ...]]) -> ledger.Transfer:
-    """A row of `transfers`, as the ledger knows it."""
-    return ledger.Transfer(
-        id=row.id,
-        debit=row.debit,
-        credit=row.credit,
-        amount_msat=Msat(row.amount_msat),
-        code=ledger.Code(row.code),
-        reference=row.reference,
-        created_at=row.created_at,
-    )
-
-
 async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> bool:
-    rows = (await tx.execute(select(transfers).where(transfers.c.reference == record.invoice.id))).all()
-    booked = [transfer_of(row) for row in rows]
     desired = ledger.desired_bookings(record.invoice, record.outputs, record.standing, chain)
-    missing = ledger.reconcile(desired, booked, reference=record.invoice.id, now=now)
-    if missing:
-        await tx.execute(insert(transfers), [asdict(transfer) for transfer in missing])
-    return bool(missing)
+    return await books.append_missing(tx, desired, reference=record.invoice.id, now=now)
 
 
 def _review_at(current: Standing, outputs: Iterable[ReceivedOutput], now: int) -> int | None:

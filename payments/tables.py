@@ -95,6 +95,48 @@ received_outputs = Table(
     Index(None, "invoice_id"),
 )
 
+restores = Table(
+    "restores",
+    metadata,
+    Column("id", Integer, primary_key=True),  # one row: the latest
+    Column("restored_at", BigInteger, nullable=False),
+    Column("taken_at", BigInteger, nullable=False),  # the backup
+    Column("from_height", BigInteger),  # of the last block the backup knew; None: searched no more, or never
+)
+
+# After a restore: addresses of each descriptor may have been handed out that the database does not remember.
+address_searches = Table(
+    "address_searches",
+    metadata,
+    Column("descriptor_id", Text, ForeignKey("descriptors.id"), primary_key=True),
+    Column("from_index", BigInteger, nullable=False),  # the first index of which nothing is known
+    Column("from_height", BigInteger),  # searched are the blocks above; None: the operator must decide
+    Column("ended_at", BigInteger),  # until then the descriptor gives no address
+    Index(None, "ended_at"),
+)
+
+# Watched for ever, as those of invoices are; an invoice that takes such an address later has it for itself.
+unassigned_addresses = Table(
+    "unassigned_addresses",
+    metadata,
+    Column("script_pubkey", LargeBinary, primary_key=True),
+    Column("descriptor_id", Text, ForeignKey("descriptors.id"), nullable=False),
+    Column("address_index", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Index(None, "descriptor_id", "address_index"),
+)
+
+unassigned_outputs = Table(
+    "unassigned_outputs",
+    metadata,
+    Column("txid", Text, primary_key=True),
+    Column("vout", BigInteger, primary_key=True),
+    Column("script_pubkey", LargeBinary, ForeignKey("unassigned_addresses.script_pubkey"), nullable=False),
+    Column("amount_sat", BigInteger, nullable=False),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Index(None, "script_pubkey"),
+)
+
 paying_transactions = Table(
     "paying_transactions",
     metadata,

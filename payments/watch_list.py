@@ -5,7 +5,7 @@ A million scripts take about 140 MB.
 
 from collections.abc import Iterable, Iterator
 
-from payments import chain_facts
+from payments import chain_facts, unassigned
 from payments.block import ParsedBlock, outpoint_bytes
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.outputs import OutPoint
@@ -20,8 +20,8 @@ class WatchList:
     """`scripts` and `outpoints` are what `scan_block` takes. Entries are only ever added."""
 
     def __init__(self) -> None:
-        self.scripts: dict[bytes, str] = {}
-        """scriptPubKey -> invoice id."""
+        self.scripts: dict[bytes, str | None] = {}
+        """scriptPubKey -> invoice id; None for one that only a lost database may have handed out."""
         self.outpoints: dict[bytes, set[str]] = {}
         """Outpoint, 36 bytes -> txids of the payments that spend it."""
         self._payers: set[str] = set()
@@ -31,6 +31,7 @@ class WatchList:
         tip = await chain_facts.tip(tx)
         from_height = (tip.height if tip else 0) - CONFLICT_DEPTH
         self.scripts |= await chain_facts.watched_scripts(tx)
+        self.watch_unassigned(await unassigned.watched_scripts(tx))
         for outpoint, payers in (await chain_facts.watched_inputs(tx, from_height=from_height)).items():
             for txid in payers:
                 self._add_spend(outpoint, txid)
@@ -38,6 +39,11 @@ class WatchList:
     async def load_new(self, tx: Transaction) -> None:
         """Add the invoices that another process made: nobody told us of them."""
         self.scripts |= await chain_facts.open_scripts(tx)
+
+    def watch_unassigned(self, scripts: Iterable[bytes]) -> None:
+        """Add scripts that no invoice has, as far as we know."""
+        for script_pubkey in scripts:
+            self.scripts.setdefault(script_pubkey, None)
 
     def add(self, payments: Iterable[PayingTransaction]) -> None:
         for payment in payments:
@@ -69,9 +75,11 @@ class WatchList:
                 )
 
     def outputs_among(self, outputs: Iterable[TransactionOutput]) -> tuple[PaidOutput, ...]:
-        """Those that pay an invoice."""
+        """Those that pay us."""
         return tuple(
-            PaidOutput(output.vout, output.amount_sat, self.scripts[output.script_pubkey])
+            PaidOutput(
+                output.vout, output.amount_sat, output.script_pubkey, self.scripts[output.script_pubkey]
+            )
             for output in outputs
             if output.script_pubkey in self.scripts
         )

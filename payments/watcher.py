@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from payments import chain_facts, chain_store
+from payments import chain_facts, chain_store, unassigned
+from payments.address_search import AddressSearch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_events import (
     Added,
@@ -59,16 +60,27 @@ class NodeCondition:
 
 
 class Watcher:
-    """Follows one node for one registry. What it holds in memory changes after the commit it belongs to."""
+    """Follows one node for one registry. What it holds in memory changes after the commit it belongs to.
+
+    `search` is for databases that were restored from a backup.
+    """
 
     def __init__(
-        self, node: Bitcoind, store: Store, registry: InvoiceRegistry, *, network: str, clock: Clock
+        self,
+        node: Bitcoind,
+        store: Store,
+        registry: InvoiceRegistry,
+        *,
+        network: str,
+        clock: Clock,
+        search: AddressSearch | None = None,
     ) -> None:
         self._node = node
         self._store = store
         self._registry = registry
         self._network = network
         self._clock = clock
+        self._search = search
         self._watch_list = WatchList()
         self._observer = NodeObserver(node, store, self._watch_list)
         self._mempool: frozenset[str] = frozenset()
@@ -129,6 +141,8 @@ class Watcher:
             if not verdict.usable:
                 await self._offline(verdict.words)
                 return
+            if self._search is not None and await self._search.widen(self._watch_list):
+                self._mempool = frozenset()  # the transactions in it may pay what is watched now
             view = await self._observer.look(info.chain, self._mempool)
             if view.stale:
                 continue
@@ -140,6 +154,8 @@ class Watcher:
         self.condition = NodeCondition(
             online=True, trouble=None, tip_height=info.chain.blocks, checked_at=now
         )
+        if self._search is not None:
+            await self._search.go_on(self._watch_list)
 
     async def _record(self, tx: Transaction, *, view: NodeView, now: int) -> None:
         concerned: set[str] = set()
@@ -159,6 +175,8 @@ class Watcher:
             concerned |= await _place_unconfirmed(tx, view)
             concerned |= set(await self._registry.due_for_review(tx, now=now))
         await self._registry.refresh(tx, concerned, now=now)
+        if view.blocks or view.fork is not None:
+            await unassigned.book(tx, now=now)
 
     async def _record_block(self, tx: Transaction, ref: BlockRef, block: ParsedBlock, now: int) -> set[str]:
         concerned: set[str] = set()

@@ -15,11 +15,12 @@ from sqlalchemy import select
 from bitcache.db.engine import Database
 from payments import ledger, tables
 from payments.bitcoind import Bitcoind
+from payments.books import transfer_of
 from payments.invoice import Invoice, Mode, Policy, Standing, Term
 from payments.money import Msat, Sat
 from payments.ports import Transaction
 from payments.records import InvoiceRecord, IssuedAddress
-from payments.registry import InvoiceRegistry, transfer_of
+from payments.registry import InvoiceRegistry
 from payments.watcher import Watcher
 from regtest.node import wait_until
 from regtest.wallet import OutsideWallet

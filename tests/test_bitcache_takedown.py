@@ -20,7 +20,7 @@ from bitcache.errors import NotFound, ValueRefused
 from bitcache.reports import list_reports
 from bitcache.takedown import Reached
 from payments import ledger
-from payments.registry import transfer_of
+from payments.books import transfer_of
 from payments.tables import transfers
 from regtest.node import wait_until
 from regtest.world import RegtestWorld

@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
 )
 
 from payments.tables import metadata as payments_metadata
@@ -70,7 +71,9 @@ files = Table(
     Column("completed_at", BigInteger),
     Column("root", LargeBinary),
     Column("digests", LargeBinary),  # of all chunks, 32 bytes each, once complete
+    Column("damaged_at", BigInteger),  # when the stored bytes were first found to be others, or gone
     Index(None, "account_id"),
+    Index(None, "damaged_at"),
     Index(None, "touched_at"),
 )
 
@@ -95,6 +98,7 @@ parcels = Table(
     Column("metadata", LargeBinary),
     Column("sealed_release_secret", LargeBinary),
     Column("deleted_at", BigInteger),  # by the seller; the bytes stay as long as a buyer has a right to them
+    Column("damaged", Boolean, nullable=False, server_default=false()),  # one of its files is
     Index(None, "account_id", "created_at"),
 )
 
@@ -190,4 +194,11 @@ idempotency_keys = Table(
     Column("response", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Index(None, "created_at"),
+)
+
+master_key_backups = Table(
+    "master_key_backups",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),  # tells keys apart, and nothing else about them
+    Column("backed_up_at", BigInteger, nullable=False),
 )

@@ -1,0 +1,184 @@
+"""After a restore: finds the addresses that the lost database had handed out, by what was paid to them.
+
+The next addresses of each descriptor are watched from then on. What the watcher scans anyway, the blocks
+since the backup and the mempool, shows which of them are used. Two cases need older blocks again: addresses
+beyond the first ones, when those prove used, and a descriptor that is set later. Those blocks are read here,
+some with each poll, so that the watcher never falls behind.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from sqlalchemy import select
+
+from payments import chain_facts, chain_store, restores, unassigned
+from payments.addresses import AddressBook, DerivedAddress
+from payments.bitcoind import Bitcoind
+from payments.block import scan_block
+from payments.chain_facts import BlockRef, PayingTransaction
+from payments.descriptors import ADDRESS_INDEX_MAX, DescriptorStore
+from payments.errors import BlockUnavailable
+from payments.ports import Clock, Store, Transaction
+from payments.registry import InvoiceRegistry
+from payments.restores import Search
+from payments.tables import blocks
+from payments.watch_list import WatchList
+
+log = logging.getLogger(__name__)
+
+ADDRESSES_WATCHED = 2 * restores.ADDRESSES_AHEAD
+"""So that old blocks are read again only where more than half of them prove used."""
+BLOCKS_PER_TURN = 144
+
+
+class _Found(NamedTuple):
+    block: BlockRef
+    payments: tuple[PayingTransaction, ...]
+    mined_at: int
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One reading of old blocks for the addresses of some descriptors."""
+
+    scripts: set[bytes]
+    descriptor_ids: set[str]
+    next_height: int
+    last_height: int
+    """The watcher scans what comes after it."""
+
+
+class AddressSearch:
+    """Part of the watcher's poll: `widen` before it looks at the node, `go_on` after it has seen all."""
+
+    def __init__(
+        self,
+        node: Bitcoind,
+        store: Store,
+        registry: InvoiceRegistry,
+        *,
+        descriptors: DescriptorStore,
+        addresses: AddressBook,
+        clock: Clock,
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._registry = registry
+        self._descriptors = descriptors
+        self._addresses = addresses
+        self._clock = clock
+        self._pass: _Pass | None = None
+        self._trouble: str | None = None
+
+    async def widen(self, watch_list: WatchList) -> bool:
+        """Watch the addresses that are to be looked for; whether there are any."""
+        if self._pass is not None:
+            return False
+        pending = [s for s in await self._store.read(restores.searches) if s.from_height is not None]
+        if not pending:
+            return False
+        derived = {search.descriptor_id: await self._derive(search) for search in pending}
+        self._pass = await self._store.write(partial(_begin, pending=pending, derived=derived))
+        watch_list.watch_unassigned(self._pass.scripts)
+        return True
+
+    async def go_on(self, watch_list: WatchList) -> None:
+        """Read some of the old blocks; after the last one, end the searches that found all.
+
+        The watcher has just seen the whole chain and mempool.
+        """
+        if self._pass is None:
+            return
+        try:
+            found = await self._read_blocks(self._pass, watch_list)
+        except BlockUnavailable as exc:
+            self._tell(f"{exc}. The operator must decide: see `bitcache skip-blocks --help`")
+            return
+        self._tell(None)
+        if not await self._store.write(partial(self._record, found=found, now=self._clock())):
+            return  # the node's chain changed meanwhile: the watcher follows it first
+        for one in found:
+            watch_list.add(one.payments)
+        self._pass.next_height += len(found)
+        if self._pass.next_height > self._pass.last_height:
+            ids = self._pass.descriptor_ids
+            await self._store.write(partial(_end_those_found, descriptor_ids=ids, now=self._clock()))
+            self._pass = None
+
+    async def _derive(self, search: Search) -> list[DerivedAddress]:
+        """The addresses to be watched that are not yet."""
+        if search.found_all:
+            return []
+        end_index = min(search.first_unused + ADDRESSES_WATCHED, ADDRESS_INDEX_MAX + 1)
+        descriptor = await self._store.read(
+            partial(self._descriptors.load, descriptor_id=search.descriptor_id)
+        )
+        return await self._addresses.derive(
+            descriptor, start=search.end_index, count=end_index - search.end_index
+        )
+
+    async def _read_blocks(self, reading: _Pass, watch_list: WatchList) -> list[_Found]:
+        """What the next blocks hold. Raises BlockUnavailable."""
+        end = min(reading.next_height + BLOCKS_PER_TURN, reading.last_height + 1)
+        found = []
+        for height in range(reading.next_height, end):
+            block_hash = await self._node.block_hash(height)
+            if block_hash is None:
+                break
+            raw = await self._node.raw_block(block_hash)
+            block = await asyncio.to_thread(scan_block, raw, watched_scripts=reading.scripts)
+            payments = tuple(watch_list.payments_in(block))
+            found.append(_Found(BlockRef(height, block_hash), payments, block.time))
+        return found
+
+    async def _record(self, tx: Transaction, *, found: list[_Found], now: int) -> bool:
+        """Keep what was found; False, and nothing is kept, if a block is not in our records' chain."""
+        ours = select(blocks.c.hash).where(blocks.c.active, blocks.c.hash.in_([f.block.hash for f in found]))
+        if len((await tx.scalars(ours)).all()) != len(found):
+            return False
+        concerned: set[str] = set()
+        for one in found:
+            for payment in one.payments:
+                concerned |= await chain_store.add_payment(
+                    tx,
+                    payment,
+                    height=one.block.height,
+                    first_seen_at=min(now, one.mined_at),
+                    prefetch_fit=True,
+                )
+        await self._registry.refresh(tx, concerned, now=now)
+        await unassigned.book(tx, now=now)
+        return True
+
+    def _tell(self, trouble: str | None) -> None:
+        """Once each."""
+        if trouble is not None and trouble != self._trouble:
+            log.error("some sellers get no new invoices since the restore: %s", trouble)
+        self._trouble = trouble
+
+
+async def _begin(
+    tx: Transaction, *, pending: list[Search], derived: dict[str, list[DerivedAddress]]
+) -> _Pass:
+    """Keep the addresses that are to be watched. What the node's next blocks hold, the watcher sees."""
+    for search in pending:
+        await unassigned.add_addresses(tx, search.descriptor_id, derived[search.descriptor_id])
+    tip = await chain_facts.tip(tx)
+    last_height = tip.height if tip else 0
+    if not any(search.lost for search in pending):
+        last_height = min(last_height, await restores.last_height(tx))
+    return _Pass(
+        scripts=await unassigned.scripts_of(tx, [search.descriptor_id for search in pending]),
+        descriptor_ids={search.descriptor_id for search in pending},
+        next_height=min(search.from_height for search in pending if search.from_height is not None) + 1,
+        last_height=last_height,
+    )
+
+
+async def _end_those_found(tx: Transaction, *, descriptor_ids: set[str], now: int) -> None:
+    for search in await restores.searches(tx):
+        if search.descriptor_id in descriptor_ids and search.found_all:
+            await restores.end_search(tx, search, now=now)

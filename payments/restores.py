@@ -1,0 +1,139 @@
+"""What a database that was put back from a backup must find out before it sells on.
+
+Between the backup and the loss more addresses were handed out, which the database does not remember. So no
+descriptor gives an address until `payments.address_search` has found the used ones.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, delete, func, insert, select, update
+
+from payments import chain_facts, unassigned
+from payments.ports import Transaction
+from payments.tables import (
+    address_searches,
+    blocks,
+    descriptors,
+    restores,
+    unassigned_addresses,
+    watcher_state,
+)
+
+ADDRESSES_AHEAD = 1_000
+LATE_PAYMENTS_S = 7 * 86_400
+"""A descriptor set after the restore is searched for in blocks up to so long after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A descriptor whose used addresses are not known yet."""
+
+    descriptor_id: str
+    from_index: int
+    """The first of which nothing is known."""
+    from_height: int | None
+    """Of the last block whose payments the backup knew; None: there is nothing to search in."""
+    end_index: int
+    """Below it, and from `from_index` on, addresses are watched already."""
+    highest_used: int | None
+    lost: bool
+    """The backup has it, so that its addresses were surely in use; else it was set after the restore."""
+
+    @property
+    def first_unused(self) -> int:
+        return self.from_index if self.highest_used is None else self.highest_used + 1
+
+    @property
+    def found_all(self) -> bool:
+        """Enough unused addresses in a row are watched to say that no later one is used."""
+        return self.end_index >= self.first_unused + ADDRESSES_AHEAD
+
+
+async def note_restore(tx: Transaction, *, taken_at: int, now: int) -> None:
+    """The database in this transaction is a backup that was taken at `taken_at`, put back now."""
+    tip = await chain_facts.tip(tx)
+    from_height = tip.height if tip else None
+    await tx.execute(delete(restores))
+    await tx.execute(
+        insert(restores).values(id=1, restored_at=now, taken_at=taken_at, from_height=from_height)
+    )
+    await tx.execute(delete(address_searches))
+    await tx.execute(
+        insert(address_searches).from_select(
+            ["descriptor_id", "from_index", "from_height"],
+            select(descriptors.c.id, descriptors.c.next_index, restores.c.from_height).join(
+                restores, restores.c.id == 1
+            ),
+        )
+    )
+    # What the watcher saw before the backup says nothing about now.
+    await tx.execute(
+        update(watcher_state).values(trouble="restored from a backup: the node was not asked yet")
+    )
+
+
+async def register(tx: Transaction, descriptor_id: str, *, start_index: int) -> None:
+    """A descriptor that is new to a restored database may not have been to the one that was lost."""
+    from_height = await tx.scalar(select(restores.c.from_height))
+    if from_height is not None:
+        await tx.execute(
+            insert(address_searches).values(
+                descriptor_id=descriptor_id, from_index=start_index, from_height=from_height
+            )
+        )
+
+
+async def in_doubt(tx: Transaction, descriptor_id: str) -> bool:
+    """Whether the used addresses of this descriptor are still searched for."""
+    pending = select(address_searches.c.descriptor_id).where(
+        address_searches.c.descriptor_id == descriptor_id, address_searches.c.ended_at.is_(None)
+    )
+    return await tx.scalar(pending) is not None
+
+
+async def searches(tx: Transaction) -> list[Search]:
+    """Those that have not ended, by descriptor."""
+    known_to_be_ours = and_(
+        unassigned_addresses.c.descriptor_id == address_searches.c.descriptor_id,
+        unassigned_addresses.c.address_index >= address_searches.c.from_index,
+    )
+    end = func.coalesce(func.max(unassigned_addresses.c.address_index) + 1, address_searches.c.from_index)
+    rows = await tx.execute(
+        select(address_searches, descriptors.c.created_at, restores.c.taken_at, end.label("end_index"))
+        .join(descriptors, descriptors.c.id == address_searches.c.descriptor_id)
+        .join(restores, restores.c.id == 1)
+        .join(unassigned_addresses, known_to_be_ours, isouter=True)
+        .where(address_searches.c.ended_at.is_(None))
+        .group_by(*address_searches.c, descriptors.c.created_at, restores.c.taken_at)
+        .order_by(address_searches.c.descriptor_id)
+    )
+    return [
+        Search(
+            descriptor_id=row.descriptor_id,
+            from_index=row.from_index,
+            from_height=row.from_height,
+            end_index=row.end_index,
+            highest_used=await unassigned.highest_used(tx, row.descriptor_id),
+            lost=row.created_at <= row.taken_at,
+        )
+        for row in rows.all()
+    ]
+
+
+async def end_search(tx: Transaction, search: Search, *, now: int) -> None:
+    """Let the descriptor give addresses again, beyond those that may have been handed out."""
+    # One that was set later and was never paid is a new wallet: it begins where its seller said.
+    margin = unassigned.INDEX_MARGIN if search.lost or search.highest_used is not None else 0
+    await unassigned.raise_next_index(tx, search.descriptor_id, search.first_unused + margin)
+    await tx.execute(
+        update(address_searches)
+        .where(address_searches.c.descriptor_id == search.descriptor_id)
+        .values(ended_at=now)
+    )
+
+
+async def last_height(tx: Transaction) -> int:
+    """Up to which block the addresses that were lost are looked for; later ones are watched anyway."""
+    late = select(restores.c.restored_at + LATE_PAYMENTS_S).scalar_subquery()
+    newest = select(func.max(blocks.c.height)).where(blocks.c.active, blocks.c.connected_at <= late)
+    return int(await tx.scalar(newest) or 0)

@@ -1,0 +1,167 @@
+"""Money to addresses that a restored database knows no invoice for.
+
+A backup does not know the addresses that were handed out after it. Those that may have been are kept in
+`unassigned_addresses` and watched for ever; what is paid to one is in the seller's wallet, is booked
+`unassigned`, and tells how far the descriptor was used. `payments.address_search` finds them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from sqlalchemy import Row, func, insert, select, update
+
+from payments import books, chain_facts, ledger
+from payments.addresses import DerivedAddress
+from payments.chain_facts import PaidOutput
+from payments.money import Sat
+from payments.outputs import OutPoint, Presence, ReceivedOutput
+from payments.ports import Transaction
+from payments.tables import (
+    descriptors,
+    invoices,
+    paying_transactions,
+    unassigned_addresses,
+    unassigned_outputs,
+)
+
+INDEX_MARGIN = 100
+"""Addresses skipped after the last used one: they may have been handed out, and paid later or never."""
+ADDRESSES_PER_QUERY = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class UnassignedOutput:
+    """One output that pays an address without an invoice, as our node sees it now."""
+
+    descriptor_id: str
+    address_index: int
+    address: str
+    output: ReceivedOutput
+
+
+async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence[DerivedAddress]) -> None:
+    """Watch these addresses of a descriptor for ever. Those of another one of the same wallet stay its."""
+    for start in range(0, len(addresses), ADDRESSES_PER_QUERY):
+        some = addresses[start : start + ADDRESSES_PER_QUERY]
+        scripts = [address.script_pubkey for address in some]
+        of_these = unassigned_addresses.c.script_pubkey.in_(scripts)
+        known = set((await tx.scalars(select(unassigned_addresses.c.script_pubkey).where(of_these))).all())
+        rows = [
+            {
+                "script_pubkey": address.script_pubkey,
+                "descriptor_id": descriptor_id,
+                "address_index": address.index,
+                "address": address.address,
+            }
+            for address in some
+            if address.script_pubkey not in known
+        ]
+        if rows:
+            await tx.execute(insert(unassigned_addresses), rows)
+
+
+async def scripts_of(tx: Transaction, descriptor_ids: Iterable[str]) -> set[bytes]:
+    of_these = unassigned_addresses.c.descriptor_id.in_(list(descriptor_ids))
+    return set((await tx.scalars(select(unassigned_addresses.c.script_pubkey).where(of_these))).all())
+
+
+async def watched_scripts(tx: Transaction) -> set[bytes]:
+    """All of them."""
+    return set((await tx.scalars(select(unassigned_addresses.c.script_pubkey))).all())
+
+
+async def invoice_of(tx: Transaction, output: PaidOutput) -> str | None:
+    """The invoice that this output pays: one may have taken the address since the output was looked at."""
+    if output.invoice_id is not None:
+        return output.invoice_id
+    return await tx.scalar(select(invoices.c.id).where(invoices.c.script_pubkey == output.script_pubkey))
+
+
+async def record(tx: Transaction, txid: str, output: PaidOutput, *, first_seen_at: int) -> None:
+    """Keep an output that no invoice is paid by; the next address lies beyond this one."""
+    place = (
+        await tx.execute(
+            select(unassigned_addresses).where(unassigned_addresses.c.script_pubkey == output.script_pubkey)
+        )
+    ).one()
+    await tx.execute(
+        insert(unassigned_outputs).values(
+            txid=txid,
+            vout=output.vout,
+            script_pubkey=output.script_pubkey,
+            amount_sat=output.amount_sat,
+            first_seen_at=first_seen_at,
+        )
+    )
+    await raise_next_index(tx, place.descriptor_id, place.address_index + 1 + INDEX_MARGIN)
+
+
+async def raise_next_index(tx: Transaction, descriptor_id: str, next_index: int) -> None:
+    """An index never goes back."""
+    await tx.execute(
+        update(descriptors)
+        .where(descriptors.c.id == descriptor_id, descriptors.c.next_index < next_index)
+        .values(next_index=next_index)
+    )
+
+
+async def highest_used(tx: Transaction, descriptor_id: str) -> int | None:
+    """The highest index without an invoice that was ever paid."""
+    highest: int | None = await tx.scalar(
+        select(func.max(unassigned_addresses.c.address_index))
+        .join(unassigned_outputs, unassigned_outputs.c.script_pubkey == unassigned_addresses.c.script_pubkey)
+        .where(unassigned_addresses.c.descriptor_id == descriptor_id)
+    )
+    return highest
+
+
+async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:
+    """All of it, or what was paid to these descriptors; by descriptor, in order of index."""
+    chosen = (
+        select(unassigned_outputs, unassigned_addresses, paying_transactions)
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .join(paying_transactions, paying_transactions.c.txid == unassigned_outputs.c.txid)
+        .order_by(
+            unassigned_addresses.c.descriptor_id,
+            unassigned_addresses.c.address_index,
+            unassigned_outputs.c.first_seen_at,
+            unassigned_outputs.c.txid,
+            unassigned_outputs.c.vout,
+        )
+    )
+    if descriptor_ids is not None:
+        chosen = chosen.where(unassigned_addresses.c.descriptor_id.in_(list(descriptor_ids)))
+    return [_unassigned_output(row) for row in (await tx.execute(chosen)).all()]
+
+
+async def book(tx: Transaction, *, now: int) -> bool:
+    """Bring the books of all unassigned money in line with the chain; whether anything was booked."""
+    found = await listed(tx)
+    if not found:
+        return False
+    chain = await chain_facts.view(tx, now)
+    booked = False
+    for descriptor_id, group in groupby(found, key=lambda one: one.descriptor_id):
+        desired = ledger.desired_unassigned(descriptor_id, [one.output for one in group], chain)
+        booked |= await books.append_missing(tx, desired, reference=ledger.unassigned(descriptor_id), now=now)
+    return booked
+
+
+def _unassigned_output(row: Row[tuple[object, ...]]) -> UnassignedOutput:
+    return UnassignedOutput(
+        descriptor_id=row.descriptor_id,
+        address_index=row.address_index,
+        address=row.address,
+        output=ReceivedOutput(
+            outpoint=OutPoint(row.txid, row.vout),
+            amount_sat=Sat(row.amount_sat),
+            first_seen_at=row.first_seen_at,
+            presence=Presence(row.presence),
+            height=row.height,
+            coinbase=row.coinbase,
+            reorged=row.reorged,
+        ),
+    )
