@@ -191,7 +191,7 @@ async def _complete_sizes(tx: Transaction, account_id: str, file_ids: Sequence[s
         some = file_ids[start : start + IDS_PER_QUERY]
         rows = (
             await tx.execute(
-                select(files.c.id, files.c.size_bytes, files.c.completed_at).where(
+                select(files.c.id, files.c.size_bytes, files.c.completed_at, files.c.damaged_at).where(
                     files.c.account_id == account_id, files.c.id.in_(some)
                 )
             )
@@ -199,6 +199,8 @@ async def _complete_sizes(tx: Transaction, account_id: str, file_ids: Sequence[s
         for row in rows:
             if row.completed_at is None:
                 raise FileIncomplete(f"File {row.id} is not complete. Send its parts and complete it first.")
+            if row.damaged_at is not None:
+                raise FileIncomplete(f"The server has lost bytes of file {row.id}. Upload it anew.")
             sizes[row.id] = row.size_bytes
     for file_id in file_ids:
         if file_id not in sizes:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bitcache.config import Config, browsers_decrypt_at, missing_cookie_file
+from bitcache.damage import damaged_files
 from bitcache.db import migrate
 from bitcache.errors import MasterKeyUnusable
 from bitcache.master_key import read_master_key
@@ -21,6 +22,7 @@ from payments.ports import Transaction
 
 CLOCK_OFFSET_S_MAX = 60
 RECOMPUTE_BATCH = 200
+FILES_NAMED_MAX = 10
 
 
 class Verdict(StrEnum):
@@ -138,6 +140,22 @@ async def check_watcher(services: Services) -> Finding:
             "watcher", Verdict.WARNING, f"last ran {age_s} s ago", "Start the server: bitcache serve"
         )
     return Finding("watcher", Verdict.OK, f"ran {age_s} s ago")
+
+
+async def check_files(services: Services) -> Finding:
+    """Those found damaged before, by a scrub or by a buyer. Nothing is read."""
+    damaged = await services.database.read(damaged_files)
+    if not damaged:
+        return Finding("files", Verdict.OK, "none is known to be damaged")
+    named = ", ".join(file.file_id for file in damaged[:FILES_NAMED_MAX])
+    more = f" and {len(damaged) - FILES_NAMED_MAX} more" if len(damaged) > FILES_NAMED_MAX else ""
+    return Finding(
+        "files",
+        Verdict.WRONG,
+        f"{len(damaged)} damaged: {named}{more}",
+        f"They are not sold. Put them back from your backup into {services.config.blobs}, then let "
+        "`bitcache doctor --scrub --file ID` look at each again; look at the disk's health too.",
+    )
 
 
 async def recompute(services: Services) -> tuple[int, int]:

@@ -170,6 +170,18 @@ class FileIncomplete(BitcacheError):
     """A parcel can only hold complete files."""
 
 
+class FileDamaged(BitcacheError):
+    """The stored bytes of a file are not what they were."""
+
+    retry_after_s = 3600
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(
+            f"The server has lost bytes of file {file_id}. Its operator is told, and may have a backup. What "
+            "was paid stays paid: try again later."
+        )
+
+
 class FileInUse(BitcacheError):
     """A parcel holds the file: delete the parcel instead."""
 
@@ -201,7 +213,12 @@ class OfferUnavailable(BitcacheError):
     """The offer gives no new invoices: closed, expired or sold out; `state` is the word the offer shows."""
 
     def __init__(self, offer_id: str, state: str) -> None:
-        words = {"closed": "was closed by the seller", "expired": "has expired", "sold_out": "is sold out"}
+        words = {
+            "closed": "was closed by the seller",
+            "expired": "has expired",
+            "sold_out": "is sold out",
+            "damaged": "is not for sale while its files are damaged on the server",
+        }
         super().__init__(
             f"This offer {words.get(state, 'is not open')}. Ask the seller for a new link; "
             "what you already paid for stays yours, with your receipt."

@@ -39,5 +39,9 @@ class Metrics:
             "bitcache_free_bytes", "Bytes that uploads may still take on the disk", registry=self.registry
         )
 
+        self.damaged_files = Gauge(
+            "bitcache_damaged_files", "Files whose stored bytes were found damaged", registry=self.registry
+        )
+
     def page(self) -> bytes:
         return generate_latest(self.registry)

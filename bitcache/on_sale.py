@@ -14,7 +14,7 @@ from payments.invoice import Term
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
 
-SaleState = Literal["open", "closed", "expired", "sold_out", "taken_down"]
+SaleState = Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
 Sold = Callable[[Transaction, str], Awaitable[int]]
 """How many of an offer are sold; `InvoiceRegistry.sold`."""
 
@@ -34,6 +34,7 @@ class SaleOffer:
     max_downloads: int | None
     closed: bool
     taken_down: bool
+    damaged: bool
     descriptor_id: str | None
     """Of the wallet in force now; None while the seller has set none."""
 
@@ -49,7 +50,7 @@ async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer
 async def sale_offers(tx: Transaction, chosen: ColumnElement[bool], now: int) -> list[SaleOffer]:
     """Those for which `chosen`, a condition on `offers`, holds; in no order."""
     joined = (
-        select(offers, parcels.c.meterable, parcels.c.deleted_at)
+        select(offers, parcels.c.meterable, parcels.c.deleted_at, parcels.c.damaged)
         .add_columns(accounts.c.descriptor_id, accounts.c.pending_descriptor_id, accounts.c.pending_until)
         .join(parcels, parcels.c.id == offers.c.parcel_id)
         .join(accounts, accounts.c.id == offers.c.account_id)
@@ -72,6 +73,7 @@ def _sale_offer(row: Row[tuple[object, ...]], now: int) -> SaleOffer:
         max_downloads=row.max_downloads,
         closed=row.closed_at is not None or row.deleted_at is not None,
         taken_down=row.taken_down_at is not None,
+        damaged=row.damaged,
         descriptor_id=wallet.descriptor_id if wallet else None,
     )
 
@@ -86,6 +88,8 @@ async def sale_state(tx: Transaction, offer: SaleOffer, sold: Sold, now: int) ->
         return "expired"
     if offer.max_downloads is not None and await sold(tx, offer.id) >= offer.max_downloads:
         return "sold_out"
+    if offer.damaged:
+        return "damaged"
     return "open"
 
 

@@ -107,6 +107,7 @@ WORLDS = {
     "BitcacheServerError": World(
         'bitcache_http_requests_total{route="/x",status="500"}', "0 0 1x10", "5x10", (("route", "/x"),)
     ),
+    "BitcacheFilesDamaged": World("bitcache_damaged_files", "0x5 1x5", "0x10"),
     "BitcacheDiskFills": World("bitcache_free_bytes", "19000000000x30", "90000000000x30", minutes=20),
     "BitcacheRefusesForWantOfRoom": World(
         'bitcache_http_requests_total{route="/y",status="507"}', "0 0 1x10", "5x10"

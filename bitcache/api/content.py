@@ -7,20 +7,25 @@ The ETag is the root of the digests, strong, and the bytes never change: a downl
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import BinaryIO
 
 from aiohttp import hdrs, web
 
+from bitcache import damage
 from bitcache.api.byte_range import ByteRange, content_range, requested_range
 from bitcache.api.payment_gate import Admission, Ask
 from bitcache.api.routing import Auth, Call, Header, Route
 from bitcache.contents import ServedFile
-from bitcache.errors import OfferGone
+from bitcache.errors import FileDamaged, OfferGone
 from bitcache.grants import Passage
-from storage.errors import BlobMissing, StorageError
+from bitcache.services import Services
+from storage.errors import BlobMissing, RangeOutside, StorageError
 from storage.ports import LocalRange, StreamRange
+
+log = logging.getLogger(__name__)
 
 SLICE_BYTES = 4 * 1024 * 1024
 SLICE_S_MAX = 300
@@ -28,6 +33,10 @@ SLICE_S_MAX = 300
 CONTENT_TYPE = "application/octet-stream"
 CONTENT_CACHE_CONTROL = "private, no-transform"
 DIGESTS_CACHE_CONTROL = "public, max-age=31536000, immutable, no-transform"
+
+
+class BlobShort(Exception):
+    """A finished blob has fewer bytes than it had."""
 
 
 async def get_content(call: Call) -> web.StreamResponse:
@@ -46,7 +55,7 @@ async def get_content(call: Call) -> web.StreamResponse:
 async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     """What the request asks for of the file.
 
-    Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone.
+    Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone, FileDamaged.
     """
     request, services = call.http, call.services
     file_id = call.path("file_id")
@@ -65,8 +74,9 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     with services.grants.passage(grant, chosen.length) as passage:
         try:
             source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
-        except BlobMissing as exc:
-            raise OfferGone("The files were kept as long as promised, and are gone now.") from exc
+        except (BlobMissing, RangeOutside) as exc:
+            await _note_damage(services, file_id)
+            raise FileDamaged(file_id) from exc
         response = _response(stored, chosen, admission.headers)
         await response.prepare(request)
         try:
@@ -76,12 +86,24 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
                 case StreamRange():
                     await _send_pieces(response, source, passage)
             await response.write_eof()
-        except (OSError, RuntimeError, StorageError) as exc:
+        except (OSError, RuntimeError, StorageError, BlobShort) as exc:
             # The answer has begun: another one must not be put into the middle of it.
             if request.transport is not None:
                 request.transport.abort()
+            if isinstance(exc, BlobShort | FileNotFoundError):
+                with suppress(OfferGone):
+                    await _note_damage(services, file_id)
             raise ConnectionResetError("a download broke off") from exc
     return response
+
+
+async def _note_damage(services: Services, file_id: str) -> None:
+    """The operator hears of it, and nothing that holds the file is sold any more. Raises OfferGone."""
+    if not await services.database.read(lambda tx: damage.is_kept(tx, file_id)):
+        raise OfferGone("The files were kept as long as promised, and are gone now.")
+    now = services.clock()
+    if await services.database.write(lambda tx: damage.note(tx, file_id, damaged=True, now=now)):
+        log.error("the stored bytes of file %s are gone or too few: `bitcache doctor --scrub`", file_id)
 
 
 async def get_digests(call: Call) -> web.StreamResponse:
@@ -127,7 +149,7 @@ async def _send_slice(request: web.Request, file: BinaryIO, offset: int, length:
         raise ConnectionResetError("the buyer left")
     sent = await asyncio.get_running_loop().sendfile(transport, file, offset, length)
     if sent != length:
-        raise OSError(f"a finished blob ends at {offset + sent}")
+        raise BlobShort(f"a finished blob ends at {offset + sent}")
 
 
 async def _send_pieces(response: web.StreamResponse, source: StreamRange, passage: Passage) -> None:
@@ -166,6 +188,7 @@ CONTENT_PROBLEMS = (
     "grant-foreign",
     "not-found",
     "offer-gone",
+    "file-damaged",
     "range-unsatisfiable",
     "grant-exhausted",
     "taken-down",

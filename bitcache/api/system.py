@@ -8,7 +8,7 @@ import logging
 from aiohttp import web
 from sqlalchemy import text
 
-from bitcache import VERSION
+from bitcache import VERSION, damage
 from bitcache.api.bodies import encode, json_response
 from bitcache.api.routing import Answer, Call, Route
 from bitcache.api.wire import HealthView
@@ -53,6 +53,7 @@ async def metrics(call: Call) -> web.StreamResponse:
         services.metrics.database_online.set(True)
         services.metrics.node_online.set(state.online)
         services.metrics.tip_height.set(state.tip_height)
+        services.metrics.damaged_files.set(await services.database.read(damage.count))
     free_bytes = await services.blobs.free_bytes()
     if free_bytes is not None:
         services.metrics.free_bytes.set(free_bytes)

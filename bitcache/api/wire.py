@@ -208,7 +208,7 @@ class OfferView(Response, frozen=True):
 
     offer_id: Id
     parcel_id: Id
-    state: Literal["open", "closed", "expired", "sold_out", "taken_down"]
+    state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
     seller_name: str
     network: str
     price: FixedPrice
@@ -228,7 +228,7 @@ class OfferSummary(Response, frozen=True):
 
     offer_id: Id
     parcel_id: Id
-    state: Literal["open", "closed", "expired", "sold_out", "taken_down"]
+    state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
     price: FixedPrice
     policy: PolicyView
     created_at: Time
