@@ -8,10 +8,12 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from sqlalchemy import text
+
 from bitcache.config import Config, browsers_decrypt_at, missing_cookie_file
 from bitcache.damage import damaged_files
 from bitcache.db import migrate
-from bitcache.errors import MasterKeyUnusable
+from bitcache.errors import DatabaseDamaged, MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.services import Services
 from payments import chain_facts, unassigned
@@ -23,6 +25,7 @@ from payments.ports import Transaction
 CLOCK_OFFSET_S_MAX = 60
 RECOMPUTE_BATCH = 200
 FILES_NAMED_MAX = 10
+FAULTS_NAMED_MAX = 3
 
 
 class Verdict(StrEnum):
@@ -79,12 +82,23 @@ def check_disk(config: Config) -> Finding:
 async def check_database(services: Services) -> Finding:
     try:
         differences = await migrate.differences(services.database)
+        damage = await services.database.read(_sqlite_damage) if services.database.is_sqlite else []
+    except DatabaseDamaged:
+        damage = ["it is no database at all"]
     except Exception as exc:  # whatever driver: it cannot be used
         return Finding(
             "database",
             Verdict.WRONG,
             f"cannot be read: {type(exc).__name__}",
             f"See that {services.database.url!r} exists and may be opened.",
+        )
+    if damage:
+        return Finding(
+            "database",
+            Verdict.WRONG,
+            f"its file is damaged: {'; '.join(damage)}",
+            "Stop the server and look at the disk's health. Restore your backup with `bitcache restore`: it "
+            "finds what was paid since. Without one, copy the file and try `sqlite3 FILE .recover`.",
         )
     if differences:
         return Finding(
@@ -94,6 +108,12 @@ async def check_database(services: Services) -> Finding:
             "Start the server once: it migrates the database.",
         )
     return Finding("database", Verdict.OK, f"{services.database.url.get_backend_name()}, up to date")
+
+
+async def _sqlite_damage(tx: Transaction) -> list[str]:
+    """SQLite's own words for the first few faults in its file; none for a whole one."""
+    found = list(await tx.scalars(text(f"PRAGMA quick_check({FAULTS_NAMED_MAX})")))
+    return [] if found == ["ok"] else [" ".join(fault.split()) for fault in found]
 
 
 async def check_node(services: Services) -> AsyncIterator[Finding]:

@@ -42,6 +42,25 @@ class DatabaseUnavailable(BitcacheError):
         )
 
 
+class DatabaseDamaged(DatabaseUnavailable):
+    """The database's file is not what SQLite wrote. What is intact in it can still be read."""
+
+    def __init__(self) -> None:
+        BitcacheError.__init__(
+            self,
+            "The server's database is damaged. Its operator must stop it, and restore it from a backup: "
+            "`bitcache doctor` says where it is damaged.",
+        )
+
+
+class BackupRefused(BitcacheError):
+    """No backup can be made there, or of that; an earlier one is as it was. The message says what to change."""
+
+
+class RestoreRefused(BitcacheError):
+    """The backup cannot be put back there, or not with this key. Nothing was written."""
+
+
 class WrongNetwork(BitcacheError):
     """The node follows another chain than the configuration says: nothing it reports may be believed."""
 
@@ -248,15 +267,29 @@ class NodeOffline(BitcacheError):
 
 
 class TooManyOpenInvoices(BitcacheError):
-    """A cap of unpaid invoices is reached. `scope` is whose: `client` or `seller`."""
+    """One client's cap of unpaid invoices is reached."""
 
-    def __init__(self, scope: str, limit: int) -> None:
-        whose = "from your address" if scope == "client" else "with this seller"
+    def __init__(self, limit: int, *, retry_after_s: int) -> None:
         super().__init__(
-            f"There are already {limit} unpaid invoices {whose}. Pay one of them, or wait until they expire."
+            f"There are already {limit} unpaid invoices from your address. Pay one of them, or wait until "
+            "they expire."
         )
-        self.scope = scope
         self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class WorkRequired(BitcacheError):
+    """An address has to be earned: solve `challenge` and ask again with the solution (`bitcache.work`)."""
+
+    def __init__(self, challenge: bytes, *, bits: int, expires_at: int) -> None:
+        super().__init__(
+            "Many invoices are unpaid just now, so the next address has to be earned: solve the challenge in "
+            "`work` and send the request again with the solution. `bitcache get` and the offer's page (with "
+            "JavaScript) do it by themselves; or try again later."
+        )
+        self.challenge = challenge
+        self.bits = bits
+        self.expires_at = expires_at
 
 
 class SellerNotPayable(BitcacheError):

@@ -23,7 +23,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
-from bitcache.errors import DatabaseUnavailable
+from bitcache.db import sqlite_driver
+from bitcache.errors import DatabaseDamaged, DatabaseUnavailable
 from storage.errors import DiskFull
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ CONNECT_TIMEOUT_S = 10
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 DISK_FULL = {sqlite3.SQLITE_FULL, "53100"}
 """Code of SQLite, SQLSTATE of PostgreSQL."""
+SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 SQLITE_AWAY = LOCKED | {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN,
@@ -135,7 +137,7 @@ class Database:
 def trouble_named() -> Iterator[None]:
     """Tells what passes by itself, or when the operator makes room, from bugs.
 
-    Raises DiskFull, DatabaseUnavailable, and anything else as it came.
+    Raises DiskFull, DatabaseUnavailable, DatabaseDamaged, and anything else as it came.
     """
     try:
         yield
@@ -144,6 +146,8 @@ def trouble_named() -> Iterator[None]:
         code = _code_of(failure.orig if isinstance(failure, DBAPIError) else failure)
         if code in DISK_FULL:
             raise DiskFull from failure
+        if isinstance(code, int) and code & 0xFF in SQLITE_DAMAGED:
+            raise DatabaseDamaged from failure
         if _is_away(failure, code):
             raise DatabaseUnavailable from failure
         raise
@@ -193,7 +197,7 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
         hide_parameters=True,
-        connect_args={"timeout": BUSY_TIMEOUT_S},
+        connect_args={"timeout": BUSY_TIMEOUT_S, "async_creator_fn": sqlite_driver.connect},
     )
 
     @event.listens_for(engine.sync_engine, "connect")

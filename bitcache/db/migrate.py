@@ -45,10 +45,26 @@ async def is_blank(database: Database) -> bool:
             return await connection.run_sync(_revision) is None
 
 
-async def differences(database: Database) -> list[Any]:
-    """What the tables in the code have that the database has not, and the other way round."""
+async def revision(database: Database) -> str | None:
+    """The newest revision that was applied; None for a blank database."""
     async with database.engine.connect() as connection:
-        return await connection.run_sync(_differences)
+        return await connection.run_sync(_revision)
+
+
+def knows(revision: str) -> bool:
+    """Whether this version can bring a database of that revision up to date."""
+    script = ScriptDirectory(str(MIGRATIONS_FOLDER))
+    return revision in {known.revision for known in script.walk_revisions()}
+
+
+async def differences(database: Database) -> list[Any]:
+    """What the tables in the code have that the database has not, and the other way round.
+
+    Raises DatabaseUnavailable, DatabaseDamaged.
+    """
+    with trouble_named():
+        async with database.engine.connect() as connection:
+            return await connection.run_sync(_differences)
 
 
 def _upgrade(connection: Connection) -> None:
