@@ -130,6 +130,9 @@ async def _site(services: Services) -> AsyncIterator[None]:
         read_bufsize=READ_BUFFER_BYTES,
         max_line_size=HEADER_BYTES_MAX,
         max_field_size=HEADER_BYTES_MAX,
+        # Bodies are taken as they come (`bodies.read_piece`): unpacking one that is broken leaves its
+        # connection without a word for ten seconds, and a small one may unpack to anything.
+        auto_decompress=False,
     )
     await runner.setup()
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from msgspec import Struct
 
 from bitcache.errors import BodyTooLarge, BodyTooSlow, RequestInvalid, ValueRefused
@@ -49,6 +49,10 @@ async def read_body(request: web.Request, *, limit_bytes: int) -> bytes:
 
 async def read_piece(request: web.Request) -> bytes:
     """What has arrived of the body, uncopied; empty at its end. Raises BodyTooSlow, RequestInvalid."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+        raise RequestInvalid(
+            "The body is packed (Content-Encoding). Send it plain.", field="Content-Encoding"
+        )
     try:
         async with asyncio.timeout(BODY_IDLE_S):
             # Only at_eof tells the end: the one reader that all requests without a body share says "end of a
@@ -60,7 +64,7 @@ async def read_piece(request: web.Request) -> bytes:
             return b""
     except web.RequestPayloadError as exc:
         raise RequestInvalid(
-            "The body is not encoded as its headers say (Content-Encoding, Transfer-Encoding). Send it plain."
+            "The body is not framed as its headers say (Transfer-Encoding). Send it again."
         ) from exc
     except TimeoutError as exc:
         raise BodyTooSlow(f"Nothing came for {BODY_IDLE_S} s. Send the request again.") from exc

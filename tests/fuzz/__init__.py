@@ -1,0 +1,1 @@
+"""Adversaries that make up their requests: `python -m tests.fuzz`, and short forms in the tests beside."""
