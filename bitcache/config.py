@@ -8,6 +8,7 @@ Unknown keys are errors: a misspelt limit must not silently be the default.
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password"})
 FOREIGN_VARIABLES = frozenset(
     {"BITCACHE_DATA", "BITCACHE_PAY", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"}
 )
+_DATABASE_URL = re.compile(r"(sqlite[+]aiosqlite:///|postgresql[+]asyncpg://)[^\s]")
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 GIB = 1 << 30
@@ -379,6 +381,18 @@ def _check(config: Config) -> None:
         raise ConfigInvalid('`regtest_wallet_url` is for network = "regtest" alone: remove it.')
     if 0 < config.limits.work_bits_max < config.limits.work_bits_min:
         raise ConfigInvalid("`work_bits_max` under [limits] is less than `work_bits_min`: correct one of them.")
+    if not _DATABASE_URL.match(config.database):
+        # Not repeated: it may hold a password.
+        raise ConfigInvalid(
+            "`database_url` is no address of a database: write postgresql+asyncpg://user@host/name, or leave "
+            "it out for SQLite."
+        )
+    node_url = urlsplit(config.node.rpc_url)
+    if node_url.scheme not in {"http", "https"} or not node_url.hostname or "@" in node_url.netloc:
+        raise ConfigInvalid(
+            "`node.rpc_url` is the node's address alone, such as http://127.0.0.1:8332: user and password go "
+            "into `rpc_user` and `rpc_password`."
+        )
     if config.node.rpc_user and not config.node.rpc_password:
         raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
     if config.registration == "invite" and not config.invite_codes:

@@ -91,11 +91,17 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
         ("registration = 'invite'", "invite_codes"),
         ("[node]\nrpc_user = 'a'", "rpc_password"),
         ("paid_retention_days = 0", "paid_retention_days"),
+        ("database_url = 'postgresql+asyncpg//u:hunter2@h/x'", "database_url"),
+        ("database_url = 'mysql://u:hunter2@h/x'", "database_url"),
+        ("database_url = 'sqlite:///x'", "database_url"),
+        ("[node]\nrpc_url = 'http://u:hunter2@127.0.0.1:8332'", "rpc_user"),
+        ("[node]\nrpc_url = '127.0.0.1:8332'", "rpc_url"),
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:
-    with pytest.raises(ConfigInvalid, match=words):
+    with pytest.raises(ConfigInvalid, match=words) as refusal:
         parsed(text)
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_a_misspelt_variable_is_named() -> None:
