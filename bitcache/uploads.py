@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
 
 from bitcache import accounts
 from bitcache.config import Config
@@ -32,6 +32,8 @@ from storage.errors import PartConflict
 from storage.ports import PART_SIZE_BYTES, BlobStore
 from storage.stream import CHUNK_SIZE_BYTES, chunk_count, plaintext_size
 
+TOUCH_PRECISION = 100
+"""An upload's last part is noted to a hundredth of its expiry: not every part need write that row too."""
 PARTS_LISTED_MAX = 20
 """Missing parts named in a refusal; `GET /files/{id}` has all that are there."""
 
@@ -123,7 +125,10 @@ class Uploads:
                 f"Part {part_no} does not have the digests announced with it. Send it again."
             )
         async with self._alone(file_id, part_no):
-            if await self._store.read(lambda tx: _is_stored(tx, account_id, file_id, part_no, actual)):
+            _, is_stored = await self._store.read(
+                lambda tx: _is_stored(tx, account_id, file_id, part_no, actual)
+            )
+            if is_stored:
                 return False
             await self._blobs.write_part(file_id, part_no, part)
             return await self._store.write(lambda tx: self._note(tx, account_id, file_id, part_no, actual))
@@ -160,10 +165,13 @@ class Uploads:
         self, tx: Transaction, account_id: str, file_id: str, part_no: int, digests: bytes
     ) -> bool:
         # Another process may have been quicker, and the seller may have deleted the file meanwhile.
-        if await _is_stored(tx, account_id, file_id, part_no, digests):
+        stored, is_stored = await _is_stored(tx, account_id, file_id, part_no, digests)
+        if is_stored:
             return False
         await tx.execute(insert(file_parts).values(file_id=file_id, part_no=part_no, digests=digests))
-        await tx.execute(update(files).where(files.c.id == file_id).values(touched_at=self._clock()))
+        now = self._clock()
+        if now - stored.touched_at >= self._config.upload_expiry_s // TOUCH_PRECISION:
+            await tx.execute(update(files).where(files.c.id == file_id).values(touched_at=now))
         return True
 
     async def _seal(
@@ -190,15 +198,24 @@ class Uploads:
             yield
 
 
+_FILE_COLUMNS = tuple(files.c[name] for name in StoredFile.__dataclass_fields__)
+_FILE_OF_ACCOUNT = and_(files.c.id == bindparam("file_id"), files.c.account_id == bindparam("account_id"))
+_FILE = select(*_FILE_COLUMNS).where(_FILE_OF_ACCOUNT)
+_FILE_AND_PART = (
+    select(*_FILE_COLUMNS, file_parts.c.digests)
+    .outerjoin(
+        file_parts, and_(file_parts.c.file_id == files.c.id, file_parts.c.part_no == bindparam("part_no"))
+    )
+    .where(_FILE_OF_ACCOUNT)
+)
+
+
 async def load(tx: Transaction, account_id: str, file_id: str) -> StoredFile:
     """Raises NotFound: no such file, or another's."""
-    columns = (files.c[name] for name in StoredFile.__dataclass_fields__)
-    row = (
-        await tx.execute(select(*columns).where(files.c.id == file_id, files.c.account_id == account_id))
-    ).first()
+    row = (await tx.execute(_FILE, {"file_id": file_id, "account_id": account_id})).first()
     if row is None:
         raise NotFound("file", file_id)
-    return StoredFile(**row._mapping)
+    return StoredFile(*row)
 
 
 async def parts_present(tx: Transaction, stored: StoredFile) -> list[int]:
@@ -220,22 +237,23 @@ async def delete_rows(tx: Transaction, file_ids: Iterable[str]) -> None:
     await tx.execute(delete(files).where(files.c.id.in_(ids)))
 
 
-async def _is_stored(tx: Transaction, account_id: str, file_id: str, part_no: int, digests: bytes) -> bool:
-    """Whether the part is acknowledged with these digests. Raises NotFound, PartConflict."""
-    stored = await load(tx, account_id, file_id)
+async def _is_stored(
+    tx: Transaction, account_id: str, file_id: str, part_no: int, digests: bytes
+) -> tuple[StoredFile, bool]:
+    """The file, and whether the part is acknowledged with these digests. Raises NotFound, PartConflict."""
+    wanted = {"file_id": file_id, "account_id": account_id, "part_no": part_no}
+    row = (await tx.execute(_FILE_AND_PART, wanted)).first()
+    if row is None:
+        raise NotFound("file", file_id)
+    *fields, kept = row
+    stored = StoredFile(*fields)
     if stored.completed_at is not None:
         whole = await tx.scalar(select(files.c.digests).where(files.c.id == file_id))
         start = part_no * PART_SIZE_BYTES // CHUNK_SIZE_BYTES * DIGEST_SIZE_BYTES
         kept = whole[start : start + len(digests)] if whole else None
-    else:
-        kept = await tx.scalar(
-            select(file_parts.c.digests).where(
-                file_parts.c.file_id == file_id, file_parts.c.part_no == part_no
-            )
-        )
     if kept is not None and kept != digests:
         raise PartConflict(file_id, part_no)
-    return kept is not None
+    return stored, kept is not None
 
 
 async def _all_digests(tx: Transaction, account_id: str, file_id: str) -> tuple[StoredFile, bytes]:
