@@ -17,6 +17,7 @@ help:
 	@echo 'make test    all tests (TESTS=path runs some)'
 	@echo 'make screens a picture of every page in every state (build/screens)'
 	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
+	@echo 'make soak-drill  ten sellers, a hundred buyers and random faults; then the books (SECONDS=600 SEED=n)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
 	@echo 'make format  mend formatting and what the linter can mend'
@@ -37,6 +38,9 @@ screens: .venv/installed-dev
 
 bench: .venv/installed-dev
 	@$(RUN) -m bench $(BENCH)
+
+soak-drill: .venv/installed-dev
+	@SECONDS='$(SECONDS)' SEED='$(SEED)' $(RUN) -m tests.drill
 
 soak-pages: .venv/installed-dev
 	SOAK_PAGES=1 $(RUN) -m pytest tests/functional_pages_tour.py
@@ -69,4 +73,4 @@ clean:
 distclean: clean
 	rm -rf .venv
 
-.PHONY: help demo serve test screens bench soak-pages check format vectors venv clean distclean
+.PHONY: help demo serve test screens bench soak-drill soak-pages check format vectors venv clean distclean

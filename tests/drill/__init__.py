@@ -1,0 +1,1 @@
+"""The soak drill: sellers, buyers and faults on real nodes and processes. `python -m tests.drill`."""

@@ -1,0 +1,309 @@
+"""Buyers: an invoice, a payment made in one of many ways, and the files, through the real client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitcache.api import wire
+from bitcache.client.api import ServerApi
+from bitcache.client.download import Download
+from bitcache.client.errors import ClientError, ServerProblem
+from bitcache.client.grant import Grant
+from bitcache.client.invoices import get_invoice
+from bitcache.client.link import Link, Receipt, parse
+from bitcache.client.purchase import buy, look, recall
+from bitcache.client.receipts import ReceiptBook
+from bitcache.client.target import choose_target
+from regtest.errors import RegtestError
+from regtest.node import wait_until
+from tests.drill.payer import Payment
+from tests.drill.schedule import BuyerPlan, Paying, Way
+from tests.drill.sellers import OnSale, contents_of, last_words
+from tests.drill.world import PRICE_HOLD_S, Drill
+
+RETRY_FOR_S = 10.0
+PAUSE_S = 0.7
+SEEN_TIMEOUT_S = 3.0
+LATE_TIMEOUT_S = 3 * PRICE_HOLD_S
+TIP_SAT = 500
+OVER_SAT = 3_000
+BUMPED = 3
+"""Times the fee, of who raises it."""
+
+
+class Silent:
+    """No progress is shown."""
+
+    def start(self, what: str, total_bytes: int) -> None: ...
+
+    def advance(self, length_bytes: int) -> None: ...
+
+
+@dataclass
+class Buyer:
+    drill: Drill
+    plan: BuyerPlan
+    on_sale: OnSale
+    receipt: Receipt | None = None
+    address: str = ""
+    price_sat: int = 0
+    payments: list[Payment] = field(default_factory=list)
+    robbed_depth: int | None = None
+    """How deep the payment was when a reorg took it away."""
+    paid: bool = False
+    """It has done all it does about paying, or came too late for an invoice."""
+    fetched: dict[str, str] | None = None
+    """What it has at the end: SHA-256 by name."""
+
+    @property
+    def name(self) -> str:
+        return f"buyer {self.plan.number}"
+
+    @property
+    def folder(self) -> Path:
+        return self.drill.folder / f"buyer-{self.plan.number}"
+
+    async def run(self) -> None:
+        """Ask for an invoice, pay, and fetch for as long as it takes; cancelled by who knows that is all."""
+        (self.folder / "got").mkdir(parents=True)
+        await self._ask_until_told()
+        if self.receipt is None:
+            self.paid = True
+            return
+        self.drill.say(
+            f"{self.name} ({self.plan.way}) owes {self.price_sat:,} sat for "
+            f"{self.on_sale.plan.confirmations} confirmations, and {self.plan.paying}"
+        )
+        try:
+            await _PAYING[self.plan.paying](self)
+        except RegtestError as exc:
+            self.drill.say(f"{self.name} could not go on paying: {exc}")
+        self.paid = True
+        while not await self._fetch_once():
+            await asyncio.sleep(PAUSE_S)
+        self.fetched = contents_of(self.folder / "got")
+        self.drill.say(f"{self.name} has the files")
+
+    async def claim(self) -> wire.ClaimView | None:
+        """What the server gives now; None if it refuses."""
+        assert self.receipt is not None
+        async with ServerApi(self.receipt.server) as api:
+            try:
+                return await Grant(api, self.receipt).renew()
+            except ClientError:
+                return None
+
+    async def _ask_until_told(self) -> None:
+        while not self.drill.over.is_set():
+            try:
+                await self._ask()
+            except (ClientError, OSError) as exc:
+                self._look_at(exc)
+                self.drill.say(f"{self.name}: no invoice yet: {exc}")
+                await self.drill.pause(PAUSE_S)
+            else:
+                return
+
+    def _look_at(self, exc: Exception) -> None:
+        if isinstance(exc, ServerProblem) and exc.status == 500:
+            self.drill.blame(f"{self.name} was answered 500: {exc}")
+
+    async def _ask(self) -> None:
+        """An invoice, its receipt kept."""
+        if self.plan.way is Way.COMMAND:
+            code, out, err = await self.drill.client(
+                self.name, "get", str(self.on_sale.link), "--no-wait", "--json", home=self.folder
+            )
+            if code:
+                raise OSError(f"code {code}, {last_words(out, err)}")
+            said = json.loads(out)
+            receipt = parse(said["receipt"])
+            self.address, self.price_sat = said["address"], said["price_sat"]
+        else:
+            async with self.api() as api:
+                offer, parcel = await look(api, self.on_sale.link)
+                purchase = await buy(api, self.on_sale.link, offer, parcel, self._book)
+            receipt = purchase.receipt
+            self.address, self.price_sat = purchase.invoice.address or "", purchase.invoice.price_sat
+        assert isinstance(receipt, Receipt)
+        self.receipt = receipt
+
+    async def _fetch_once(self) -> bool:
+        """Wait for the permission and download. What was there at a crash is gone on with."""
+        assert self.receipt is not None
+        try:
+            if not await self._allowed():
+                return False
+            if self.plan.way is Way.COMMAND:
+                words = ("get", str(self.receipt), "-o", "got", "--json")
+                code, _, _ = await self.drill.client(self.name, *words, home=self.folder)
+                return code == 0
+            async with self.api() as api:
+                purchase = await recall(api, self.receipt)
+                with choose_target(
+                    self.folder / "got", [file.path for file in purchase.parcel.files]
+                ) as target:
+                    await Download(
+                        api,
+                        purchase.receipt,
+                        purchase.invoice.offer_id,
+                        purchase.parcel,
+                        target,
+                        progress=Silent(),
+                        on_invoice=lambda invoice: None,
+                    ).run()
+        except (ClientError, OSError) as exc:
+            self._look_at(exc)
+            return False
+        return True
+
+    async def _allowed(self) -> bool:
+        assert self.receipt is not None
+        async with self.api() as api:
+            invoice = await get_invoice(api, self.receipt.invoice_id)
+        return invoice.bytes_allowed or invoice.key_allowed
+
+    def api(self) -> ServerApi:
+        return ServerApi(self.on_sale.link.server, retry_for_s=RETRY_FOR_S)
+
+    @property
+    def _book(self) -> ReceiptBook:
+        return ReceiptBook(self.folder / "receipts")
+
+    async def pay(self, amount_sat: int, *, coin: int = 0, fee_sat: int = 3_000) -> Payment:
+        payer = self.drill.payer
+        payment = await payer.build(
+            [payer.coins(self.plan.number)[coin]], [(self.address, amount_sat)], fee_sat=fee_sat
+        )
+        self.payments.append(payment)
+        await payer.send(payment)
+        return payment
+
+    async def seen(self) -> None:
+        """Wait a moment until the server says that something came: it may be down."""
+        assert self.receipt is not None
+        invoice_id = self.receipt.invoice_id
+
+        async def received() -> bool:
+            try:
+                async with self.api() as api:
+                    return (await get_invoice(api, invoice_id)).received_sat > 0
+            except ClientError:
+                return False
+
+        try:
+            await wait_until(received, "the payment to be seen", timeout_s=SEEN_TIMEOUT_S, poll_s=0.1)
+        except RegtestError:
+            self.drill.say(f"{self.name}: the server has not seen the payment yet")
+
+
+async def _exact(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat)
+
+
+async def _two_payments(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat // 2)
+    await buyer.pay(buyer.price_sat - buyer.price_sat // 2, coin=1)
+
+
+async def _top_up(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat // 2)
+    await buyer.seen()
+    await buyer.pay(buyer.price_sat - buyer.price_sat // 2, coin=1)
+
+
+async def _too_little(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat - 400)
+
+
+async def _tip(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat + TIP_SAT)
+
+
+async def _over(buyer: Buyer) -> None:
+    await buyer.pay(buyer.price_sat + OVER_SAT)
+
+
+async def _late(buyer: Buyer) -> None:
+    assert buyer.receipt is not None
+    invoice_id = buyer.receipt.invoice_id
+
+    async def expired() -> bool:
+        if buyer.drill.over.is_set():
+            return True
+        try:
+            async with buyer.api() as api:
+                return (await get_invoice(api, invoice_id)).status == "expired"
+        except ClientError:
+            return False
+
+    try:
+        await wait_until(expired, "the price to run out", timeout_s=LATE_TIMEOUT_S, poll_s=0.5)
+    except RegtestError:
+        buyer.drill.say(f"{buyer.name}: the price still holds; outages have moved its end")
+    await buyer.pay(buyer.price_sat)
+
+
+async def _fee_bump(buyer: Buyer) -> None:
+    first = await buyer.pay(buyer.price_sat)
+    await buyer.seen()
+    await buyer.pay(buyer.price_sat, fee_sat=first.fee_sat * BUMPED)
+
+
+async def _taken_away(buyer: Buyer) -> None:
+    payment = await buyer.pay(buyer.price_sat)
+    await buyer.seen()
+    await buyer.drill.payer.send(await buyer.drill.payer.robbery(payment))
+
+
+async def _double_spend(buyer: Buyer) -> None:
+    # Under the lock no block comes between the two.
+    async with buyer.drill.chain.lock:
+        payment = await buyer.pay(buyer.price_sat)
+        await buyer.seen()
+        rival = await buyer.drill.payer.robbery(payment)
+        await buyer.drill.world.mine_exactly([rival.raw], sync=False)
+
+
+async def _nothing(buyer: Buyer) -> None:
+    return
+
+
+_PAYING: dict[Paying, Callable[[Buyer], Awaitable[None]]] = {
+    Paying.EXACT: _exact,
+    Paying.TWO_PAYMENTS: _two_payments,
+    Paying.TOP_UP: _top_up,
+    Paying.TOO_LITTLE: _too_little,
+    Paying.TIP: _tip,
+    Paying.OVER: _over,
+    Paying.LATE: _late,
+    Paying.FEE_BUMP: _fee_bump,
+    Paying.TAKEN_AWAY: _taken_away,
+    Paying.DOUBLE_SPEND: _double_spend,
+    # The robbery itself comes with a reorg.
+    Paying.REORG_ROBBERY: _exact,
+    Paying.NOTHING: _nothing,
+}
+
+
+async def fetch_free(drill: Drill, on_sale: OnSale, link: Link, folder: Path) -> dict[str, str]:
+    """Everything of a parcel, through an offer for nothing."""
+    (folder / "got").mkdir(parents=True)
+    async with ServerApi(link.server) as api:
+        offer, parcel = await look(api, link)
+        purchase = await buy(api, link, offer, parcel, ReceiptBook(folder / "receipts"))
+        with choose_target(folder / "got", [file.path for file in parcel.files]) as target:
+            await Download(
+                api,
+                purchase.receipt,
+                link.offer_id,
+                parcel,
+                target,
+                progress=Silent(),
+                on_invoice=lambda invoice: None,
+            ).run()
+    return contents_of(folder / "got")
