@@ -380,7 +380,7 @@ def _check(config: Config) -> None:
     if config.regtest_wallet_url and config.network != "regtest":
         raise ConfigInvalid('`regtest_wallet_url` is for network = "regtest" alone: remove it.')
     if 0 < config.limits.work_bits_max < config.limits.work_bits_min:
-        raise ConfigInvalid("`work_bits_max` under [limits] is less than `work_bits_min`: correct one of them.")
+        raise ConfigInvalid("[limits]: `work_bits_max` is less than `work_bits_min`: correct one of them.")
     if not _DATABASE_URL.match(config.database):
         # Not repeated: it may hold a password.
         raise ConfigInvalid(

@@ -14,13 +14,14 @@ from sqlalchemy import Row, select, update
 from bitcache import events
 from bitcache.db.tables import accounts
 from bitcache.errors import NotFound, ValueRefused
+from bitcache.work import GAP_MARGIN
 from payments.addresses import PayoutDescriptor
 from payments.descriptors import DescriptorStore, DescriptorUsage
 from payments.ports import Transaction
 
 TOPIC = "payout"
-GAP_LIMIT_WARNING = 15
-"""Wallets look 20 unused addresses ahead; from here on the seller is told."""
+GAP_LIMITS = range(20, 10_001)
+"""What a seller may say that the wallet bridges."""
 GAP_LIMIT_HEADROOM = 100
 
 
@@ -101,6 +102,25 @@ async def raise_next_index(
     await store.register(tx, descriptor, start_index=start_index, now=now)
 
 
+async def set_gap_limit(
+    tx: Transaction,
+    store: DescriptorStore,
+    account_id: str,
+    gap_limit: int,
+    *,
+    descriptor_id: str | None = None,
+    now: int,
+) -> None:
+    """The seller says that the wallet bridges so many unused addresses: the one in force, unless another is
+    named. Raises ValueRefused without one."""
+    if descriptor_id is None:
+        current = await wallet(tx, account_id, now=now)
+        if current is None:
+            raise ValueRefused("Set `payout_descriptor` first, or together with it.", field="gap_limit")
+        descriptor_id = current.descriptor_id
+    await store.set_gap_limit(tx, descriptor_id, gap_limit)
+
+
 async def wallet(tx: Transaction, account_id: str, *, now: int) -> PayoutWallet | None:
     """The wallet in force at `now`, a due change counted; None before the first. Raises NotFound."""
     row = (
@@ -124,18 +144,26 @@ def in_force(row: Row[*tuple[Any, ...]], now: int) -> PayoutWallet | None:
     return PayoutWallet(row.descriptor_id, row.pending_descriptor_id, row.pending_until)
 
 
+def is_gap_near(unused_streak: int, gap_limit: int) -> bool:
+    """Whether the wallet may soon stop looking; from here on buyers are asked for work, too. Pure."""
+    return unused_streak >= gap_limit - GAP_MARGIN
+
+
 def gap_limit_advice(usage: DescriptorUsage) -> str | None:
     """How to make a wallet find payments behind many unused addresses; None while that is not needed."""
-    if usage.unused_streak < GAP_LIMIT_WARNING or usage.highest_index_used is None:
+    if not is_gap_near(usage.unused_streak, usage.gap_limit) or usage.highest_index_used is None:
         return None
     limit = usage.unused_streak + GAP_LIMIT_HEADROOM
     last = usage.highest_index_used + GAP_LIMIT_HEADROOM
     return (
-        f"{usage.unused_streak} addresses in a row were handed out and never paid. Most wallets stop looking "
-        f"after 20 unused ones: raise your wallet's gap limit to {limit}, or it may miss the next payment. "
+        f"{usage.unused_streak} addresses in a row were handed out and never paid. Your wallet stops looking "
+        f"after {usage.gap_limit} unused ones: raise its gap limit to {limit}, or it may miss the next "
+        "payment. "
         f"Electrum: View > Show Console, then `wallet.change_gap_limit({limit})`. "
         f"Sparrow: Settings > Advanced > Gap limit {limit}, then Apply. "
         f"Bitcoin Core: `bitcoin-cli keypoolrefill {limit}` for the wallet that owns the keys, or import the "
         f'descriptor again with `"range": [0, {last}]`. '
+        f"Then say so here: `bitcache payout gap {limit}`. Until then buyers' programs must earn an address "
+        "with a proof of work, so that nobody uses up your addresses. "
         "The coins are yours either way: only the view is limited."
     )

@@ -23,8 +23,9 @@ from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
 from bitcache.on_sale import SaleOffer, sale_term, selling_offer
 from bitcache.rate_limits import Limits
+from bitcache.work import Solution, Work, bits_needed, streak_counted_max
 from payments.addresses import AddressBook
-from payments.descriptors import DescriptorStore
+from payments.descriptors import GAP_LIMIT_DEFAULT, DescriptorStore
 from payments.errors import AddressesInDoubt, AddressesNotDerived, InvoiceNotFound, NodeUnavailable
 from payments.invoice import Invoice, Mode, Policy, Status
 from payments.ports import Clock, Store, Transaction
@@ -61,6 +62,7 @@ class Purchases:
         addresses: AddressBook,
         watcher: Watcher,
         limits: Limits,
+        work: Work,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -73,18 +75,23 @@ class Purchases:
         self._clock = clock
         self._clients = _ClientInvoices()
         self._limits = limits
+        self._work = work
 
-    async def buy(self, offer_id: str, claim_hash: bytes, client: str) -> Purchase:
+    async def buy(
+        self, offer_id: str, claim_hash: bytes, client: str, *, solution: Solution | None = None
+    ) -> Purchase:
         """The invoice for `claim_hash` (32 bytes) on this offer, made now unless it exists.
 
         `client` is whose cap of unpaid invoices counts: an address, or any other name of who asks.
         Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices,
-        TooManyRequests.
+        TooManyRequests, WorkRequired.
         """
         # Free invoices are under no cap of unpaid ones, and every invoice stays for ever.
         self._limits.invoices.check(client)
         with self._clients.asking(client) as asker:
-            record, created = await self._bought(offer_id, claim_hash, asker)
+            record, created = await self._bought(_Order(offer_id, claim_hash, asker, solution))
+            if created:
+                self._limits.invoices_in_total.note()
             if created and record.address:
                 asker.invoice_ids = [*asker.invoice_ids, record.invoice.id][-INVOICES_REMEMBERED_MAX:]
         if record.script_pubkey:
@@ -128,10 +135,10 @@ class Purchases:
 
         return await self._store.read(listed)
 
-    async def _bought(self, offer_id: str, claim_hash: bytes, asker: "_Asker") -> tuple[InvoiceRecord, bool]:
+    async def _bought(self, order: "_Order") -> tuple[InvoiceRecord, bool]:
         for _ in range(ADDRESS_ATTEMPTS_MAX):
             try:
-                return await self._store.write(lambda tx: self._buy(tx, offer_id, claim_hash, asker))
+                return await self._store.write(lambda tx: self._buy(tx, order))
             except AddressesNotDerived as missing:
                 await self._derive(missing)
             except AddressesInDoubt as exc:
@@ -145,17 +152,17 @@ class Purchases:
         except NodeUnavailable as exc:
             raise NodeOffline from exc
 
-    async def _buy(
-        self, tx: Transaction, offer_id: str, claim_hash: bytes, asker: "_Asker"
-    ) -> tuple[InvoiceRecord, bool]:
+    async def _buy(self, tx: Transaction, order: "_Order") -> tuple[InvoiceRecord, bool]:
         now = self._clock()
-        known = await self._registry.find(tx, subject=offer_id, claim_hash=claim_hash, now=now)
+        known = await self._registry.find(tx, subject=order.offer_id, claim_hash=order.claim_hash, now=now)
         if known is not None:
             return known, False
-        offer = await selling_offer(tx, offer_id, self._registry.sold, now)
+        offer = await selling_offer(tx, order.offer_id, self._registry.sold, now)
+        descriptor_id = await self._payable(tx, offer, order.asker, now) if offer.price_msat else None
+        bits = await self._bits_needed(tx, offer.seller_id, descriptor_id)
+        self._work.check(order.solution, order.offer_id, order.claim_hash, bits=bits, now=now)
         issued = None
-        if offer.price_msat:
-            descriptor_id = await self._payable(tx, offer, asker, now)
+        if descriptor_id is not None:
             issued = await self._descriptors.issue(tx, descriptor_id, self._addresses)
         invoice = Invoice(
             id=new_id(),
@@ -169,9 +176,9 @@ class Purchases:
         record = await self._registry.create(
             tx,
             invoice,
-            subject=offer_id,
+            subject=order.offer_id,
             frozen=self._frozen(offer),
-            claim_hash=claim_hash,
+            claim_hash=order.claim_hash,
             issued=issued,
             now=now,
         )
@@ -186,11 +193,26 @@ class Purchases:
             raise SellerNotPayable
         client_max = self._config.open_invoices_per_client_max
         if await _count_open(tx, asker.invoice_ids) + asker.under_way > client_max:
-            raise TooManyOpenInvoices("client", client_max)
-        seller_max = self._config.open_invoices_per_seller_max
-        if await self._registry.open_unpaid(tx, offer.seller_id) >= seller_max:
-            raise TooManyOpenInvoices("seller", seller_max)
+            raise TooManyOpenInvoices(client_max, retry_after_s=self._config.price_hold_s)
         return offer.descriptor_id
+
+    async def _bits_needed(self, tx: Transaction, seller_id: str, descriptor_id: str | None) -> int:
+        """The proof of work that one more invoice costs; without a descriptor it takes no address."""
+        limits, excess = self._config.limits, self._limits.invoices_in_total.excess()
+        unused_streak, gap_limit, seller_full = 0, GAP_LIMIT_DEFAULT, False
+        if descriptor_id is not None:
+            gap_limit = await self._descriptors.gap_limit(tx, descriptor_id)
+            counted_max = streak_counted_max(limits, gap_limit)
+            unused_streak = await self._descriptors.unused_streak(tx, descriptor_id, at_most=counted_max)
+            open_count = await self._registry.open_unpaid(tx, seller_id)
+            seller_full = open_count >= self._config.open_invoices_per_seller_max
+        return bits_needed(
+            limits,
+            unused_streak=unused_streak,
+            gap_limit=gap_limit,
+            seller_full=seller_full,
+            excess=excess,
+        )
 
     def _frozen(self, offer: SaleOffer) -> str:
         frozen = FrozenOffer(
@@ -219,6 +241,16 @@ class _Asker:
     invoice_ids: list[str] = field(default_factory=list)
     under_way: int = 0
     """Requests being decided now, the asking one included: a burst must not pass the cap together."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is asked for: one invoice."""
+
+    offer_id: str
+    claim_hash: bytes
+    asker: _Asker
+    solution: Solution | None
 
 
 class _ClientInvoices:

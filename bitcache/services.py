@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from bitcache import work
 from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
@@ -28,6 +29,7 @@ from bitcache.sealing import Sealer
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from bitcache.views import OfferViews
+from bitcache.work import Work
 from payments.address_search import AddressSearch
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
@@ -84,7 +86,10 @@ def now() -> int:
 async def open_services(
     config: Config, *, clock: Clock = now, monotonic: Monotonic = time.monotonic
 ) -> AsyncIterator[Services]:
-    """The services; `monotonic` is the clock of their limits. Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable."""
+    """The services; `monotonic` is the clock of their limits.
+
+    Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable.
+    """
     sealer = Sealer(read_master_key(config.master_key))
     async with AsyncExitStack() as closing:
         database = Database(config.database)
@@ -98,12 +103,12 @@ async def open_services(
         addresses = AddressBook(node)
         descriptor_store = _descriptor_store(sealer)
         access = Access(config, clock)
-        registry = _registry(config, access)
         limits = Limits.of(config.limits, monotonic)
         search = AddressSearch(
             node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
         )
         watcher = Watcher(node, database, registry, network=config.network, clock=clock, search=search)
+        registry = _registry(config, access)
         purchases = Purchases(
             config=config,
             store=database,
@@ -117,6 +122,7 @@ async def open_services(
         )
         grants = GrantBook(
             store=database,
+            work=Work(sealer.mac_key(work.MAC_PURPOSE)),
             key=sealer.mac_key("grant-token"),
             token_lifetime_s=config.grant_token_lifetime_s,
             feed_looked_at=lambda: feed.looked_at,

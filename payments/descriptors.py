@@ -7,7 +7,7 @@ The text is sealed, since who holds it can follow a seller's whole wallet.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, union_all, update
+from sqlalchemy import exists, func, insert, select, union_all, update
 
 from payments import restores
 from payments.addresses import AddressBook, PayoutDescriptor
@@ -18,6 +18,8 @@ from payments.tables import descriptors, invoices, received_outputs, unassigned_
 
 ADDRESS_INDEX_MAX = 2**31 - 1
 """Unhardened child numbers end here (BIP32)."""
+GAP_LIMIT_DEFAULT = 20
+"""Unused addresses that wallets look at before they give up (BIP44)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class DescriptorUsage:
     """The highest index handed out; None before the first."""
     unused_streak: int
     """Handed-out addresses in a row, the newest first, that never received anything."""
+    gap_limit: int = GAP_LIMIT_DEFAULT
+    """How many of those the wallet bridges, as its seller says."""
 
 
 class DescriptorStore:
@@ -118,6 +122,31 @@ class DescriptorStore:
             next_index=await self.next_index(tx, descriptor_id),
             highest_index_used=highest,
             unused_streak=int(await tx.scalar(streak) or 0),
+            gap_limit=await self.gap_limit(tx, descriptor_id),
+        )
+
+    async def unused_streak(self, tx: Transaction, descriptor_id: str, *, at_most: int) -> int:
+        """As in `usage`, counted no further than `at_most`: its cost does not grow with what was sold."""
+        newest = (
+            select(invoices.c.address_index, exists().where(received_outputs.c.invoice_id == invoices.c.id))
+            .where(invoices.c.descriptor_id == descriptor_id)
+            .order_by(invoices.c.address_index.desc())
+            .limit(at_most)
+        )
+        count = 0
+        for _, paid in (await tx.execute(newest)).all():
+            if paid:
+                break
+            count += 1
+        return count
+
+    async def gap_limit(self, tx: Transaction, descriptor_id: str) -> int:
+        confirmed = await tx.scalar(select(descriptors.c.gap_limit).where(descriptors.c.id == descriptor_id))
+        return GAP_LIMIT_DEFAULT if confirmed is None else int(confirmed)
+
+    async def set_gap_limit(self, tx: Transaction, descriptor_id: str, gap_limit: int) -> None:
+        await tx.execute(
+            update(descriptors).where(descriptors.c.id == descriptor_id).values(gap_limit=gap_limit)
         )
 
 

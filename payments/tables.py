@@ -34,6 +34,7 @@ descriptors = Table(
     Column("sealed_text", LargeBinary, nullable=False),
     Column("next_index", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("gap_limit", Integer),  # unused addresses in a row that the wallet bridges; None: nobody said
 )
 
 invoices = Table(

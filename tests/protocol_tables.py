@@ -37,8 +37,10 @@ PATTERNS = {
     "^[a-z2-7]{26}$": "id",
     "^[A-Za-z0-9_-]*$": "binary",
     "^[A-Za-z0-9_-]+$": "binary, not empty",
+    "^[A-Za-z0-9_-]{11}$": "binary of 8 bytes",
     "^[A-Za-z0-9_-]{43}$": "binary of 32 bytes",
     "^[A-Za-z0-9_-]{80}$": "binary of 60 bytes",
+    "^[A-Za-z0-9_-]{120}$": "binary of 90 bytes",
     r"^\d{4}-\d{2}-\d{2}$": "date, YYYY-MM-DD",
 }
 

@@ -272,6 +272,7 @@ async def test_descriptors_are_sealed_at_rest(noded: RunningServer) -> None:
 
 def test_the_gap_limit_is_spoken_of_in_time() -> None:
     assert gap_limit_advice(DescriptorUsage(14, 13, 14)) is None
+    assert gap_limit_advice(DescriptorUsage(40, 39, 15, gap_limit=21)) is None
     advice = gap_limit_advice(DescriptorUsage(40, 39, 15))
     assert advice is not None
     for words in (

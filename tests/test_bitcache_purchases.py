@@ -377,12 +377,12 @@ async def test_asking_and_claiming_have_a_pace(tmp_path: Path) -> None:
             assert 1 <= int(answer.headers["Retry-After"]) <= 60
 
 
-async def test_unpaid_invoices_are_capped_by_seller(world: RegtestWorld, tmp_path: Path) -> None:
+async def test_beyond_a_sellers_unpaid_invoices_one_must_work(world: RegtestWorld, tmp_path: Path) -> None:
     async with open_till(world, tmp_path, open_invoices_per_seller_max=2, price_hold_s=60) as till:
         sold = await till.offer()
         await till.buy(sold)
         await till.buy(sold)
-        assert await refusal(till, sold) == (429, "too-many-invoices")
+        assert await refusal(till, sold) == (428, "proof-of-work-required")
         # When they have expired there is room again.
         await pass_watched(till, 61)
         await till.buy(sold)

@@ -137,6 +137,15 @@ async def _change_payout(
         await payout_wallet.raise_next_index(
             tx, services.descriptors, account_id, start_index=start_index, now=now
         )
+    if asked.gap_limit is not UNSET:
+        await payout_wallet.set_gap_limit(
+            tx,
+            services.descriptors,
+            account_id,
+            asked.gap_limit,
+            descriptor_id=descriptor.id if descriptor else None,
+            now=now,
+        )
 
 
 def _token_view(issued: IssuedToken) -> TokenView:
@@ -166,6 +175,7 @@ async def account_view(services: Services, account_id: str) -> AccountView:
             next_index=usage.next_index,
             highest_index_used=usage.highest_index_used,
             unused_streak=usage.unused_streak,
+            gap_limit=usage.gap_limit,
             advice=payout_wallet.gap_limit_advice(usage),
             pending_descriptor=descriptors[1].text if wallet.pending_descriptor_id else None,
             pending_until=wallet.pending_until,

@@ -17,13 +17,19 @@ from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
 from bitcache.api.wire import API, ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
 from bitcache.errors import ValueRefused
 from bitcache.payment_auth import is_payment
+from bitcache.work import Solution
 
 
 async def create_invoice(call: Call) -> Answer:
     """201, or 200 with the invoice that the same claim hash got before."""
     asked = call.body(InvoiceRequest)
     claim_hash = octets(asked.claim_hash, "claim_hash")
-    purchase = await call.services.purchases.buy(call.path("offer_id"), claim_hash, call.client)
+    solution = None
+    if asked.work is not UNSET:
+        solution = Solution(octets(asked.work.challenge, "work"), octets(asked.work.nonce, "work"))
+    purchase = await call.services.purchases.buy(
+        call.path("offer_id"), claim_hash, call.client, solution=solution
+    )
     location = f"{API}/invoices/{purchase.invoice.invoice_id}"
     return Answer(201 if purchase.created else 200, purchase.invoice, {"Location": location})
 
@@ -77,6 +83,7 @@ ROUTES = (
             "not-found",
             "seller-not-payable",
             "offer-unavailable",
+            "proof-of-work-required",
             "too-many-invoices",
             "too-many-requests",
             "taken-down",

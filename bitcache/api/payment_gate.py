@@ -33,6 +33,7 @@ from bitcache.errors import (
     NodeOffline,
     TakenDown,
     TokenInvalid,
+    WorkRequired,
 )
 from bitcache.events import EventFeed
 from bitcache.grants import Entry, GrantBook
@@ -197,7 +198,12 @@ class PaymentGate:
         if not ask.wants_invoice:
             return PaymentDemanded(await self._invitation(ask.offer_id))
         nonce = os.urandom(NONCE_BYTES)
-        purchase = await self._purchases.buy(ask.offer_id, self._challenger.claim_hash(nonce), ask.client)
+        claim_hash = self._challenger.claim_hash(nonce)
+        try:
+            purchase = await self._purchases.buy(ask.offer_id, claim_hash, ask.client)
+        except WorkRequired:
+            # This dialect has no place for a proof of work: where to ask with one is all that can be said.
+            return PaymentDemanded(await self._invitation(ask.offer_id))
         return PaymentDemanded(self._challenger.bound(self._charge(purchase.invoice, nonce)))
 
     async def _invitation(self, offer_id: str) -> Challenge:

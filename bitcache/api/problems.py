@@ -11,8 +11,9 @@ import msgspec
 from aiohttp import web
 
 from bitcache import errors, payment_auth
-from bitcache.api.wire import ProblemView
+from bitcache.api.wire import ProblemView, WorkView
 from payments import errors as payments_errors
+from storage import base64url
 from storage import errors as storage_errors
 
 CONTENT_TYPE = "application/problem+json"
@@ -67,6 +68,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("parts-missing", 422, "Parts are missing"),
         Problem("root-mismatch", 422, "The root is another one"),
         Problem("descriptor-invalid", 422, "The payout descriptor cannot be used"),
+        Problem("proof-of-work-required", 428, "An address has to be earned"),
         Problem("too-many-requests", 429, "Too many requests"),
         Problem("too-many-invoices", 429, "Too many unpaid invoices"),
         Problem("grant-exhausted", 429, "A limit of the grant is reached"),
@@ -114,6 +116,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.TakenDown: "taken-down",
     errors.NodeOffline: "node-offline",
     errors.TooManyOpenInvoices: "too-many-invoices",
+    errors.WorkRequired: "proof-of-work-required",
     errors.SellerNotPayable: "seller-not-payable",
     errors.ClaimRefused: "claim-refused",
     errors.GrantTokenInvalid: "token-invalid",
@@ -169,6 +172,7 @@ def problem_view(problem: Problem, error: Exception | None) -> ProblemView:
         field=getattr(error, "field", None),
         invoice_id=getattr(error, "invoice_id", None),
         retry_after_s=_retry_after_s(problem, error),
+        work=_work(error),
     )
 
 
@@ -203,6 +207,12 @@ def _detail(problem: Problem, error: Exception | None) -> str:
             "send this again later."
         )
     return str(error) if error is not None else WORDS_WITHOUT_ERROR.get(problem.name, f"{problem.title}.")
+
+
+def _work(error: Exception | None) -> WorkView | None:
+    if not isinstance(error, errors.WorkRequired):
+        return None
+    return WorkView(challenge=base64url.encode(error.challenge), bits=error.bits, expires_at=error.expires_at)
 
 
 def _retry_after_s(problem: Problem, error: Exception | None) -> int | None:

@@ -36,6 +36,14 @@ class Response(Struct, frozen=True):
 # --- problems -----------------------------------------------------------------------------------------------
 
 
+class WorkView(Response, frozen=True):
+    """A nonce is asked for such that SHA-256(SHA-256(challenge) || nonce) begins with `bits` zero bits."""
+
+    challenge: Binary
+    bits: int
+    expires_at: Time
+
+
 class ProblemView(Response, frozen=True, omit_defaults=True):
     """RFC 9457 problem details. `type` is `/problems/<name>`; the extra members are there where they help."""
 
@@ -46,6 +54,7 @@ class ProblemView(Response, frozen=True, omit_defaults=True):
     field: str | None = None
     invoice_id: str | None = None
     retry_after_s: int | None = None
+    work: WorkView | None = None
 
 
 # --- accounts -----------------------------------------------------------------------------------------------
@@ -76,6 +85,8 @@ class PayoutView(Response, frozen=True):
     """Highest index handed out; None before the first."""
     unused_streak: int
     """Handed-out addresses in a row, up to the highest, that were never paid."""
+    gap_limit: int
+    """How many of those the wallet bridges, as its seller says."""
     advice: str | None
     """What to do about the gap limit, when something is to be done."""
     pending_descriptor: str | None
@@ -114,6 +125,8 @@ class AccountPatch(Request, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=80)] | UnsetType = UNSET
     payout_descriptor: Annotated[str, Meta(min_length=1, max_length=4000)] | UnsetType = UNSET
     start_index: Annotated[int, Meta(ge=0, le=2_000_000_000)] | UnsetType = UNSET
+    gap_limit: Annotated[int, Meta(ge=20, le=10_000)] | UnsetType = UNSET
+    """Of the wallet that is paid into now, or is set with it."""
 
 
 # --- files and parcels --------------------------------------------------------------------------------------
@@ -242,9 +255,17 @@ class OfferSummary(Response, frozen=True):
 # --- invoices and grants ------------------------------------------------------------------------------------
 
 
+class WorkProof(Struct, frozen=True, forbid_unknown_fields=True):
+    """A challenge of `proof-of-work-required` for the same offer and claim hash, and what solves it."""
+
+    challenge: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{120}$")]
+    nonce: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{11}$")]
+
+
 class InvoiceRequest(Request, frozen=True):
     claim_hash: Digest
     """SHA-256 of the claim secret. The same hash on the same offer is the same invoice."""
+    work: WorkProof | UnsetType = UNSET
 
 
 class ReceivedOutputView(Response, frozen=True):

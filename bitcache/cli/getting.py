@@ -53,7 +53,7 @@ class Get:
                 with choose_target(self._output, [file.path for file in parcel.files]) as target:
                     # Before anybody pays, not after.
                     self._check_target(target, parcel, where)
-                    purchase = await buy(api, where, offer, parcel, self._book)
+                    purchase = await buy(api, where, offer, parcel, self._book, on_work=self._show_work)
                     await self._finish(api, purchase, target)
             else:
                 purchase = await recall(api, where)
@@ -165,6 +165,15 @@ class Get:
         if len(parcel.files) > LINES_SHOWN_MAX:
             self._say(f"        and {len(parcel.files) - LINES_SHOWN_MAX} more")
         self._say(f"Size    {show_size(parcel.plain_bytes)} in {show_count(len(parcel.files), 'file')}")
+
+    def _show_work(self, share: float) -> None:
+        """Once a second or so."""
+        if self._as_json:
+            tell_event("work", share=round(share, 2))
+        elif share < 1:
+            say(f"Many invoices are unpaid: earning an address with a computation, {share:.0%} done.")
+        else:
+            say("Earning an address takes a little longer than usual.")
 
     def _show_receipt(self, purchase: Purchase) -> None:
         """Before the address: who pays must already hold what the payment is worth."""

@@ -156,6 +156,31 @@ def payout_show(json_output: JsonFlag = False) -> None:
         _print_payout(view)
 
 
+@payout.command("gap", epilog="Example: bitcache payout gap 200")
+@expected_errors
+def payout_gap(
+    addresses: Annotated[
+        int, typer.Argument(metavar="N", min=20, max=10_000, help="Unused addresses in a row it bridges.")
+    ],
+    json_output: JsonFlag = False,
+) -> None:
+    """Say what gap limit your wallet has, once you raised it there; 20 in most wallets.
+
+    So many addresses may be handed out in a row without being paid before buyers' programs must earn one
+    with a proof of work. The wallet itself is not changed by this.
+    """
+
+    async def change() -> wire.AccountView:
+        async with seller_api() as api:
+            return await api.patch("/account", wire.AccountPatch(gap_limit=addresses), wire.AccountView)
+
+    view = run(change()).payout
+    if json_output:
+        print_json({"payout": view})
+    elif view is not None:
+        _print_payout(view)
+
+
 @app.command(
     "earnings", epilog="Example: bitcache earnings --since 2030-01-01 --tz Europe/Paris --csv > sales.csv"
 )
@@ -231,6 +256,7 @@ def _print_payout(view: wire.PayoutView) -> None:
     _print_wallet(view.descriptor, view.first_addresses)
     highest = "none yet" if view.highest_index_used is None else f"index {view.highest_index_used}"
     print_text(f"Handed out up to: {highest}; next is index {view.next_index}.")
+    print_text(f"Unpaid in a row: {view.unused_streak}; your wallet bridges {view.gap_limit}.")
     if view.pending_descriptor is not None:
         at = "soon" if view.pending_until is None else show_time(view.pending_until)
         print_text(f"Changes on {at} to {printable(view.pending_descriptor)}")

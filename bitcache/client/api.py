@@ -215,16 +215,17 @@ async def _check_status(response: aiohttp.ClientResponse) -> None:
         )
     retry_after = response.headers.get("Retry-After", "")
     retry_after_s = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+    work: wire.WorkView | None = None
     name, detail = "unknown", f"The server answered {response.status} without a reason."
     if response.content_type == "application/problem+json":
         try:
             problem = msgspec.json.decode(
                 await read_at_most(response, PROBLEM_BYTES_MAX), type=wire.ProblemView
             )
-            name, detail = problem.type.rsplit("/", 1)[-1], problem.detail
+            name, detail, work = problem.type.rsplit("/", 1)[-1], problem.detail, problem.work
         except msgspec.DecodeError:
             pass  # a proxy may claim the type; the status still says enough
-    raise ServerProblem(name, response.status, detail, retry_after_s=retry_after_s)
+    raise ServerProblem(name, response.status, detail, retry_after_s=retry_after_s, work=work)
 
 
 def _decoded(document: bytes, answer: type[T]) -> T:

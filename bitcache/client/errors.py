@@ -3,6 +3,8 @@
 Messages may quote a server or a seller: sanitise them before printing.
 """
 
+from bitcache.api.wire import WorkView
+
 
 class ClientError(Exception):
     """Root of the tree."""
@@ -42,12 +44,21 @@ class ServerUnreachable(ClientError):
 class ServerProblem(ClientError):
     """The server said no (RFC 9457). `name` ends the problem's type, `detail` is the server's words."""
 
-    def __init__(self, name: str, status: int, detail: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        status: int,
+        detail: str,
+        *,
+        retry_after_s: int | None = None,
+        work: WorkView | None = None,
+    ) -> None:
         super().__init__(f"{detail or 'The server refused'} ({name}, HTTP {status})")
         self.name = name
         self.status = status
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.work = work
 
 
 class ServerAnswerWrong(ClientError):

@@ -16,7 +16,11 @@ from bitcache.client.invoices import get_invoice
 from bitcache.client.link import Link, Receipt
 from bitcache.client.parcel import OpenedParcel, check_invoice, open_parcel
 from bitcache.client.receipts import KeptReceipt, ReceiptBook
+from bitcache.client.work import OnWork, earn
 from storage import base64url
+
+WORK_ATTEMPTS_MAX = 3
+"""While one earns an address, the next may have become dearer; but somewhere there is an end."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,25 @@ async def look(api: ServerApi, link: Link) -> tuple[wire.OfferView, OpenedParcel
 
 
 async def buy(
-    api: ServerApi, link: Link, offer: wire.OfferView, parcel: OpenedParcel, book: ReceiptBook
+    api: ServerApi,
+    link: Link,
+    offer: wire.OfferView,
+    parcel: OpenedParcel,
+    book: ReceiptBook,
+    *,
+    on_work: OnWork = lambda share: None,
 ) -> Purchase:
     """The invoice for `offer`: the one this computer has a receipt for, else a new one, its receipt kept.
 
-    Raises ServerProblem, ParcelAltered (the invoice demands something else than the offer).
+    `on_work` is told of a proof of work, if the server asks for one. Raises ServerProblem, ParcelAltered (the
+    invoice demands something else than the offer).
     """
     kept = book.newest(link)
     invoice = None if kept is None or kept.invoice_id is None else await _usable(api, kept.invoice_id)
     if kept is None or invoice is None:
         # One without an invoice was made just before a crash; its secret may be known to the server.
         unanswered = kept if kept is not None and kept.invoice_id is None else None
-        kept, invoice = await _new_invoice(api, link, offer, parcel, book, unanswered)
+        kept, invoice = await _new_invoice(api, link, offer, parcel, book, unanswered, on_work)
     receipt = kept.receipt
     assert receipt is not None
     return Purchase(receipt, parcel, invoice, offer.network)
@@ -95,18 +106,27 @@ async def _new_invoice(
     parcel: OpenedParcel,
     book: ReceiptBook,
     unanswered: KeptReceipt | None,
+    on_work: OnWork,
 ) -> tuple[KeptReceipt, wire.InvoiceView]:
     kept = unanswered or book.prepare(link, title=parcel.metadata.title)
     claim_hash = base64url.encode(hashlib.sha256(base64url.decode(kept.claim_secret)).digest())
-    invoice = await api.post(
-        f"/offers/{link.offer_id}/invoices",
-        wire.InvoiceRequest(claim_hash=claim_hash),
-        wire.InvoiceView,
-        repeatable=True,
-    )
+    invoice = await _ordered(api, link.offer_id, claim_hash, on_work)
     kept = msgspec.structs.replace(
         kept, invoice_id=invoice.invoice_id, price_sat=invoice.price_sat, reference=invoice.reference
     )
     book.save(kept)
     check_invoice(invoice, offer)
     return kept, invoice
+
+
+async def _ordered(api: ServerApi, offer_id: str, claim_hash: str, on_work: OnWork) -> wire.InvoiceView:
+    """The invoice, earned with a proof of work where the server asks for one."""
+    order = wire.InvoiceRequest(claim_hash=claim_hash)
+    for attempts_left in reversed(range(WORK_ATTEMPTS_MAX + 1)):
+        try:
+            return await api.post(f"/offers/{offer_id}/invoices", order, wire.InvoiceView, repeatable=True)
+        except ServerProblem as problem:
+            if problem.name != "proof-of-work-required" or problem.work is None or not attempts_left:
+                raise
+            order = wire.InvoiceRequest(claim_hash=claim_hash, work=await earn(problem.work, on_work))
+    raise AssertionError("the last attempt returns or raises")

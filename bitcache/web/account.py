@@ -3,6 +3,7 @@
     GET  /account
     POST /account/wallet                     what the wallet would be: addresses to compare; nothing is stored
     POST /account/wallet/set                 from the page that showed them
+    POST /account/gap                        how many unused addresses the wallet bridges
     POST /account/tokens                     a new token, shown on the answer and never again
     POST /account/tokens/{token_id}/revoke
     POST /account/password
@@ -23,7 +24,7 @@ from bitcache.api.wire import PayoutView
 from bitcache.errors import TooManyRequests, ValueRefused
 from bitcache.node_state import node_state
 from bitcache.passwords import Known
-from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMIT_WARNING
+from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMITS, is_gap_near
 from bitcache.sessions import ListedSession
 from bitcache.web.seller_visit import seller_route
 from bitcache.web.sign_in import SELLER_FORM, signed_out
@@ -36,6 +37,7 @@ PAGE = "/account"
 DESCRIPTOR_LENGTH_MAX = 4_000
 START_INDEX_MAX = 2_000_000_000
 _START_INDEX = re.compile("[0-9]{1,10}")
+_GAP_LIMIT = re.compile("[0-9]{1,5}")
 
 
 class WalletRefused(Exception):
@@ -84,6 +86,20 @@ async def set_wallet(visit: Visit, seller: Seller) -> web.Response:
             start_index=start_index,
             delay_s=config.payout_change_delay_s,
             now=visit.now(),
+        )
+    )
+    return visit.redirect(PAGE)
+
+
+async def set_gap_limit(visit: Visit, seller: Seller) -> web.Response:
+    fields, _ = await visit.form(SELLER_FORM)
+    text = fields.get("gap_limit", "").strip()
+    if not _GAP_LIMIT.fullmatch(text) or int(text) not in GAP_LIMITS:
+        return await _page(visit, seller, typed=fields, wrong={"gap_limit": "gap_limit_bad"}, status=422)
+    services, now = visit.services, visit.now()
+    await services.database.write(
+        lambda tx: payout_wallet.set_gap_limit(
+            tx, services.descriptors, seller.account_id, int(text), now=now
         )
     )
     return visit.redirect(PAGE)
@@ -210,6 +226,7 @@ async def _page(
         "seller": seller,
         "account": account,
         "gap": _gap(account.payout),
+        "gap_limits": GAP_LIMITS,
         "node_online": node_online,
         "tokens": tokens,
         "sessions": live,
@@ -227,10 +244,13 @@ async def _page(
 
 def _gap(payout: PayoutView | None) -> dict[str, int] | None:
     """The numbers for advice on the wallet's gap limit; None while none is needed. Pure."""
-    if payout is None or payout.highest_index_used is None or payout.unused_streak < GAP_LIMIT_WARNING:
+    if payout is None or payout.highest_index_used is None:
+        return None
+    if not is_gap_near(payout.unused_streak, payout.gap_limit):
         return None
     return {
         "count": payout.unused_streak,
+        "bridged": payout.gap_limit,
         "limit": payout.unused_streak + GAP_LIMIT_HEADROOM,
         "last": payout.highest_index_used + GAP_LIMIT_HEADROOM,
     }
@@ -240,6 +260,7 @@ ROUTES = (
     seller_route("GET", PAGE, account_page, "A seller's account"),
     seller_route("POST", f"{PAGE}/wallet", preview_wallet, "What a wallet would be", back=PAGE),
     seller_route("POST", f"{PAGE}/wallet/set", set_wallet, "Be paid into a wallet", back=PAGE),
+    seller_route("POST", f"{PAGE}/gap", set_gap_limit, "What the wallet bridges", back=PAGE),
     seller_route("POST", f"{PAGE}/tokens", make_token, "A new token", back=PAGE),
     seller_route("POST", f"{PAGE}/tokens/{{token_id}}/revoke", revoke_token, "Revoke a token", back=PAGE),
     seller_route("POST", f"{PAGE}/password", set_password, "Set the password", back=PAGE),

@@ -22,7 +22,7 @@ from bitcache.api.wire import EarningsDay
 from bitcache.earnings import days_of, earnings, earnings_csv, owed_sat, pending_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
 from bitcache.node_state import node_state
-from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMIT_WARNING, wallet
+from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, is_gap_near, wallet
 from bitcache.seller_payments import SellerPayment, attend, needing_attention, payments_page
 from bitcache.services import Services
 from bitcache.web.charts import Chart, bar_chart
@@ -204,7 +204,7 @@ async def _notices(
     if current is None:
         return [*found, ("n_no_wallet", {})]
     usage = await services.descriptors.usage(tx, current.descriptor_id)
-    if usage.unused_streak >= GAP_LIMIT_WARNING:
+    if is_gap_near(usage.unused_streak, usage.gap_limit):
         limit = usage.unused_streak + GAP_LIMIT_HEADROOM
         found.append(("n_gap", {"count": usage.unused_streak, "limit": limit}))
     return found

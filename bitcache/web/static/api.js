@@ -16,9 +16,10 @@ const OFFLINE_LOOK_MS = 5_000;
 
 // `status` 0 with the name `unreachable`: no answer at all. `answer-wrong`: an answer that is not this server's.
 export class ApiProblem extends Error {
-  constructor({ status, name, detail = '', field = null, retryAfterS = null }) {
+  // `work`: what has to be solved first, where the server asks for a proof of work.
+  constructor({ status, name, detail = '', field = null, retryAfterS = null, work = null }) {
     super(`${status} ${name}: ${detail}`);
-    Object.assign(this, { status, name, detail, field, retryAfterS });
+    Object.assign(this, { status, name, detail, field, retryAfterS, work });
   }
 
   // As FormatError has it: what went wrong, in one word.
@@ -76,6 +77,7 @@ export async function problemOf(answer) {
     detail: typeof problem?.detail === 'string' ? problem.detail : '',
     field: typeof problem?.field === 'string' ? problem.field : null,
     retryAfterS: Number.isFinite(seconds) && seconds >= 0 ? seconds : null,
+    work: typeof problem?.work?.challenge === 'string' ? problem.work : null,
   });
 }
 

@@ -5,6 +5,7 @@
 
 import { call, ApiProblem } from './api.js';
 import { decode, encode } from './base64url.js';
+import { askEarning } from './earn.js';
 import { FormatError } from './errors.js';
 import { showGoods, titleOf } from './goods.js';
 import { keepPurchase, purchaseOf } from './kept.js';
@@ -86,9 +87,16 @@ async function ordered(link, parcel) {
   };
   keep(purchase);
   const body = { claim_hash: encode(await claimHash(claimSecret)) };
-  const invoice = await call('POST', `/offers/${offerId}/invoices`, { body });
+  const ask = (work) => call('POST', `/offers/${offerId}/invoices`, { body: work ? { ...body, work } : body });
+  const invoice = await askEarning(ask, showWork);
   keep({ ...purchase, invoiceId: invoice.invoice_id });
   return placeOf(invoice.invoice_id, claimSecret, link.linkSecret);
+}
+
+// An address must be earned: how long that still takes is luck, so only what is done is told.
+function showWork(share) {
+  const key = share < 1 ? 'js_offer_earning' : 'js_offer_earning_on';
+  paying.querySelector('button').textContent = say(key, { percent: Math.floor(share * 100) });
 }
 
 function keep(purchase) {

@@ -16,6 +16,9 @@ def upgrade() -> None:
     with op.batch_alter_table("parcels", schema=None) as batch_op:
         batch_op.add_column(sa.Column("damaged", sa.Boolean(), server_default=sa.false(), nullable=False))
 
+    with op.batch_alter_table("descriptors", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("gap_limit", sa.Integer(), nullable=True))
+
 
 def _restores() -> None:
     op.create_table(
