@@ -21,6 +21,7 @@ from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.node_fitness import NodeInfo, fitness
 from payments.ports import Transaction
+from payments.rescan import fetch_pruned
 
 CLOCK_OFFSET_S_MAX = 60
 RECOMPUTE_BATCH = 200
@@ -178,6 +179,17 @@ async def check_files(services: Services) -> Finding:
     )
 
 
+async def rescan(services: Services) -> int:
+    """Have the node fetch pruned blocks that were never scanned; how many. The server's watcher scans them.
+
+    Raises PeersHaveNotBlock, and what the node raises.
+    """
+    scanned = await services.database.read(chain_facts.tip)
+    if scanned is None:
+        return 0
+    return len([height async for height in fetch_pruned(services.node, scanned_height=scanned.height)])
+
+
 async def recompute(services: Services) -> tuple[int, int]:
     """Derive every invoice's status and bookings again from the facts; (invoices, those that changed)."""
     ids = await services.database.read(services.registry.all_ids)
@@ -251,8 +263,8 @@ async def _pruning_finding(services: Services, info: NodeInfo) -> Finding:
             "pruning",
             Verdict.WRONG,
             f"the node keeps blocks from {lowest}, the last one scanned here is {scanned.height}",
-            "Payments in between cannot be found: let the node download the chain anew, with more to keep "
-            "(`prune` in its bitcoin.conf).",
+            "`bitcache doctor --rescan` has the node fetch those in between from its peers. Give it more to "
+            "keep (`prune` in its bitcoin.conf).",
         )
     return Finding("pruning", Verdict.OK, "no block is missing")
 

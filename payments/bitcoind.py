@@ -26,6 +26,7 @@ ADDRESSES_PER_BATCH = 500
 
 # Bitcoin Core's src/rpc/protocol.h.
 RPC_METHOD_NOT_FOUND = -32601
+RPC_MISC_ERROR = -1
 RPC_INVALID_ADDRESS_OR_KEY = -5
 RPC_INVALID_PARAMETER = -8
 RPC_TRANSACTION_ALREADY_IN_CHAIN = -27
@@ -64,6 +65,17 @@ class BlockHeader(Struct, frozen=True, kw_only=True):
     time: int
     previous_hash: str | None = field(default=None, name="previousblockhash")
     """None for the genesis block."""
+
+
+class Peer(Struct, frozen=True, kw_only=True):
+    """One of `getpeerinfo`."""
+
+    id: int
+    services: list[str] = field(name="servicesnames")
+
+    @property
+    def has_all_blocks(self) -> bool:
+        return "NETWORK" in self.services
 
 
 class MempoolSnapshot(Struct, frozen=True, kw_only=True):
@@ -194,6 +206,22 @@ class Bitcoind:
                 "the node does not serve blocks over REST: set `rest=1` in its bitcoin.conf, restart it"
             )
         raise BlockUnavailable(block_hash, reason)
+
+    async def peers(self) -> list[Peer]:
+        return await self._rpc.call("getpeerinfo", answer=list[Peer])
+
+    async def fetch_block(self, block_hash: str, peer_id: int) -> bool:
+        """Ask a peer for a block whose header is known, such as one that was pruned. It comes in a while.
+
+        False: the peer has left or will not be asked, or the block is here already.
+        """
+        try:
+            await self._rpc.call("getblockfrompeer", block_hash, peer_id, answer=dict[str, object])
+        except NodeRefused as exc:
+            if exc.code == RPC_MISC_ERROR:
+                return False
+            raise
+        return True
 
     # The mempool
 

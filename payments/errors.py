@@ -69,6 +69,17 @@ class BlockUnavailable(PaymentsError):
         self.reason = reason
 
 
+class PeersHaveNotBlock(PaymentsError):
+    """No peer gave our node a block that it had pruned."""
+
+    def __init__(self, height: int) -> None:
+        super().__init__(
+            f"no peer gave the node block {height}: connect it to one that keeps the whole chain "
+            "(`addnode HOST add`), then try again"
+        )
+        self.height = height
+
+
 class BlockMalformed(PaymentsError):
     """These bytes are not a block."""
 

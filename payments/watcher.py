@@ -115,7 +115,7 @@ class Watcher:
             except (NodeUnavailable, NodeMisconfigured, NodeRefused, BlockMalformed) as exc:
                 await self._offline(str(exc))
             except BlockUnavailable as exc:
-                await self._offline(f"{exc}. A node that pruned it must download the chain anew")
+                await self._offline(f"{exc}. If it was pruned: `bitcache doctor --rescan`")
 
     async def look_at(self, txids: Sequence[str]) -> None:
         """The short way from mempool events to the database, for a few transactions."""

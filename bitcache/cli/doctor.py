@@ -37,6 +37,7 @@ class Wanted(Struct):
     """What is asked for besides the checks."""
 
     recompute: bool
+    rescan: bool
     scrub: bool
     rate_mb: float
     file: str
@@ -48,6 +49,7 @@ class Examination(Struct):
     recomputed: tuple[int, int] | None = None
     """(invoices, those that changed)"""
     scrubbed: Scrubbed | None = None
+    fetched_blocks: int | None = None
 
 
 @app.command("doctor", epilog="Example: bitcache doctor --data /srv/bitcache")
@@ -56,6 +58,9 @@ def doctor(
     data: DataFolder = DATA_FOLDER,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Derive every invoice's status and bookings again.")
+    ] = False,
+    rescan: Annotated[
+        bool, typer.Option("--rescan", help="Have the node fetch blocks again that it pruned unscanned.")
     ] = False,
     scrub: Annotated[
         bool, typer.Option("--scrub", help="Read every stored file again and compare it with its digests.")
@@ -71,7 +76,7 @@ def doctor(
     """
     if (file or after) and not scrub:
         raise UsageWrong("--file and --after are for --scrub: add it.")
-    wanted = Wanted(recompute=recompute, scrub=scrub, rate_mb=rate_mb, file=file, after=after)
+    wanted = Wanted(recompute=recompute, rescan=rescan, scrub=scrub, rate_mb=rate_mb, file=file, after=after)
     found = run(_examine(data, wanted))
     if json_output:
         print_json(found)
@@ -86,6 +91,8 @@ def _show(found: Examination) -> None:
         print_text(f"{SIGNS[finding.verdict]}  {finding.check}: {finding.words}")
         if finding.mend:
             print_text(f"         {finding.mend}")
+    if found.fetched_blocks is not None:
+        print_text(f"{found.fetched_blocks} pruned blocks fetched again; the running server scans them")
     if found.recomputed is not None:
         print_text(f"{found.recomputed[0]} invoices derived again, {found.recomputed[1]} changed")
     if (scrubbed := found.scrubbed) is not None:
@@ -117,6 +124,8 @@ async def _examine(data: Path, wanted: Wanted) -> Examination:
         found.findings.append(await checks.check_files(services))
         found.findings.append(await checks.check_watcher(services))
         found.findings += [finding async for finding in checks.check_node(services)]
+        if wanted.rescan:
+            found.fetched_blocks = await checks.rescan(services)
         if wanted.recompute:
             found.recomputed = await checks.recompute(services)
         return found
