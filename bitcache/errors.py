@@ -54,6 +54,14 @@ class DatabaseDamaged(DatabaseUnavailable):
 
 
 class BackupRefused(BitcacheError):
+    """No backup can be made there, or of that; an earlier one is as it was. The message says what to do."""
+
+
+class RestoreRefused(BitcacheError):
+    """The backup cannot be put back there, or not with this key. Nothing was written."""
+
+
+class BackupRefused(BitcacheError):
     """No backup can be made there, or of that; an earlier one is as it was. The message says what to change."""
 
 

@@ -36,7 +36,9 @@ def create_private(path: Path, octets: bytes) -> None:
     """A new file that only its owner can read, on disk when this returns. Raises FileExistsError."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(file, octets)
+        rest = memoryview(octets)
+        while rest:  # a disk that fills up takes a part, and complains about the rest
+            rest = rest[os.write(file, rest) :]
         os.fsync(file)
     finally:
         os.close(file)

@@ -1,6 +1,8 @@
 """A new data folder: a commented configuration, a master key, a database."""
 
 import tomllib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network, parse
@@ -120,6 +122,17 @@ async def initialise(folder: Path, *, network: Network) -> None:
     database = Database(config.database)
     try:
         await prepare_database(config, database)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_database(config: Config) -> AsyncIterator[Database]:
+    """The server's database with its tables up to date, whether the server runs or not."""
+    database = Database(config.database)
+    try:
+        await prepare_database(config, database)
+        yield database
     finally:
         await database.close()
 

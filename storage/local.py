@@ -142,11 +142,7 @@ class LocalBlobStore:
             _sync_folder(finished.parent)
 
     def _paths(self, file_id: str) -> tuple[Path, Path]:
-        """(finished, uploading). The only place where an id becomes a path."""
-        if not _FILE_ID.fullmatch(file_id):
-            raise FileIdInvalid("A file id is 26 characters of a-z and 2-7. Use the id that the server gave.")
-        finished = self._folder / file_id[:2] / file_id
-        return finished, finished.with_name(file_id + _UPLOADING_SUFFIX)
+        return blob_paths(self._folder, file_id)
 
     def _open_uploading(self, uploading: Path, length: int) -> int:
         """A descriptor to write `length` bytes to, in a shard that a power cut leaves in place."""
@@ -163,6 +159,17 @@ class LocalBlobStore:
     def _disk_free_bytes(self) -> int:
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize
+
+
+def blob_paths(folder: Path, file_id: str) -> tuple[Path, Path]:
+    """(finished, uploading) of a blob in a store's folder. The only place where an id becomes a path.
+
+    Raises FileIdInvalid.
+    """
+    if not _FILE_ID.fullmatch(file_id):
+        raise FileIdInvalid("A file id is 26 characters of a-z and 2-7. Use the id that the server gave.")
+    finished = folder / file_id[:2] / file_id
+    return finished, finished.with_name(file_id + _UPLOADING_SUFFIX)
 
 
 def _finished_size(finished: Path, file_id: str) -> int:

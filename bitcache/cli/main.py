@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from bitcache import VERSION
-from bitcache.cli import buyer, doctor, moderation, operator, seller
+from bitcache.cli import backup, buyer, doctor, moderation, operator, seller
 from bitcache.cli.output import print_text
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (operator, seller, buyer, doctor, moderation):
+for group in (operator, seller, buyer, doctor, backup, moderation):
     app.add_typer(group.app)
 
 

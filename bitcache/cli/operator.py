@@ -6,8 +6,6 @@ The server itself is imported inside the commands: those of a buyer must not wai
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from enum import StrEnum
 from getpass import getpass
 from pathlib import Path
@@ -33,7 +31,6 @@ from bitcache.role import Role
 
 if TYPE_CHECKING:
     from bitcache.accounts import Account, IssuedToken
-    from bitcache.db.engine import Database
     from payments.ports import Transaction
 
 app = typer.Typer()
@@ -183,12 +180,13 @@ def account_list(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) 
 async def _create_account(settings: Config, name: str) -> IssuedToken:
     from bitcache import accounts
     from bitcache.services import now
+    from bitcache.setup import open_database
 
     async def made(tx: Transaction) -> IssuedToken:
         account_id = await accounts.register(tx, name=name, now=now())
         return await accounts.issue_token(tx, account_id, label=OPERATORS_LABEL, now=now())
 
-    async with _database(settings) as database:
+    async with open_database(settings) as database:
         return await database.write(made)
 
 
@@ -196,6 +194,7 @@ async def _issue_token(settings: Config, name: str, *, revoke_others: bool) -> t
     """The token, and how many others were revoked."""
     from bitcache import accounts
     from bitcache.services import now
+    from bitcache.setup import open_database
 
     async def issued(tx: Transaction) -> tuple[IssuedToken, int]:
         account_id = await accounts.id_of_name(tx, name)
@@ -204,7 +203,7 @@ async def _issue_token(settings: Config, name: str, *, revoke_others: bool) -> t
         revoked = await accounts.revoke_all_tokens(tx, account_id, now=now()) if revoke_others else 0
         return await accounts.issue_token(tx, account_id, label=OPERATORS_LABEL, now=now()), revoked
 
-    async with _database(settings) as database:
+    async with open_database(settings) as database:
         return await database.write(issued)
 
 
@@ -224,6 +223,7 @@ async def _set_password(settings: Config, name: str, password: str) -> str:
     """The account's id."""
     from bitcache import accounts, passwords
     from bitcache.services import now
+    from bitcache.setup import open_database
 
     fault = passwords.fault_of(password, name=name)
     if fault is not None:
@@ -239,29 +239,16 @@ async def _set_password(settings: Config, name: str, password: str) -> str:
         await passwords.reset(tx, account_id, password_hash, now=now())
         return account_id
 
-    async with _database(settings) as database:
+    async with open_database(settings) as database:
         return await database.write(reset)
 
 
 async def _list_accounts(settings: Config) -> list[Account]:
     from bitcache import accounts
+    from bitcache.setup import open_database
 
-    async with _database(settings) as database:
+    async with open_database(settings) as database:
         return await database.read(accounts.list_all)
-
-
-@asynccontextmanager
-async def _database(settings: Config) -> AsyncIterator[Database]:
-    """The server's database with its tables up to date, whether the server runs or not."""
-    from bitcache.db.engine import Database
-    from bitcache.setup import prepare_database
-
-    database = Database(settings.database)
-    try:
-        await prepare_database(settings, database)
-        yield database
-    finally:
-        await database.close()
 
 
 def _token_facts(issued: IssuedToken) -> dict[str, object]:

@@ -1,0 +1,149 @@
+"""`backup`, `backup-key`, `restore`, and what a restored server must be told or asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitcache import config as configuration
+from bitcache.cli.common import show_count, show_time
+from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
+from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, printable, run, say
+
+if TYPE_CHECKING:
+    from bitcache.backup import BackupDone
+    from bitcache.config import Config
+    from bitcache.unassigned_money import UnassignedMoney
+
+app = typer.Typer()
+
+
+@app.command("backup", epilog="Example: bitcache backup /mnt/backup --data /srv/bitcache")
+@expected_errors
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made if need be; what is there is kept.")],
+    with_master_key: Annotated[
+        bool,
+        typer.Option(
+            "--with-master-key", help="Put the master key in too: then who has the backup can open it."
+        ),
+    ] = False,
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """Back the whole server up, while it serves. Again into the same folder takes what is new."""
+    done = run(_back_up(configuration.load(data), folder, with_master_key=with_master_key))
+    manifest = done.manifest
+    if json_output:
+        print_json({"manifest": manifest, "copied": done.copied})
+        return
+    print_text(
+        f"Backed up {show_count(manifest.blobs.count, 'file')} of {manifest.blobs.size_bytes:,} bytes, "
+        f"{done.copied.count} of them new, and {show_count(manifest.uploads.count, 'unfinished upload')}."
+    )
+    if manifest.missing:
+        say(
+            f"The server itself has lost {show_count(len(manifest.missing), 'file')}, first "
+            f"{manifest.missing[0]}: run `bitcache doctor --scrub`."
+        )
+    if not with_master_key:
+        say("The master key is not in it: keep a copy elsewhere, made by `bitcache backup-key FILE`.")
+
+
+@app.command("backup-key", epilog="Example: bitcache backup-key /media/stick/master.key --data /srv/bitcache")
+@expected_errors
+def backup_key(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, not where the backups are.")],
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """Copy the master key, and remember that it was copied: `bitcache doctor` warns until then."""
+    fingerprint = run(_back_up_key(configuration.load(data), file))
+    if json_output:
+        print_json({"file": str(file), "fingerprint": fingerprint})
+    else:
+        print_text(f"Copied the master key {fingerprint} to {file}.")
+
+
+@app.command("restore", epilog="Example: bitcache restore /mnt/backup --data /srv/bitcache --master-key key")
+@expected_errors
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `bitcache backup` made.")],
+    master_key: Annotated[
+        Path | None,
+        typer.Option("--master-key", metavar="FILE", help="Your copy of the key, if the backup has none."),
+    ] = None,
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """Make a new data folder from a backup. Everything is checked before anything is written."""
+    from bitcache import restore as restoring
+    from bitcache.services import now
+
+    restored = run(
+        restoring.restore(folder, data, master_key_file=master_key, environment=os.environ, now=now())
+    )
+    if json_output:
+        print_json({"data_folder": str(data), "manifest": restored.manifest})
+        return
+    print_text(
+        f"Restored {show_count(restored.manifest.blobs.count, 'file')}. Read {data}/bitcache.toml, then:"
+    )
+    print_text(f"bitcache serve --data {data}")
+    say("New invoices wait until the addresses in use since the backup are found: see `bitcache unassigned`.")
+    say("Passwords, tokens, wallets and offers that were changed since the backup are as they were.")
+
+
+@app.command("unassigned", epilog="Example: bitcache unassigned --data /srv/bitcache")
+@expected_errors
+def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) -> None:
+    """List what was paid to addresses handed out between the backup and the loss: the invoices are lost."""
+    found = run(_list_unassigned(configuration.load(data)))
+    if json_output:
+        print_json(found)
+        return
+    for payment in found.payments:
+        names = ", ".join(printable(name) for name in payment.sellers) or "a wallet no seller has now"
+        print_text(
+            f"{payment.amount_sat:>14,} sat  {payment.address}  index {payment.address_index}  "
+            f"{payment.presence}, {show_count(payment.confirmations, 'confirmation')}  {payment.outpoint}  "
+            f"{show_time(payment.first_seen_at)}  {names}"
+        )
+    print_text(f"{found.confirmed_sat:>14,} sat confirmed, in the sellers' wallets")
+    for sellers in found.searching:
+        names = ", ".join(printable(name) for name in sellers) or "a wallet no seller has now"
+        print_text(f"No new invoices yet for: {names}. Used addresses are still searched for.")
+
+
+async def _back_up(settings: Config, folder: Path, *, with_master_key: bool) -> BackupDone:
+    from bitcache.backup import back_up, note_key_backup
+    from bitcache.services import now
+    from bitcache.setup import open_database
+
+    done = await back_up(settings, folder, with_master_key=with_master_key, now=now())
+    if with_master_key:
+        async with open_database(settings) as database:
+            await database.write(lambda tx: note_key_backup(tx, done.manifest.master_key, now=now()))
+    return done
+
+
+async def _back_up_key(settings: Config, file: Path) -> str:
+    from bitcache.backup import copy_master_key, note_key_backup
+    from bitcache.services import now
+    from bitcache.setup import open_database
+
+    async with open_database(settings) as database:
+        fingerprint = copy_master_key(settings, file)
+        await database.write(lambda tx: note_key_backup(tx, fingerprint, now=now()))
+    return fingerprint
+
+
+async def _list_unassigned(settings: Config) -> UnassignedMoney:
+    from bitcache.setup import open_database
+    from bitcache.unassigned_money import listed
+
+    async with open_database(settings) as database:
+        return await database.read(listed)
