@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from regtest.processes import GuardedProcess, free_ports, remove_folder
 from regtest.world import RegtestWorld
 
 BITCACHE = Path(sys.executable).with_name("bitcache")
+CONFIG_FILE = "bitcache.toml"
+"""What `bitcache init` leaves in a data folder."""
 START_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 300.0
 
@@ -52,24 +54,36 @@ class Answer:
 class ServedBitcache:
     """Owns a data folder, a port and a process. `await start()` first, `await close()` last.
 
-    `settings` are BITCACHE_* variables without the prefix, such as {"PRICE_HOLD_S": "60"}.
+    `settings` are BITCACHE_* variables without the prefix, such as {"PRICE_HOLD_S": "60"}. `data_folder`:
+    where the server keeps its things, if not in a folder of its own.
     """
 
-    def __init__(self, world: RegtestWorld, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        world: RegtestWorld,
+        *,
+        settings: Mapping[str, str] | None = None,
+        data_folder: Path | None = None,
+    ) -> None:
         self.world = world
         self.folder = Path(tempfile.mkdtemp(prefix="bitcache-server-"))
         self.port = free_ports(1)[0]
         self.url = f"http://localhost:{self.port}"
         self.settings = dict(settings or {})
+        self.data_folder = data_folder or self.folder / "data"
+        self.program: Sequence[str | Path] = (BITCACHE,)
+        """What `start` runs, with `serve` and its options behind it."""
         self._process: GuardedProcess | None = None
-
-    @property
-    def data_folder(self) -> Path:
-        return self.folder / "data"
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.running
+
+    @property
+    def pid(self) -> int:
+        """Of the running server."""
+        assert self._process is not None, "start it first"
+        return self._process.pid
 
     def environment(self, home: Path | None = None) -> dict[str, str]:
         """For the server, and for commands of operator, sellers and buyers, each with their own home."""
@@ -93,10 +107,10 @@ class ServedBitcache:
 
     async def start(self) -> None:
         """Make the data folder if there is none, start, and wait until the server and its node are ready."""
-        if not self.data_folder.exists():
+        if not (self.data_folder / CONFIG_FILE).exists():
             await self.command("init", str(self.data_folder))
         self._process = GuardedProcess(
-            [BITCACHE, "serve", "--data", str(self.data_folder)],
+            [*self.program, "serve", "--data", str(self.data_folder)],
             log=self.folder / "server.log",
             environment=self.environment(),
             folder=self.folder,
@@ -104,6 +118,7 @@ class ServedBitcache:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not await self._ready():
             if not self._process.running or time.monotonic() > deadline:
+                await self.kill()
                 raise ServerFailed(f"the server did not get ready:\n{self._process.log_tail()}")
             await asyncio.sleep(0.05)
 

@@ -8,14 +8,15 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from tests.stand import Stand
 from tests.till import Till
 
 
 class Browser:
     """Keeps cookies, reads forms, follows nothing by itself."""
 
-    def __init__(self, till: Till) -> None:
-        self._url = till.server.url
+    def __init__(self, shop: Till | Stand) -> None:
+        self._url = shop.server.url
         # Cookies of an address, as the tests have no name for the server.
         self._http = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
         self.text = ""

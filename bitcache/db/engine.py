@@ -41,8 +41,8 @@ READERS_MAX = 8
 CONNECT_TIMEOUT_S = 10
 """For PostgreSQL: a host that is off says nothing, and requests wait."""
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-DISK_FULL = {sqlite3.SQLITE_FULL, "53100"}
-"""Code of SQLite, SQLSTATE of PostgreSQL."""
+DISK_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, "53100"}
+"""Codes of SQLite (the second: no room for the index of its WAL), SQLSTATE of PostgreSQL."""
 SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 SQLITE_AWAY = LOCKED | {
     sqlite3.SQLITE_IOERR,
