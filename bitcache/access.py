@@ -5,7 +5,7 @@ the first moment which bytes a buyer may have a right to. Money and access chang
 `on_change` runs inside the one that changes the standing.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from msgspec import Raw, Struct, json
 from sqlalchemy import func, insert, select, update
@@ -69,25 +69,25 @@ class Access:
         """Write the grant of a new invoice."""
         offer = frozen_offer(record)
         now = self._clock()
-        await tx.execute(
-            insert(grants).values(
-                id=new_id(),
-                invoice_id=record.invoice.id,
-                offer_id=offer.offer_id,
-                parcel_id=offer.parcel_id,
-                created_at=now,
-                bytes_allowed=False,
-                key_allowed=False,
-                retained_until=record.standing.valid_until + UNPAID_RETENTION_S,
-                bytes_served=0,
-            )
+        grant = Grant(
+            id=new_id(),
+            invoice_id=record.invoice.id,
+            offer_id=offer.offer_id,
+            parcel_id=offer.parcel_id,
+            bytes_allowed=False,
+            key_allowed=False,
+            retained_until=record.standing.valid_until + UNPAID_RETENTION_S,
+            bytes_served=0,
         )
-        return await self.settle(tx, record)
+        await tx.execute(insert(grants).values(created_at=now, **asdict(grant)))
+        return await self._settle(tx, record, grant)
 
     async def settle(self, tx: Transaction, record: InvoiceRecord) -> Grant:
         """Make the grant's row say what `record` permits now, and append the event."""
+        return await self._settle(tx, record, await grant_of(tx, record.invoice.id))
+
+    async def _settle(self, tx: Transaction, record: InvoiceRecord, grant: Grant) -> Grant:
         now = self._clock()
-        grant = await grant_of(tx, record.invoice.id)
         permitted = await self.permission(tx, record, grant)
         retained_until = grant.retained_until
         if record.standing.covered:
@@ -96,21 +96,28 @@ class Access:
         if permitted.key_allowed and released_at is None:
             released_at = now
             await mark_released(tx, record.invoice.id, now=now)
-        await tx.execute(
-            update(grants)
-            .where(grants.c.id == grant.id)
-            .values(
-                bytes_allowed=permitted.bytes_allowed,
-                key_allowed=permitted.key_allowed,
-                retained_until=retained_until,
-            )
+        settled = replace(
+            grant,
+            bytes_allowed=permitted.bytes_allowed,
+            key_allowed=permitted.key_allowed,
+            retained_until=retained_until,
         )
+        if settled != grant:
+            await tx.execute(
+                update(grants)
+                .where(grants.c.id == grant.id)
+                .values(
+                    bytes_allowed=settled.bytes_allowed,
+                    key_allowed=settled.key_allowed,
+                    retained_until=settled.retained_until,
+                )
+            )
         view = invoice_view(record, permitted, await node_state(tx, now), now)
         event = InvoiceEvent(
             grant.id, permitted.bytes_allowed, Raw(json.encode(view)), record.invoice.seller_id
         )
         await events.append(tx, topic=TOPIC, subject=record.invoice.id, payload=event, now=now)
-        return await grant_of(tx, record.invoice.id)
+        return settled
 
     async def permission(self, tx: Transaction, record: InvoiceRecord, grant: Grant) -> Permission:
         """What the buyer may have now.

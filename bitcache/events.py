@@ -8,7 +8,7 @@ remembers the last one misses nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,8 +44,9 @@ class Reload:
 async def append(tx: Transaction, *, topic: str, subject: str, payload: Struct, now: int) -> None:
     """Tell of something in the transaction that does it."""
     body = msgspec.json.encode(payload).decode()
-    await tx.execute(insert(events).values(at=now, topic=topic, subject=subject, json=body))
-    tx.info[COMMITTED_MARK] = True
+    inserted = await tx.execute(insert(events).values(at=now, topic=topic, subject=subject, json=body))
+    (seq,) = inserted.inserted_primary_key or (0,)
+    tx.info.setdefault(COMMITTED_MARK, []).append(Event(seq, now, topic, subject, body))
 
 
 async def after(tx: Transaction, seq: int, *, subject: str | None = None, limit: int) -> list[Event]:
@@ -99,9 +100,13 @@ class EventFeed:
         self.last_seq = await self._store.read(last_seq)
         self.looked_at = time.monotonic()
 
-    def wake(self) -> None:
-        """Look at once: something was committed here."""
-        self._woken.set()
+    def hear(self, appended: Sequence[Event]) -> None:
+        """Hand on what was committed here; where other processes' events lie between, look at once."""
+        for event in appended:
+            if event.seq != self.last_seq + 1:
+                self._woken.set()
+                return
+            self._hand_on(event)
 
     def listen(self, callback: Callable[[Event], None]) -> None:
         """Call `callback` with every event from now on; it must be quick and not raise."""
@@ -126,14 +131,15 @@ class EventFeed:
             started_at = time.monotonic()
             found = await self._store.read(lambda tx: after(tx, self.last_seq, limit=ROWS_PER_POLL))
             for event in found:
-                self._hand_on(event)
-                self.last_seq = event.seq
+                # What was heard of while we read is handed on already.
+                if event.seq > self.last_seq:
+                    self._hand_on(event)
             if len(found) < ROWS_PER_POLL:
                 self.looked_at = started_at
                 return
 
     async def run(self) -> None:
-        """Poll for ever, at once when woken. A database that is away for a while ends nothing."""
+        """Poll for ever, at once where `hear` missed something. A database that is away ends nothing."""
         while True:
             self._woken.clear()
             try:
@@ -148,6 +154,7 @@ class EventFeed:
                 continue
 
     def _hand_on(self, event: Event) -> None:
+        self.last_seq = event.seq
         for listener in self._listeners:
             listener(event)
         for subscription in self._subscriptions.get(event.subject, ()):

@@ -26,11 +26,10 @@ class NodeState:
 
 async def node_state(tx: Transaction, now: int) -> NodeState:
     """The node's state at `now`; offline while the watcher has never run."""
-    beat = await chain_facts.watcher_state_of(tx)
-    tip = await chain_facts.tip(tx)
+    tip_height, beat = await chain_facts.tip_and_watcher(tx)
     trouble = (
         "the watcher does not run"
         if beat is None or now - beat.beat_at > HEARTBEAT_AGE_MAX_S
         else beat.trouble
     )
-    return NodeState(tip_height=tip.height if tip else 0, trouble=trouble)
+    return NodeState(tip_height=tip_height, trouble=trouble)

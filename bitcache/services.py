@@ -99,7 +99,7 @@ async def open_services(
         node = _node(config)
         closing.push_async_callback(node.close)
         feed = EventFeed(database)
-        database.after_events = feed.wake
+        database.after_events = feed.hear
         addresses = AddressBook(node)
         descriptor_store = _descriptor_store(sealer)
         access = Access(config, clock)

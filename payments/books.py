@@ -1,6 +1,6 @@
 """The ledger in the database: `payments.ledger` says what should stand, this appends what is missing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Row, insert, select
@@ -11,12 +11,27 @@ from payments.ports import Transaction
 from payments.tables import transfers
 
 
+async def booked(tx: Transaction, references: Sequence[str]) -> dict[str, list[ledger.Transfer]]:
+    """What stands under each of these references."""
+    found: dict[str, list[ledger.Transfer]] = {reference: [] for reference in references}
+    for row in (await tx.execute(select(transfers).where(transfers.c.reference.in_(references)))).all():
+        found[row.reference].append(transfer_of(row))
+    return found
+
+
 async def append_missing(
-    tx: Transaction, desired: Iterable[ledger.Booking], *, reference: str, now: int
+    tx: Transaction,
+    desired: Iterable[ledger.Booking],
+    standing: Sequence[ledger.Transfer],
+    *,
+    reference: str,
+    now: int,
 ) -> bool:
-    """Make exactly `desired` stand under `reference`; whether anything was booked. Raises LedgerImbalance."""
-    rows = (await tx.execute(select(transfers).where(transfers.c.reference == reference))).all()
-    missing = ledger.reconcile(desired, [transfer_of(row) for row in rows], reference=reference, now=now)
+    """Make exactly `desired` stand under `reference`, where now `standing` does; whether anything was booked.
+
+    Raises LedgerImbalance.
+    """
+    missing = ledger.reconcile(desired, standing, reference=reference, now=now)
     if missing:
         await tx.execute(insert(transfers), [asdict(transfer) for transfer in missing])
     return bool(missing)

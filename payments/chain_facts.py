@@ -3,9 +3,10 @@
 `payments.chain_store` writes it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import literal, select, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from payments.invoice import ChainView, Outage, Status
@@ -85,15 +86,14 @@ class WatcherState:
 
 async def view(tx: Transaction, now: int) -> ChainView:
     """The active chain as last scanned, with every outage, the present one included."""
-    tip_ref = await tip(tx)
+    tip_height, state = await tip_and_watcher(tx)
     spans = [
         Outage(started_at=row.started_at, ended_at=row.ended_at)
         for row in (await tx.execute(select(outages).order_by(outages.c.started_at))).all()
     ]
-    state = await watcher_state_of(tx)
     if state is not None and state.online_at and now - state.online_at > OUTAGE_S_MIN:
         spans.append(Outage(started_at=state.online_at, ended_at=now))
-    return ChainView(tip_height=tip_ref.height if tip_ref else 0, outages=tuple(spans))
+    return ChainView(tip_height=tip_height, outages=tuple(spans))
 
 
 async def tip(tx: Transaction) -> BlockRef | None:
@@ -114,19 +114,23 @@ async def active_below(tx: Transaction, height: int, limit: int) -> list[BlockRe
     return [BlockRef(height=row.height, hash=row.hash) for row in rows.all()]
 
 
-async def payments_to(tx: Transaction, invoice_id: str) -> Payments:
-    """Every output that ever paid this invoice, in order of first sight."""
+async def payments_to(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, Payments]:
+    """Every output that ever paid each of these invoices, in order of first sight."""
     rows = (
         await tx.execute(
             select(received_outputs, paying_transactions)
             .join(paying_transactions, paying_transactions.c.txid == received_outputs.c.txid)
-            .where(received_outputs.c.invoice_id == invoice_id)
+            .where(received_outputs.c.invoice_id.in_(invoice_ids))
             .order_by(received_outputs.c.first_seen_at, received_outputs.c.txid, received_outputs.c.vout)
         )
     ).all()
-    inputs = await inputs_by_txid(tx, paying_transactions.c.txid.in_({row.txid for row in rows}))
-    outputs = [
-        ReceivedOutput(
+    inputs = (
+        await inputs_by_txid(tx, paying_transactions.c.txid.in_({row.txid for row in rows})) if rows else {}
+    )
+    outputs: dict[str, list[ReceivedOutput]] = {invoice_id: [] for invoice_id in invoice_ids}
+    unfit: set[str] = set()
+    for row in rows:
+        output = ReceivedOutput(
             outpoint=OutPoint(row.txid, row.vout),
             amount_sat=Sat(row.amount_sat),
             first_seen_at=row.first_seen_at,
@@ -136,10 +140,13 @@ async def payments_to(tx: Transaction, invoice_id: str) -> Payments:
             reorged=row.reorged,
             inputs=frozenset(inputs.get(row.txid, ())),
         )
-        for row in rows
-    ]
-    unconfirmed = [row for row in rows if row.presence in (Presence.MEMPOOL, Presence.MISSING)]
-    return Payments(outputs=tuple(outputs), prefetch_fit=all(row.prefetch_fit for row in unconfirmed))
+        outputs[row.invoice_id].append(output)
+        if output.presence in (Presence.MEMPOOL, Presence.MISSING) and not row.prefetch_fit:
+            unfit.add(row.invoice_id)
+    return {
+        invoice_id: Payments(tuple(received), prefetch_fit=invoice_id not in unfit)
+        for invoice_id, received in outputs.items()
+    }
 
 
 async def unconfirmed(tx: Transaction) -> list[Unconfirmed]:
@@ -204,6 +211,25 @@ async def moving(tx: Transaction, *, from_height: int, told_from_height: int) ->
         .where(height >= from_height, (height >= told_from_height) | ripening)
     )
     return set(rows.all())
+
+
+async def tip_and_watcher(tx: Transaction) -> tuple[int, WatcherState | None]:
+    """(height of the tip as last scanned, 0 before the first start; the watcher), in one statement."""
+    height = select(blocks.c.height).where(blocks.c.active).order_by(blocks.c.height.desc()).limit(1)
+    always = select(literal(1)).subquery()
+    row = (
+        await tx.execute(
+            select(watcher_state, height.scalar_subquery().label("tip_height")).select_from(
+                always.outerjoin(watcher_state, true())
+            )
+        )
+    ).one()
+    state = (
+        None
+        if row.beat_at is None
+        else WatcherState(beat_at=row.beat_at, online_at=row.online_at, trouble=row.trouble)
+    )
+    return row.tip_height or 0, state
 
 
 async def watcher_state_of(tx: Transaction) -> WatcherState | None:

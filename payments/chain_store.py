@@ -82,11 +82,13 @@ async def add_payment(
                 prefetch_fit=prefetch_fit,
             )
         )
-        for previous in payment.inputs:
+        if payment.inputs:
             await tx.execute(
-                insert(paying_inputs).values(
-                    txid=payment.txid, previous_txid=previous.txid, previous_vout=previous.vout
-                )
+                insert(paying_inputs),
+                [
+                    {"txid": payment.txid, "previous_txid": previous.txid, "previous_vout": previous.vout}
+                    for previous in payment.inputs
+                ],
             )
     elif height is None and (known.height is not None or known.conflict_height is not None):
         # The node has taken that block off the chain since our last look: the poll that records it is first.
@@ -103,7 +105,7 @@ async def add_payment(
         )
     # A rescan may meet a known transaction with a script that was not watched before: outputs are added one
     # by one.
-    recorded = await _recorded(tx, payment.txid)
+    recorded = set() if known is None else await _recorded(tx, payment.txid)
     concerned: set[str] = set()
     for output in payment.outputs:
         invoice_id = await unassigned.invoice_of(tx, output)
@@ -186,6 +188,8 @@ async def _first_seen_of_replaced(tx: Transaction, payment: PayingTransaction, i
             .group_by(received_outputs.c.txid)
         )
     ).all()
+    if not earlier:
+        return None
     inputs = await chain_facts.inputs_by_txid(
         tx, paying_transactions.c.txid.in_({row.txid for row in earlier})
     )

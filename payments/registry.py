@@ -4,7 +4,7 @@ Every change ends in `refresh`: load the facts, derive the standing, book what t
 `on_change`, all in the caller's transaction. So status, books and access never disagree, whatever crashes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -12,6 +12,7 @@ from sqlalchemy import Row, and_, func, insert, or_, select, update
 
 from payments import books, chain_facts, ledger
 from payments.attention import attention
+from payments.chain_facts import Payments
 from payments.errors import InvoiceNotFound, InvoiceNotRenewable
 from payments.invoice import (
     ChainView,
@@ -33,6 +34,7 @@ from payments.tables import invoice_terms, invoices
 SOLD = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
 DEPTH_TOLD = 6
 """Confirmations are told at least this far, or as far as the policy asks."""
+INVOICES_PER_BATCH = 500
 
 
 class InvoiceRegistry:
@@ -83,7 +85,20 @@ class InvoiceRegistry:
         )
         for position, term in enumerate(invoice.terms):
             await _insert_term(tx, invoice.id, position, term)
-        return await self.load(tx, invoice.id, now=now)
+        return InvoiceRecord(
+            invoice=invoice,
+            subject=subject,
+            frozen=frozen,
+            claim_hash=claim_hash,
+            address=issued.address if issued else None,
+            script_pubkey=issued.script_pubkey if issued else None,
+            descriptor_id=issued.descriptor_id if issued else None,
+            address_index=issued.index if issued else None,
+            outputs=(),
+            standing=born,
+            released_at=now if born.status is Status.SETTLED else None,
+            prefetch_fit=True,
+        )
 
     async def find(
         self, tx: Transaction, *, subject: str, claim_hash: bytes, now: int
@@ -116,18 +131,22 @@ class InvoiceRegistry:
             )
         newest_first = chosen.order_by(invoices.c.created_at.desc(), invoices.c.id.desc()).limit(limit)
         chain = await chain_facts.view(tx, now)
-        return [await _record(tx, row, chain, now) for row in (await tx.execute(newest_first)).all()]
+        return await _records(tx, (await tx.execute(newest_first)).all(), chain, now)
 
     async def refresh(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> int:
         """Derive each invoice again from the facts, book and tell what changed; how many did."""
         chain = await chain_facts.view(tx, now)
         changed = 0
-        for invoice_id in sorted(set(invoice_ids)):
-            row = await _row(tx, invoice_id, lock=True)
-            record = await _record(tx, row, chain, now)
-            record = await self._renewed_for_late_money(tx, record, chain, now)
-            booked = await _book(tx, record, chain, now)
-            changed += await self._store_standing(tx, row, record, now) or booked
+        for ids in _batches(sorted(set(invoice_ids))):
+            rows = await _rows(tx, ids)
+            booked = await books.booked(tx, ids)
+            for row, loaded in zip(rows, await _records(tx, rows, chain, now), strict=True):
+                record = await self._renewed_for_late_money(tx, loaded, chain, now)
+                desired = ledger.desired_bookings(record.invoice, record.outputs, record.standing, chain)
+                news = await books.append_missing(
+                    tx, desired, booked[record.invoice.id], reference=record.invoice.id, now=now
+                )
+                changed += await self._store_standing(tx, row, record, now) or news
         return changed
 
     async def renew(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
@@ -241,6 +260,11 @@ class InvoiceRegistry:
         return True
 
 
+def _batches(invoice_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(invoice_ids), INVOICES_PER_BATCH):
+        yield invoice_ids[start : start + INVOICES_PER_BATCH]
+
+
 async def mark_released(tx: Transaction, invoice_id: str, *, now: int) -> None:
     """Remember that the key may be out; settling does the same by itself."""
     await tx.execute(
@@ -259,14 +283,40 @@ async def _row(tx: Transaction, invoice_id: str, *, lock: bool = False) -> Row[t
     return row
 
 
+async def _rows(tx: Transaction, invoice_ids: Sequence[str]) -> Sequence[Row[tuple[object, ...]]]:
+    """Locked, in the order of their ids. Raises InvoiceNotFound."""
+    chosen = select(invoices).where(invoices.c.id.in_(invoice_ids)).order_by(invoices.c.id)
+    rows = (await tx.execute(chosen.with_for_update())).all()
+    for unknown in set(invoice_ids) - {row.id for row in rows}:
+        raise InvoiceNotFound(f"there is no invoice {unknown}")
+    return rows
+
+
 async def _record(tx: Transaction, row: Row[tuple[object, ...]], chain: ChainView, now: int) -> InvoiceRecord:
-    terms = (
-        await tx.execute(
-            select(invoice_terms)
-            .where(invoice_terms.c.invoice_id == row.id)
-            .order_by(invoice_terms.c.position)
+    (record,) = await _records(tx, [row], chain, now)
+    return record
+
+
+async def _records(
+    tx: Transaction, rows: Sequence[Row[tuple[object, ...]]], chain: ChainView, now: int
+) -> list[InvoiceRecord]:
+    """In a fixed number of queries, however many they are."""
+    ids = [row.id for row in rows]
+    terms: dict[str, list[Term]] = {}
+    found = await tx.execute(
+        select(invoice_terms).where(invoice_terms.c.invoice_id.in_(ids)).order_by(invoice_terms.c.position)
+    )
+    for term in found.all():
+        terms.setdefault(term.invoice_id, []).append(
+            Term(Sat(term.amount_sat), term.valid_until, term.offered_at)
         )
-    ).all()
+    received = await chain_facts.payments_to(tx, ids)
+    return [_derived(row, tuple(terms[row.id]), received[row.id], chain, now) for row in rows]
+
+
+def _derived(
+    row: Row[tuple[object, ...]], terms: tuple[Term, ...], payments: Payments, chain: ChainView, now: int
+) -> InvoiceRecord:
     invoice = Invoice(
         id=row.id,
         reference=row.reference,
@@ -279,11 +329,10 @@ async def _record(tx: Transaction, row: Row[tuple[object, ...]], chain: ChainVie
             tolerance_sat=Sat(row.tolerance_sat),
             tolerance_ppm=row.tolerance_ppm,
         ),
-        terms=tuple(Term(Sat(term.amount_sat), term.valid_until, term.offered_at) for term in terms),
+        terms=terms,
         cancelled=row.cancelled,
         revoked=row.revoked,
     )
-    payments = await chain_facts.payments_to(tx, row.id)
     return InvoiceRecord(
         invoice=invoice,
         subject=row.subject,
@@ -310,11 +359,6 @@ async def _insert_term(tx: Transaction, invoice_id: str, position: int, term: Te
             offered_at=term.offered_at,
         )
     )
-
-
-async def _book(tx: Transaction, record: InvoiceRecord, chain: ChainView, now: int) -> bool:
-    desired = ledger.desired_bookings(record.invoice, record.outputs, record.standing, chain)
-    return await books.append_missing(tx, desired, reference=record.invoice.id, now=now)
 
 
 def _review_at(current: Standing, outputs: Iterable[ReceivedOutput], now: int) -> int | None:

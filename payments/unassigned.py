@@ -146,7 +146,9 @@ async def book(tx: Transaction, *, now: int) -> bool:
     booked = False
     for descriptor_id, group in groupby(found, key=lambda one: one.descriptor_id):
         desired = ledger.desired_unassigned(descriptor_id, [one.output for one in group], chain)
-        booked |= await books.append_missing(tx, desired, reference=ledger.unassigned(descriptor_id), now=now)
+        reference = ledger.unassigned(descriptor_id)
+        standing = (await books.booked(tx, [reference]))[reference]
+        booked |= await books.append_missing(tx, desired, standing, reference=reference, now=now)
     return booked
 
 

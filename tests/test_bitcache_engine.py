@@ -1,7 +1,7 @@
 """`Database.write` serialises writers, on SQLite and on PostgreSQL; events keep the order of commits."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import pytest_asyncio
@@ -122,8 +122,8 @@ async def test_readers_do_not_wait_for_writers(database: Database) -> None:
 
 
 async def test_what_raises_writes_nothing_and_wakes_nobody(database: Database) -> None:
-    woken: list[int] = []
-    database.after_events = lambda: woken.append(1)
+    told: list[Sequence[Event]] = []
+    database.after_events = told.append
 
     async def fails(tx: Transaction) -> None:
         await tx.execute(insert(accounts).values(id="a", name="a", created_at=0))
@@ -134,9 +134,9 @@ async def test_what_raises_writes_nothing_and_wakes_nobody(database: Database) -
         await database.write(fails)
     assert await database.read(lambda tx: tx.scalar(select(func.count()).select_from(accounts))) == 0
     await database.write(lambda tx: tx.execute(text("SELECT 1")))
-    assert woken == []
+    assert told == []
     await database.write(lambda tx: events.append(tx, topic="t", subject="s", payload=Told(1), now=1))
-    assert woken == [1]
+    assert [event.json for event in told[0]] == ['{"number":1}']
 
 
 async def test_a_reader_of_events_misses_none_while_many_write(database: Database) -> None:
@@ -189,7 +189,7 @@ async def test_subscribers_hear_their_subject_and_slow_ones_are_told_to_reload(d
 
 async def test_a_woken_feed_does_not_wait_for_its_turn(database: Database) -> None:
     feed = EventFeed(database)
-    database.after_events = feed.wake
+    database.after_events = feed.hear
     await feed.start()
     running = asyncio.create_task(feed.run())
     await asyncio.sleep(0.05)
@@ -198,6 +198,37 @@ async def test_a_woken_feed_does_not_wait_for_its_turn(database: Database) -> No
         async with asyncio.timeout(events.POLL_INTERVAL_S / 2):
             assert isinstance(await subscription.next(), Event)
     running.cancel()
+
+
+async def test_what_two_processes_tell_at_once_is_heard_once_and_in_order(each_database: str) -> None:
+    """Events of this process are handed on without a look; those of the other lie between them."""
+    ours, theirs = Database(each_database), Database(each_database)
+    await upgrade(ours)
+    feed = EventFeed(ours)
+    ours.after_events = feed.hear
+    await feed.start()
+    heard: list[int] = []
+    feed.listen(lambda event: heard.append(event.seq))
+    running = asyncio.create_task(feed.run())
+
+    async def tell(database: Database) -> None:
+        for number in range(30):
+            await database.write(
+                lambda tx, number=number: events.append(  # type: ignore[misc]
+                    tx, topic="t", subject="s", payload=Told(number), now=number
+                )
+            )
+
+    async with asyncio.TaskGroup() as tasks:
+        for database in (ours, theirs, ours):
+            tasks.create_task(tell(database))
+    await feed.poll_once()
+    running.cancel()
+    written = await ours.read(lambda tx: events.after(tx, 0, limit=1_000))
+    assert len(written) == 90
+    assert heard == [event.seq for event in written]
+    await theirs.close()
+    await ours.close()
 
 
 async def test_a_connection_that_is_cut_is_trouble_that_passes(postgres_database: str) -> None:

@@ -12,7 +12,7 @@ about is not in its error: errors are logged, and ids, addresses and people's wo
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 30
 COMMITTED_MARK = "bitcache_events"
-"""In a transaction's `info`: it appended events, and who waits for them is told once it is committed."""
+"""In a transaction's `info`: the events it appended. Who waits for them is told once it is committed."""
 WRITER_LOCK = 0x62697463
 """PostgreSQL advisory lock. Any constant will do; all processes of one database use this one."""
 TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
@@ -61,8 +61,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.after_events: Callable[[], None] | None = None
-        """Called after a commit that appended events."""
+        self.after_events: Callable[[Sequence[Any]], None] | None = None
+        """Called after a commit with the events it appended."""
         self._running: set[asyncio.Future[Any]] = set()
         if self.is_sqlite:
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
@@ -110,9 +110,9 @@ class Database:
                 # The mark lives with the pooled connection: a failed write may have left one.
                 tx.info.pop(COMMITTED_MARK, None)
                 result = await fn(tx)
-                told = tx.info.pop(COMMITTED_MARK, False)
-        if told and self.after_events is not None:
-            self.after_events()
+                appended = tx.info.pop(COMMITTED_MARK, ())
+        if appended and self.after_events is not None:
+            self.after_events(appended)
         return result
 
     async def _read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
