@@ -147,6 +147,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """empty: SQLite in the data folder; or `postgresql+asyncpg://user@host/name`"""
     blobs_folder: str = "blobs"
     """where ciphertext lies; relative to the data folder, or absolute"""
+    accel_redirect_prefix: str = ""
+    """the internal location of the trusted nginx proxy that sends files from `blobs_folder`, such as
+    `/bitcache-blobs`; empty: this server sends them itself"""
     master_key_file: str = "master.key"
     """32 bytes that seal secrets in the database; relative or absolute"""
 
@@ -377,6 +380,13 @@ def _check(config: Config) -> None:
         raise ConfigInvalid(
             f"`trusted_proxies`: {exc}; give addresses or networks such as 10.0.0.0/8."
         ) from exc
+    prefix = config.accel_redirect_prefix
+    if prefix and not re.fullmatch("(/[A-Za-z0-9_-]+)+", prefix):
+        raise ConfigInvalid(
+            f"`accel_redirect_prefix` is {prefix!r}; write an internal location such as /bitcache-blobs."
+        )
+    if prefix and not config.trusted_proxies:
+        raise ConfigInvalid("`accel_redirect_prefix` needs `trusted_proxies`: the address of that nginx.")
     if config.regtest_wallet_url and config.network != "regtest":
         raise ConfigInvalid('`regtest_wallet_url` is for network = "regtest" alone: remove it.')
     if 0 < config.limits.work_bits_max < config.limits.work_bits_min:

@@ -94,7 +94,11 @@ async def open_services(
     async with AsyncExitStack() as closing:
         database = Database(config.database)
         closing.push_async_callback(database.close)
-        blobs = LocalBlobStore(config.blobs, reserve_bytes=config.disk_reserve_bytes)
+        blobs = LocalBlobStore(
+            config.blobs,
+            reserve_bytes=config.disk_reserve_bytes,
+            group_readable=bool(config.accel_redirect_prefix),
+        )
         closing.push_async_callback(blobs.close)
         node = _node(config)
         closing.push_async_callback(node.close)

@@ -31,6 +31,8 @@ network = "{network}"
 # database_url = ""
 # Where ciphertext is kept; relative to this folder, or absolute.
 # blobs_folder = "blobs"
+# The internal location of a trusted nginx that sends files from there, such as "/bitcache-blobs".
+# accel_redirect_prefix = ""
 # Seals secrets in the database. Back it up apart from the database: without it no release secret opens.
 # master_key_file = "master.key"
 

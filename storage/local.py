@@ -33,6 +33,8 @@ from storage.stream import CIPHERTEXT_SIZE_MAX_BYTES, Bytes
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+GROUP_FILE_MODE = 0o640
+GROUP_FOLDER_MODE = 0o750
 WORKER_COUNT = 4
 REMEMBERED_SIZES_MAX = 10_000
 PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
@@ -48,10 +50,14 @@ class LocalBlobStore:
     """A BlobStore in `folder`, which is created if need be and belongs to this store alone.
 
     Writing stops while fewer than `reserve_bytes` would stay free on the disk: the database lives there too.
+    `group_readable`: finished blobs are for the folder's group too, such as a web server that sends them.
     """
 
-    def __init__(self, folder: Path, *, reserve_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, *, reserve_bytes: int = 0, group_readable: bool = False) -> None:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        self._group_readable = group_readable
+        if group_readable:
+            folder.chmod(GROUP_FOLDER_MODE)
         self._folder = folder
         self._reserve_bytes = reserve_bytes
         self._workers = ThreadPoolExecutor(WORKER_COUNT, thread_name_prefix="blob")
@@ -130,6 +136,10 @@ class LocalBlobStore:
                 raise BlobMissing(file_id) from exc
             if stored_bytes != size_bytes:
                 raise BlobIncomplete(file_id, size_bytes=size_bytes, stored_bytes=stored_bytes)
+            if self._group_readable:
+                # Explicit, since services run with a umask that takes the group's rights away.
+                present.chmod(GROUP_FILE_MODE)
+                present.parent.chmod(GROUP_FOLDER_MODE)
             present.rename(finished)
         _sync_folder(finished.parent)
 

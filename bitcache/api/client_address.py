@@ -25,6 +25,12 @@ def client_address(peer: str | None, forwarded_for: str | None, proxies: Sequenc
     return str(client)
 
 
+def is_proxied(peer: str | None, forwarded_for: str | None, proxies: Sequence[Network]) -> bool:
+    """Whether a trusted proxy is at the other end and says that it speaks for somebody."""
+    address = _parsed(peer)
+    return forwarded_for is not None and address is not None and any(address in proxy for proxy in proxies)
+
+
 def _parsed(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address((text or "").strip("[]"))

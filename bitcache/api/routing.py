@@ -16,7 +16,7 @@ from msgspec import Struct
 from bitcache.accounts import Seller
 from bitcache.api import auth, idempotency
 from bitcache.api.bodies import decode, encode, json_response, read_body
-from bitcache.api.client_address import client_address
+from bitcache.api.client_address import client_address, is_proxied
 from bitcache.errors import RequestInvalid
 from bitcache.ids import ID_PATTERN, is_id
 from bitcache.services import Services
@@ -103,6 +103,13 @@ class Call:
         """Whose limits count; not who it is."""
         forwarded_for = ",".join(self.http.headers.getall("X-Forwarded-For", [])) or None
         return client_address(self.http.remote, forwarded_for, self.services.config.proxies)
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a trusted proxy passed the request on, rather than a local client made it."""
+        return is_proxied(
+            self.http.remote, self.http.headers.get("X-Forwarded-For"), self.services.config.proxies
+        )
 
     def body(self, kind: type[RequestStruct]) -> RequestStruct:
         """The decoded body, of the type the route declares."""
