@@ -242,7 +242,8 @@ def load(data_folder: Path, environment: Mapping[str, str] | None = None) -> Con
         raise ConfigInvalid(
             f"There is no {path}. Run `bitcache init {data_folder}`, or give the right folder with --data."
         ) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:
+        # Whatever is wrong with the text: TOML's own errors are ValueErrors, and so are those of its numbers.
         raise ConfigInvalid(f"{path} is not valid TOML: {exc}.") from exc
     variables = os.environ if environment is None else environment
     return parse(document, data_folder=data_folder, variables=variables)
@@ -261,7 +262,7 @@ def parse(
         target[name] = _items(text) if key in {"invite_codes", "trusted_proxies"} else text
     try:
         config = msgspec.convert(values, Config, strict=False, dec_hook=_path)
-    except msgspec.ValidationError as exc:
+    except (msgspec.ValidationError, UnicodeEncodeError) as exc:
         raise ConfigInvalid(f"The configuration is not usable: {exc}.") from exc
     _check(config)
     return config
@@ -357,6 +358,16 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
+def _is_address(public_url: str) -> bool:
+    try:
+        url = urlsplit(public_url)
+        _ = url.port
+    except ValueError:
+        return False
+    named = url.scheme in {"http", "https"} and url.hostname
+    return bool(named) and not url.query and not url.fragment
+
+
 def _path(expected: type, value: object) -> Any:
     if expected is Path:
         return Path(str(value))
@@ -365,10 +376,9 @@ def _path(expected: type, value: object) -> Any:
 
 def _check(config: Config) -> None:
     host, colon, port = config.listen.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65_536):
+    if not (colon and host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65_536):
         raise ConfigInvalid(f"`listen` is {config.listen!r}; write HOST:PORT, such as 127.0.0.1:8421.")
-    url = urlsplit(config.public_url)
-    if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+    if not _is_address(config.public_url):
         raise ConfigInvalid(
             f"`public_url` is {config.public_url!r}; write the address people use, such as https://x.org."
         )

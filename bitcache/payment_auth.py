@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from bitcache.canonical_json import CanonicalValue, canonical_json
 from bitcache.errors import BitcacheError
+from bitcache.json_refusals import refusal_words
 from payments.money import Sat
 from storage import base64url
 
@@ -264,8 +265,8 @@ def parse_credential(authorization: str) -> Credential:
     try:
         return msgspec.json.decode(base64url.decode(scheme[1]), type=Credential)
     except (ValueError, RecursionError) as exc:
-        # msgspec's errors are ValueErrors; they name the member and never quote the input.
-        raise CredentialInvalid(str(exc) or "it is nested too deeply") from exc
+        # msgspec's errors are ValueErrors.
+        raise CredentialInvalid(refusal_words(exc)) from exc
 
 
 class _DetailsWire(Struct, frozen=True):

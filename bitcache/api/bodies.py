@@ -10,10 +10,13 @@ from aiohttp import hdrs, web
 from msgspec import Struct
 
 from bitcache.errors import BodyTooLarge, BodyTooSlow, RequestInvalid, ValueRefused
+from bitcache.json_refusals import refusal_words
 from storage import base64url
 
 BODY_IDLE_S = 60
 """A body may pause that long; a slow line is no reason to give up, a dead one is."""
+BODY_S_MAX = 300
+"""A body that is read whole must have come by then: the largest, 6 MiB, at 20 kB/s."""
 
 RequestStruct = TypeVar("RequestStruct", bound=Struct)
 
@@ -38,13 +41,16 @@ async def read_body(request: web.Request, *, limit_bytes: int) -> bytes:
     """The whole body. Raises BodyTooLarge before reading where the length is announced, BodyTooSlow."""
     if (request.content_length or 0) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    pieces, size_bytes = [], 0
-    while piece := await read_piece(request):
-        size_bytes += len(piece)
-        if size_bytes > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        pieces.append(piece)
-    return b"".join(pieces)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S_MAX):
+            while piece := await read_piece(request):
+                body += piece
+                if len(body) > limit_bytes:
+                    raise BodyTooLarge(limit_bytes)
+    except TimeoutError as exc:
+        raise BodyTooSlow(f"The body did not come within {BODY_S_MAX} s. Send the request again.") from exc
+    return bytes(body)
 
 
 async def read_piece(request: web.Request) -> bytes:
@@ -75,9 +81,10 @@ def decode(octets: bytes, kind: type[RequestStruct]) -> RequestStruct:
     try:
         return msgspec.json.decode(octets, type=kind)
     except msgspec.ValidationError as exc:
-        raise ValueRefused(f"{exc}.", field=_field_of(str(exc))) from exc
+        words = refusal_words(exc)
+        raise ValueRefused(f"{words}.", field=_field_of(words)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise RequestInvalid(f"The body is not a JSON document: {exc}.") from exc
+        raise RequestInvalid(f"The body is not a JSON document: {refusal_words(exc)}.") from exc
 
 
 def octets(text: str, field: str) -> bytes:
