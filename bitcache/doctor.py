@@ -16,7 +16,7 @@ from bitcache.db import migrate
 from bitcache.errors import DatabaseDamaged, MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.services import Services
-from payments import chain_facts, unassigned
+from payments import chain_facts, restores, unassigned
 from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.node_fitness import NodeInfo, fitness
@@ -184,10 +184,10 @@ async def rescan(services: Services) -> int:
 
     Raises PeersHaveNotBlock, and what the node raises.
     """
-    scanned = await services.database.read(chain_facts.tip)
-    if scanned is None:
+    scanned_height = await services.database.read(restores.searched_above)
+    if scanned_height is None:
         return 0
-    return len([height async for height in fetch_pruned(services.node, scanned_height=scanned.height)])
+    return len([height async for height in fetch_pruned(services.node, scanned_height=scanned_height)])
 
 
 async def recompute(services: Services) -> tuple[int, int]:

@@ -68,3 +68,12 @@ async def _sellers(tx: Transaction) -> dict[str, tuple[str, ...]]:
         for descriptor_id in {row.descriptor_id, row.pending_descriptor_id} - {None}:
             named[descriptor_id] = (*named.get(descriptor_id, ()), row.name)
     return named
+
+
+async def decide_start_index(tx: Transaction, seller: str, start_index: int) -> int:
+    """End the search for the used addresses of this seller's wallets; how many there are.
+
+    Raises StartIndexUsed.
+    """
+    ids = [descriptor_id for descriptor_id, names in (await _sellers(tx)).items() if seller in names]
+    return await restores.decide(tx, ids, start_index=start_index)

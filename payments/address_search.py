@@ -71,17 +71,23 @@ class AddressSearch:
         self._addresses = addresses
         self._clock = clock
         self._pass: _Pass | None = None
-        self._trouble: str | None = None
+        self._told: set[str] = set()
 
     async def widen(self, watch_list: WatchList) -> bool:
         """Watch the addresses that are to be looked for; whether there are any."""
-        if self._pass is not None:
-            return False
-        pending = [s for s in await self._store.read(restores.searches) if s.from_height is not None]
-        if not pending:
-            return False
-        derived = {search.descriptor_id: await self._derive(search) for search in pending}
-        self._pass = await self._store.write(partial(_begin, pending=pending, derived=derived))
+        pending = await self._store.read(restores.searches)
+        decided = [search for search in pending if search.decided_index is not None]
+        if decided:
+            await self._end_decided(decided, watch_list)
+        searched = [s for s in pending if s.from_height is not None and s.decided_index is None]
+        if len(decided) + len(searched) < len(pending):
+            self._tell("the backup knew no block to search from")
+        if self._pass is not None and self._pass.descriptor_ids.isdisjoint(s.descriptor_id for s in searched):
+            self._pass = None
+        if self._pass is not None or not searched:
+            return bool(decided)
+        derived = {search.descriptor_id: await self._derive(search) for search in searched}
+        self._pass = await self._store.write(partial(_begin, searched=searched, derived=derived))
         watch_list.watch_unassigned(self._pass.scripts)
         return True
 
@@ -95,9 +101,8 @@ class AddressSearch:
         try:
             found = await self._read_blocks(self._pass, watch_list)
         except BlockUnavailable as exc:
-            self._tell(f"{exc}. The operator must decide: see `bitcache skip-blocks --help`")
+            self._tell(f"{exc}; if it was pruned: `bitcache doctor --rescan`")
             return
-        self._tell(None)
         if not await self._store.write(partial(self._record, found=found, now=self._clock())):
             return  # the node's chain changed meanwhile: the watcher follows it first
         for one in found:
@@ -108,11 +113,25 @@ class AddressSearch:
             await self._store.write(partial(_end_those_found, descriptor_ids=ids, now=self._clock()))
             self._pass = None
 
+    async def _end_decided(self, decided: list[Search], watch_list: WatchList) -> None:
+        """Where the operator has decided: what is skipped is watched all the same."""
+        derived = {search.descriptor_id: await self._derive(search) for search in decided}
+        scripts = await self._store.write(
+            partial(_end_decided, decided=decided, derived=derived, now=self._clock())
+        )
+        watch_list.watch_unassigned(scripts)
+
     async def _derive(self, search: Search) -> list[DerivedAddress]:
         """The addresses to be watched that are not yet."""
-        if search.found_all:
+        if search.decided_index is not None:
+            end_index = search.decided_index
+        elif not search.found_all:
+            end_index = search.first_unused + ADDRESSES_WATCHED
+        else:
             return []
-        end_index = min(search.first_unused + ADDRESSES_WATCHED, ADDRESS_INDEX_MAX + 1)
+        end_index = min(end_index, ADDRESS_INDEX_MAX + 1)
+        if end_index <= search.end_index:
+            return []
         descriptor = await self._store.read(
             partial(self._descriptors.load, descriptor_id=search.descriptor_id)
         )
@@ -153,29 +172,42 @@ class AddressSearch:
         await unassigned.book(tx, now=now)
         return True
 
-    def _tell(self, trouble: str | None) -> None:
+    def _tell(self, trouble: str) -> None:
         """Once each."""
-        if trouble is not None and trouble != self._trouble:
-            log.error("some sellers get no new invoices since the restore: %s", trouble)
-        self._trouble = trouble
+        if trouble not in self._told:
+            self._told.add(trouble)
+            log.error(
+                "some sellers get no new invoices since the restore: %s; or decide where their addresses go "
+                "on: `bitcache account start-index`",
+                trouble,
+            )
 
 
 async def _begin(
-    tx: Transaction, *, pending: list[Search], derived: dict[str, list[DerivedAddress]]
+    tx: Transaction, *, searched: list[Search], derived: dict[str, list[DerivedAddress]]
 ) -> _Pass:
     """Keep the addresses that are to be watched. What the node's next blocks hold, the watcher sees."""
-    for search in pending:
+    for search in searched:
         await unassigned.add_addresses(tx, search.descriptor_id, derived[search.descriptor_id])
     tip = await chain_facts.tip(tx)
     last_height = tip.height if tip else 0
-    if not any(search.lost for search in pending):
+    if not any(search.lost for search in searched):
         last_height = min(last_height, await restores.last_height(tx))
     return _Pass(
-        scripts=await unassigned.scripts_of(tx, [search.descriptor_id for search in pending]),
-        descriptor_ids={search.descriptor_id for search in pending},
-        next_height=min(search.from_height for search in pending if search.from_height is not None) + 1,
+        scripts=await unassigned.scripts_of(tx, [search.descriptor_id for search in searched]),
+        descriptor_ids={search.descriptor_id for search in searched},
+        next_height=min(search.from_height for search in searched if search.from_height is not None) + 1,
         last_height=last_height,
     )
+
+
+async def _end_decided(
+    tx: Transaction, *, decided: list[Search], derived: dict[str, list[DerivedAddress]], now: int
+) -> set[bytes]:
+    for search in decided:
+        await unassigned.add_addresses(tx, search.descriptor_id, derived[search.descriptor_id])
+        await restores.end_search(tx, search, now=now)
+    return await unassigned.scripts_of(tx, [search.descriptor_id for search in decided])
 
 
 async def _end_those_found(tx: Transaction, *, descriptor_ids: set[str], now: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import exists, func, insert, select, union_all, update
 
-from payments import restores
+from payments import restores, unassigned
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.errors import AddressesInDoubt, DescriptorInvalid
 from payments.ports import Transaction
@@ -30,7 +30,7 @@ class DescriptorUsage:
     highest_index_used: int | None
     """The highest index handed out; None before the first."""
     unused_streak: int
-    """Handed-out addresses in a row, the newest first, that never received anything."""
+    """Addresses in a row, handed out or skipped, the newest first, that never received anything."""
     gap_limit: int = GAP_LIMIT_DEFAULT
     """How many of those the wallet bridges, as its seller says."""
 
@@ -115,18 +115,27 @@ class DescriptorStore:
         highest_paid = await tx.scalar(
             select(func.max(invoices.c.address_index)).where(of_descriptor, invoices.c.id.in_(paid))
         )
+        paid_indexes = (highest_paid, await unassigned.highest_used(tx, descriptor_id))
+        highest_paid = max((index for index in paid_indexes if index is not None), default=None)
         streak = select(func.count()).select_from(invoices).where(of_descriptor)
         if highest_paid is not None:
             streak = streak.where(invoices.c.address_index > highest_paid)
+        next_index = await self.next_index(tx, descriptor_id)
+        skipped = await unassigned.count_skipped(
+            tx, descriptor_id, above=-1 if highest_paid is None else highest_paid, below=next_index
+        )
         return DescriptorUsage(
-            next_index=await self.next_index(tx, descriptor_id),
+            next_index=next_index,
             highest_index_used=highest,
-            unused_streak=int(await tx.scalar(streak) or 0),
+            unused_streak=int(await tx.scalar(streak) or 0) + skipped,
             gap_limit=await self.gap_limit(tx, descriptor_id),
         )
 
     async def unused_streak(self, tx: Transaction, descriptor_id: str, *, at_most: int) -> int:
-        """As in `usage`, counted no further than `at_most`: its cost does not grow with what was sold."""
+        """As in `usage`, but without what a restore skipped, which nobody used up.
+
+        Counted no further than `at_most`: its cost does not grow with what was sold.
+        """
         newest = (
             select(invoices.c.address_index, exists().where(received_outputs.c.invoice_id == invoices.c.id))
             .where(invoices.c.descriptor_id == descriptor_id)

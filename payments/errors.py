@@ -48,6 +48,14 @@ class AddressesInDoubt(PaymentsError):
         self.descriptor_id = descriptor_id
 
 
+class StartIndexUsed(PaymentsError):
+    """Addresses from there on are known to be used."""
+
+    def __init__(self, first_unused: int) -> None:
+        super().__init__(f"the addresses below {first_unused} are used: give that index or a higher one")
+        self.first_unused = first_unused
+
+
 class InvoiceNotFound(PaymentsError):
     """No invoice has this id."""
 

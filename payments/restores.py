@@ -4,11 +4,13 @@ Between the backup and the loss more addresses were handed out, which the databa
 descriptor gives an address until `payments.address_search` has found the used ones.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import and_, delete, func, insert, select, update
 
 from payments import chain_facts, unassigned
+from payments.errors import StartIndexUsed
 from payments.ports import Transaction
 from payments.tables import (
     address_searches,
@@ -33,6 +35,8 @@ class Search:
     """The first of which nothing is known."""
     from_height: int | None
     """Of the last block whose payments the backup knew; None: there is nothing to search in."""
+    decided_index: int | None
+    """Where the operator has decided to go on."""
     end_index: int
     """Below it, and from `from_index` on, addresses are watched already."""
     highest_used: int | None
@@ -70,6 +74,10 @@ async def note_restore(tx: Transaction, *, taken_at: int, now: int) -> None:
     await tx.execute(
         update(watcher_state).values(trouble="restored from a backup: the node was not asked yet")
     )
+
+
+async def is_restored(tx: Transaction) -> bool:
+    return await tx.scalar(select(restores.c.id)) is not None
 
 
 async def register(tx: Transaction, descriptor_id: str, *, start_index: int) -> None:
@@ -112,6 +120,7 @@ async def searches(tx: Transaction) -> list[Search]:
             descriptor_id=row.descriptor_id,
             from_index=row.from_index,
             from_height=row.from_height,
+            decided_index=row.decided_index,
             end_index=row.end_index,
             highest_used=await unassigned.highest_used(tx, row.descriptor_id),
             lost=row.created_at <= row.taken_at,
@@ -120,8 +129,34 @@ async def searches(tx: Transaction) -> list[Search]:
     ]
 
 
+async def decide(tx: Transaction, descriptor_ids: Iterable[str], *, start_index: int) -> int:
+    """Have the watcher end the searches for these, without more blocks; how many there were.
+
+    Nobody but the operator can know that no later address was handed out. Raises StartIndexUsed.
+    """
+    chosen = [search for search in await searches(tx) if search.descriptor_id in set(descriptor_ids)]
+    for search in chosen:
+        if start_index < search.first_unused:
+            raise StartIndexUsed(search.first_unused)
+        await tx.execute(
+            update(address_searches)
+            .where(address_searches.c.descriptor_id == search.descriptor_id)
+            .values(decided_index=start_index)
+        )
+    return len(chosen)
+
+
+async def searched_above(tx: Transaction) -> int | None:
+    """Height of the block above which every one must still be read; None before the first start."""
+    tip = await chain_facts.tip(tx)
+    from_heights = [s.from_height for s in await searches(tx) if s.from_height is not None]
+    return None if tip is None else min([tip.height, *from_heights])
+
+
 async def end_search(tx: Transaction, search: Search, *, now: int) -> None:
     """Let the descriptor give addresses again, beyond those that may have been handed out."""
+    if search.decided_index is not None:
+        await unassigned.raise_next_index(tx, search.descriptor_id, search.decided_index)
     # One that was set later and was never paid is a new wallet: it begins where its seller said.
     margin = unassigned.INDEX_MARGIN if search.lost or search.highest_used is not None else 0
     await unassigned.raise_next_index(tx, search.descriptor_id, search.first_unused + margin)

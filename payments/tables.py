@@ -112,6 +112,7 @@ address_searches = Table(
     Column("descriptor_id", Text, ForeignKey("descriptors.id"), primary_key=True),
     Column("from_index", BigInteger, nullable=False),  # the first index of which nothing is known
     Column("from_height", BigInteger),  # searched are the blocks above; None: the operator must decide
+    Column("decided_index", BigInteger),  # where to go on, by the operator, whatever the blocks say
     Column("ended_at", BigInteger),  # until then the descriptor gives no address
     Index(None, "ended_at"),
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, exists, func, insert, select, update
 
 from payments import books, chain_facts, ledger
 from payments.addresses import DerivedAddress
@@ -114,6 +114,17 @@ async def highest_used(tx: Transaction, descriptor_id: str) -> int | None:
         .where(unassigned_addresses.c.descriptor_id == descriptor_id)
     )
     return highest
+
+
+async def count_skipped(tx: Transaction, descriptor_id: str, *, above: int, below: int) -> int:
+    """How many addresses between these indexes have no invoice."""
+    counted = select(func.count()).where(
+        unassigned_addresses.c.descriptor_id == descriptor_id,
+        unassigned_addresses.c.address_index > above,
+        unassigned_addresses.c.address_index < below,
+        ~exists().where(invoices.c.script_pubkey == unassigned_addresses.c.script_pubkey),
+    )
+    return int(await tx.scalar(counted) or 0)
 
 
 async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:

@@ -11,7 +11,17 @@ import typer
 from bitcache import config as configuration
 from bitcache.cli.common import show_count, show_time
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
-from bitcache.cli.output import JsonFlag, expected_errors, print_json, print_text, printable, run, say
+from bitcache.cli.operator import account_app
+from bitcache.cli.output import (
+    CommandFailed,
+    JsonFlag,
+    expected_errors,
+    print_json,
+    print_text,
+    printable,
+    run,
+    say,
+)
 
 if TYPE_CHECKING:
     from bitcache.backup import BackupDone
@@ -118,6 +128,26 @@ def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) ->
         print_text(f"No new invoices yet for: {names}. Used addresses are still searched for.")
 
 
+@account_app.command(
+    "start-index", epilog='Example: bitcache account start-index "Ada\'s music" 700 --data /srv/bitcache'
+)
+@expected_errors
+def account_start_index(
+    name: Annotated[str, typer.Argument(help="Name of the account, from `account list`.")],
+    index: Annotated[int, typer.Argument(min=0, max=2**31 - 1, help="Above every address handed out.")],
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """After a restore whose blocks cannot be had: end the search for used addresses, and sell on."""
+    decided = run(_decide(configuration.load(data), name, index))
+    if not decided:
+        raise CommandFailed(f"No wallet of {name!r} waits. `bitcache unassigned` says who does.")
+    if json_output:
+        print_json({"name": name, "start_index": index, "wallets": decided})
+    else:
+        print_text(f"{printable(name)} goes on at address {index}, within seconds of the server's next look.")
+
+
 async def _back_up(settings: Config, folder: Path, *, with_master_key: bool) -> BackupDone:
     from bitcache.backup import back_up, note_key_backup
     from bitcache.services import now
@@ -147,3 +177,11 @@ async def _list_unassigned(settings: Config) -> UnassignedMoney:
 
     async with open_database(settings) as database:
         return await database.read(listed)
+
+
+async def _decide(settings: Config, name: str, start_index: int) -> int:
+    from bitcache.setup import open_database
+    from bitcache.unassigned_money import decide_start_index
+
+    async with open_database(settings) as database:
+        return await database.write(lambda tx: decide_start_index(tx, name, start_index))

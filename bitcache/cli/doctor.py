@@ -105,6 +105,7 @@ def _show(found: Examination) -> None:
 
 async def _examine(data: Path, wanted: Wanted) -> Examination:
     # The whole server is imported here and not above: a buyer's command must not wait for it.
+    from bitcache import backup_checks
     from bitcache import config as configuration
     from bitcache import doctor as checks
     from bitcache.services import open_services
@@ -122,7 +123,9 @@ async def _examine(data: Path, wanted: Wanted) -> Examination:
         if wanted.scrub:
             found.scrubbed = await _scrub(services, wanted)
         found.findings.append(await checks.check_files(services))
+        found.findings.append(await backup_checks.check_key_backup(services))
         found.findings.append(await checks.check_watcher(services))
+        found.findings += await backup_checks.check_restore(services)
         found.findings += [finding async for finding in checks.check_node(services)]
         if wanted.rescan:
             found.fetched_blocks = await checks.rescan(services)

@@ -40,6 +40,7 @@ def _restores() -> None:
         sa.Column("descriptor_id", sa.Text(), nullable=False),
         sa.Column("from_index", sa.BigInteger(), nullable=False),
         sa.Column("from_height", sa.BigInteger(), nullable=True),
+        sa.Column("decided_index", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["descriptor_id"], ["descriptors.id"], name=op.f("fk_address_searches_descriptor_id")
