@@ -152,18 +152,33 @@ async def lose_inputs(tx: Transaction, txid: str, *, height: int) -> set[str]:
     return await _invoices_of(tx, paying_transactions.c.txid == txid)
 
 
-async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) -> None:
-    """Record that the watcher ran; an outage that ended now is written down, so that deadlines move by it."""
+async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) -> bool:
+    """Record that the watcher ran; an outage that ended now is written down, so that deadlines move by it.
+
+    Whether our clock was set back since it last ran, so that what was past may be to come again.
+    """
     state = await watcher_state_of(tx)
     if state is None:
         await tx.execute(
             insert(watcher_state).values(id=1, beat_at=now, online_at=now if online else 0, trouble=trouble)
         )
-        return
+        return False
     if online and state.online_at and now - state.online_at > OUTAGE_S_MIN:
-        await tx.execute(insert(outages).values(started_at=state.online_at, ended_at=now))
-    online_at = max(now, state.online_at) if online else state.online_at
+        await _add_outage(tx, started_at=state.online_at, ended_at=now)
+    # Also back, where our clock was set back: what it misses until it is set right is an outage too.
+    online_at = now if online else state.online_at
     await tx.execute(update(watcher_state).values(beat_at=now, online_at=online_at, trouble=trouble))
+    return now < state.beat_at - OUTAGE_S_MIN
+
+
+async def _add_outage(tx: Transaction, *, started_at: int, ended_at: int) -> None:
+    """A clock that was set back lives the same second twice: the longer outage that begins then stands."""
+    known = await tx.scalar(select(outages.c.ended_at).where(outages.c.started_at == started_at))
+    if known is None:
+        await tx.execute(insert(outages).values(started_at=started_at, ended_at=ended_at))
+    elif known < ended_at:
+        same = outages.c.started_at == started_at
+        await tx.execute(update(outages).where(same).values(ended_at=ended_at))
 
 
 async def _recorded(tx: Transaction, txid: str) -> set[int]:

@@ -16,8 +16,10 @@ DUST_SAT = Sat(330)
 COINBASE_MATURITY = 100
 MISSING_LAPSES_S = 14 * 86_400
 """Mempools forget a transaction after two weeks (Bitcoin Core's -mempoolexpiry)."""
-CLOCK_SKEW_S = 7_200
-"""How far a block's time may stand from ours (Bitcoin Core accepts two hours)."""
+CLOCK_SKEW_S = 3 * 7_200
+"""How much older than its invoice a payment may look. A block's time may stand two hours from the node's, no
+more (Bitcoin Core), and our own clock may be set by two hours, one way and the other, between invoice and
+payment."""
 
 
 class Presence(StrEnum):

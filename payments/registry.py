@@ -32,6 +32,8 @@ from payments.records import InvoiceRecord, IssuedAddress
 from payments.tables import invoice_terms, invoices
 
 SOLD = (Status.SEEN, Status.CONFIRMING, Status.SETTLED)
+OUTAGES_S = 7 * 86_400
+"""By so much outages may have moved the deadline of an invoice that is looked at again."""
 DEPTH_TOLD = 6
 """Confirmations are told at least this far, or as far as the policy asks."""
 INVOICES_PER_BATCH = 500
@@ -203,6 +205,15 @@ class InvoiceRegistry:
     async def due_for_review(self, tx: Transaction, *, now: int) -> list[str]:
         """Invoices whose standing changes by time alone, their deadline having passed."""
         return list((await tx.scalars(select(invoices.c.id).where(invoices.c.review_at < now))).all())
+
+    async def lately_expired(self, tx: Transaction, *, now: int) -> list[str]:
+        """Expired invoices that may be open again, now that the clock was set back."""
+        expired = (
+            select(invoices.c.id)
+            .join(invoice_terms, invoice_terms.c.invoice_id == invoices.c.id)
+            .where(invoices.c.status == Status.EXPIRED, invoice_terms.c.valid_until >= now - OUTAGES_S)
+        )
+        return list((await tx.scalars(expired.distinct())).all())
 
     async def all_ids(self, tx: Transaction) -> list[str]:
         """Every invoice, for a full recomputation."""

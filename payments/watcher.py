@@ -160,7 +160,7 @@ class Watcher:
     async def _record(self, tx: Transaction, *, view: NodeView, now: int) -> None:
         concerned: set[str] = set()
         trouble = None if view.complete else "catching up with the chain: wait"
-        await chain_store.beat(tx, now=now, online=view.complete, trouble=trouble)
+        concerned |= await self._beat(tx, now=now, online=view.complete, trouble=trouble)
         for ref in view.start:
             await chain_store.connect(tx, ref, now=now)
         if view.fork is not None:
@@ -209,7 +209,16 @@ class Watcher:
         self.condition = NodeCondition(
             online=False, trouble=trouble, tip_height=self.condition.tip_height, checked_at=now
         )
-        await self._store.write(partial(chain_store.beat, now=now, online=False, trouble=trouble))
+        await self._store.write(partial(self._record_offline, now=now, trouble=trouble))
+
+    async def _record_offline(self, tx: Transaction, *, now: int, trouble: str) -> None:
+        concerned = await self._beat(tx, now=now, online=False, trouble=trouble)
+        await self._registry.refresh(tx, concerned, now=now)
+
+    async def _beat(self, tx: Transaction, *, now: int, online: bool, trouble: str | None) -> set[str]:
+        """A sign of life; the invoices to look at again, time itself having gone back."""
+        set_back = await chain_store.beat(tx, now=now, online=online, trouble=trouble)
+        return set(await self._registry.lately_expired(tx, now=now)) if set_back else set()
 
     async def _listen(self, endpoint: str, hints: asyncio.Queue[str | None]) -> None:
         async with BitcoindEvents(endpoint) as events:

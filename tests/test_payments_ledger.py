@@ -67,7 +67,7 @@ B = paid("b", 2_000, confirmations=1)
         ((paid("a", 5_000, confirmations=1, at=UNTIL + 1),), {"chain": -5_000, OWED: 5_000}),
         ((paid("a", 5_000, confirmations=99, coinbase=True),), {}),
         ((paid("a", 5_000, confirmations=100, coinbase=True),), {"chain": -5_000, OWED: 0, DIRECT: 5_000}),
-        ((paid("a", 5_000, confirmations=1, at=0),), {}),
+        ((paid("a", 5_000, confirmations=1, at=CREATED_AT - 21_601),), {}),
         ((replace(A, height=TIP + 1),), {}),
     ],
     ids=[
@@ -230,7 +230,7 @@ def histories(draw: st.DrawFn) -> tuple[Invoice, list[tuple[tuple[ReceivedOutput
 
 
 def in_active_chain(output: ReceivedOutput, view: ChainView, invoice: Invoice) -> bool:
-    if output.height is None or output.first_seen_at + 7_200 < invoice.created_at:
+    if output.height is None or output.first_seen_at + 21_600 < invoice.created_at:
         return False
     return view.tip_height - output.height + 1 >= (100 if output.coinbase else 1)
 
