@@ -42,8 +42,10 @@ class DrillServer(ServedBitcache):
         self.full = False
         self._clock_file = self.folder / "clock"
         self.set_clock(0)
+        self._disk = self.folder / "disk"
         if tmpfs:
             self._disk.mkdir()
+            self.data_folder = self._disk / "data"
             _mount(self._disk, f"size={DISK_BYTES}")
         front.target_port = self.port
         self.settings = {
@@ -52,17 +54,11 @@ class DrillServer(ServedBitcache):
             "NODE_POLL_INTERVAL_S": "1",
             "PRICE_HOLD_S": str(PRICE_HOLD_S),
             "OPEN_INVOICES_PER_CLIENT_MAX": "100000",
+            # All come from one address.
+            "LIMITS_CLAIMS_PER_MINUTE": "100000",
             "ZERO_CONF_KEY_CAP_SAT": "10000000",
             "DISK_RESERVE_BYTES": "0",
         }
-
-    @property
-    def _disk(self) -> Path:
-        return self.folder / "disk"
-
-    @property
-    def data_folder(self) -> Path:
-        return self._disk / "data" if self.tmpfs else self.folder / "data"
 
     @property
     def public_url(self) -> str:
