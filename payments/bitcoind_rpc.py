@@ -19,6 +19,8 @@ from payments.errors import NodeMisconfigured, NodeRefused, NodeUnavailable
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """Larger answers are refused: a full mempool's txids are some 20 MB, a block 4 MB."""
+LARGE_ANSWER_BYTES = 256 * 1024
+"""Read in a thread: the loop has others to serve."""
 TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 4
 """bitcoind answers with four threads (`rpcthreads`) by default; more connections only queue there."""
@@ -67,8 +69,9 @@ class BitcoindRpc:
     async def call(self, method: str, *params: Any, answer: type[T]) -> T:
         """The method's result, decoded as `answer`."""
         body = await self._post(_encode(method, params, 0))
-        reply = _decode(body, _Reply, method)
-        return _result(reply, method, answer)
+        if len(body) < LARGE_ANSWER_BYTES:
+            return _answer(body, method, answer)
+        return await asyncio.to_thread(_answer, body, method, answer)
 
     async def batch(self, calls: Sequence[Call], *, answer: type[T]) -> list[T | NodeRefused]:
         """The results of many calls in one round trip, in order; a refusal stands in its call's place."""
@@ -183,6 +186,10 @@ def _decode(body: bytes | msgspec.Raw, wanted: type[T], method: str) -> T:
         return msgspec.json.decode(body, type=wanted)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise NodeUnavailable(f"the node's answer to {method} is not what Bitcoin Core gives: {exc}") from exc
+
+
+def _answer(body: bytes, method: str, answer: type[T]) -> T:
+    return _result(_decode(body, _Reply, method), method, answer)
 
 
 def _result_or_refusal(reply: _Reply, method: str, answer: type[T]) -> T | NodeRefused:

@@ -25,6 +25,7 @@ from payments.tables import (
 
 OUTAGE_S_MIN = 60
 """Shorter spans of not looking move no deadline."""
+SCRIPTS_PER_QUERY = 1_000
 UNCONFIRMED = (Presence.MEMPOOL, Presence.MISSING, Presence.CONFLICTED)
 
 
@@ -171,6 +172,18 @@ async def watched_scripts(tx: Transaction) -> dict[bytes, str]:
         select(invoices.c.script_pubkey, invoices.c.id).where(invoices.c.script_pubkey.is_not(None))
     )
     return {row.script_pubkey: row.id for row in rows.all()}
+
+
+async def invoices_paid_by(tx: Transaction, script_pubkeys: Sequence[bytes]) -> dict[bytes, str]:
+    """scriptPubKey -> invoice id, for those of these scripts that are an invoice's."""
+    found: dict[bytes, str] = {}
+    for start in range(0, len(script_pubkeys), SCRIPTS_PER_QUERY):
+        some = script_pubkeys[start : start + SCRIPTS_PER_QUERY]
+        rows = await tx.execute(
+            select(invoices.c.script_pubkey, invoices.c.id).where(invoices.c.script_pubkey.in_(some))
+        )
+        found |= {row.script_pubkey: row.id for row in rows.all()}
+    return found
 
 
 async def open_scripts(tx: Transaction) -> dict[bytes, str]:

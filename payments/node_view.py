@@ -6,7 +6,7 @@ What is seen is consistent: if the tip moves while we look, the view is stale an
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -18,13 +18,14 @@ from payments.chain_facts import BlockRef, PayingTransaction
 from payments.errors import NodeMisconfigured, TransactionMalformed
 from payments.node_fitness import ChainInfo
 from payments.ports import Store
-from payments.transaction import parse_transaction
+from payments.transaction import ParsedTransaction, parse_transaction
 from payments.watch_list import WatchList
 
 log = logging.getLogger(__name__)
 
 BLOCKS_PER_VIEW = 144
 TRANSACTIONS_PER_FETCH = 2_000
+TRANSACTIONS_READ_AT_ONCE = 10
 FEERATE_TARGET_BLOCKS = 6
 """A payment below this estimate may wait for days: no ciphertext is given on it before a block."""
 
@@ -61,7 +62,7 @@ class NodeView:
     stale: bool = False
     """The tip moved while we looked: look again instead of recording this."""
     arrivals: list[Arrival] = field(default_factory=list)
-    mempool: frozenset[str] = frozenset()
+    mempool: set[str] = field(default_factory=set)
     outside_mempool: dict[str, bool] = field(default_factory=dict)
     """Unconfirmed payments not in the mempool: whether one of its transactions spends their inputs."""
 
@@ -74,10 +75,9 @@ class NodeObserver:
         self._store = store
         self._watch_list = watch_list
 
-    async def look(self, chain: ChainInfo, mempool_known: frozenset[str]) -> NodeView:
+    async def look(self, chain: ChainInfo, mempool_known: Set[str]) -> NodeView:
         """What is new since our records and `mempool_known`, the node's tip being that of `chain`."""
         view = NodeView()
-        await self._store.read(self._watch_list.load_new)
         known = await self._store.read(chain_facts.tip)
         if known is None:
             view.start = await self._recent_blocks(chain)
@@ -94,18 +94,31 @@ class NodeObserver:
         """Those of these mempool transactions that pay us."""
         raw_by_txid = await self._node.raw_transactions(txids)
         left = {txid for txid, raw in raw_by_txid.items() if raw is None}
+        # A node's full mempool takes seconds; the trip to a thread, longer than to read a few.
+        few = len(raw_by_txid) <= TRANSACTIONS_READ_AT_ONCE
+        transactions = _parsed(raw_by_txid) if few else await asyncio.to_thread(_parsed, raw_by_txid)
+        scripts = {out.script_pubkey for transaction in transactions.values() for out in transaction.outputs}
         # Whoever pays has an address from a transaction that was committed before: it is in this snapshot.
-        await self._store.read(self._watch_list.load_new)
-        # In a thread: a node's full mempool takes seconds.
-        paying = await asyncio.to_thread(self._paying_among, raw_by_txid)
+        await self._store.read(partial(self._watch_list.load_among, script_pubkeys=scripts))
         arrivals: list[Arrival] = []
-        for payment in paying:
-            txid = payment.txid
-            entry = await self._node.mempool_entry(txid)
+        for txid, transaction in transactions.items():
+            raw = raw_by_txid[txid]
+            outputs = self._watch_list.outputs_among(transaction.outputs)
+            if raw is None or not outputs:
+                continue
+            entry, estimate = await asyncio.gather(
+                self._node.mempool_entry(txid), self._node.estimate_feerate(FEERATE_TARGET_BLOCKS)
+            )
             if entry is None:
                 left.add(txid)
                 continue
-            estimate = await self._node.estimate_feerate(FEERATE_TARGET_BLOCKS)
+            payment = PayingTransaction(
+                txid=txid,
+                raw=raw,
+                inputs=transaction.inputs,
+                outputs=outputs,
+                coinbase=False,
+            )
             feerate_sat_kvb = entry.fee_sat * 1000 // entry.vsize_vbytes
             arrivals.append(
                 Arrival(
@@ -116,26 +129,6 @@ class NodeObserver:
                 )
             )
         return Arrivals(arrivals, frozenset(left))
-
-    def _paying_among(self, raw_by_txid: Mapping[str, bytes | None]) -> list[PayingTransaction]:
-        paying: list[PayingTransaction] = []
-        for txid, raw in raw_by_txid.items():
-            if raw is None:
-                continue
-            try:
-                transaction = parse_transaction(raw)
-            except TransactionMalformed as exc:
-                # Anyone can send transactions: one that only our node can read must not stop the others.
-                log.warning("transaction %s of the mempool cannot be read, its block will be: %s", txid, exc)
-                continue
-            outputs = self._watch_list.outputs_among(transaction.outputs)
-            if outputs:
-                paying.append(
-                    PayingTransaction(
-                        txid=txid, raw=raw, inputs=transaction.inputs, outputs=outputs, coinbase=False
-                    )
-                )
-        return paying
 
     async def _recent_blocks(self, chain: ChainInfo) -> list[BlockRef]:
         """Where a new service starts: at the tip, knowing enough blocks below it to recognise a reorg."""
@@ -148,18 +141,25 @@ class NodeObserver:
         ]
 
     async def _look_at_chain(self, view: NodeView, known: BlockRef, chain: ChainInfo) -> None:
+        await self._store.read(self._watch_list.load_new)
+        if chain.blocks == known.height + 1:
+            # Mostly it is the next block, and who waits for it waits for no more questions than that.
+            block = await self._scanned(chain.best_hash)
+            if block.previous_hash == known.hash:
+                view.blocks.append((BlockRef(chain.blocks, block.hash), block))
+                return
         fork = await self._fork(known)
         view.fork = fork if fork != known else None
         last_height = min(chain.blocks, fork.height + BLOCKS_PER_VIEW)
         previous_hash = fork.hash
         for height in range(fork.height + 1, last_height + 1):
             block_hash = await self._node.block_hash(height)
-            block = await self._scanned(block_hash) if block_hash is not None else None
-            if block is None or block.previous_hash != previous_hash:
+            scanned = await self._scanned(block_hash) if block_hash is not None else None
+            if scanned is None or scanned.previous_hash != previous_hash:
                 view.stale = True
                 return
-            view.blocks.append((BlockRef(height, block.hash), block))
-            previous_hash = block.hash
+            view.blocks.append((BlockRef(height, scanned.hash), scanned))
+            previous_hash = scanned.hash
         view.complete = last_height == chain.blocks
 
     async def _scanned(self, block_hash: str) -> ParsedBlock:
@@ -189,15 +189,16 @@ class NodeObserver:
                 )
             height = ours[-1].height - 1
 
-    async def _look_at_mempool(self, view: NodeView, mempool_known: frozenset[str]) -> None:
-        view.mempool = frozenset((await self._node.raw_mempool()).txids)
-        fresh = sorted(view.mempool - mempool_known)
+    async def _look_at_mempool(self, view: NodeView, mempool_known: Set[str]) -> None:
+        txids = (await self._node.raw_mempool()).txids
+        view.mempool, fresh = await asyncio.to_thread(_compared, txids, mempool_known)
         for start in range(0, len(fresh), TRANSACTIONS_PER_FETCH):
             found = await self.arrivals_among(fresh[start : start + TRANSACTIONS_PER_FETCH])
             view.arrivals += found.paying
             view.mempool -= found.left
+        mined = {transaction.txid for _, block in view.blocks for transaction in block.transactions}
         for payment in await self._store.read(chain_facts.unconfirmed):
-            if payment.txid in view.mempool:
+            if payment.txid in view.mempool or payment.txid in mined:
                 continue
             spenders = await self._node.spending_transactions(payment.inputs) if payment.inputs else []
             # It may have come back since the mempool was read: it is no rival of itself.
@@ -207,4 +208,22 @@ class NodeObserver:
                 # The buyer paid, and our node forgot: offer it again, and again with every look.
                 answer = await self._node.send_raw_transaction(payment.raw)
                 if answer.outcome is BroadcastOutcome.ACCEPTED:
-                    view.mempool |= {payment.txid}
+                    view.mempool.add(payment.txid)
+
+
+def _parsed(raw_by_txid: Mapping[str, bytes | None]) -> dict[str, ParsedTransaction]:
+    parsed: dict[str, ParsedTransaction] = {}
+    for txid, raw in raw_by_txid.items():
+        if raw is None:
+            continue
+        try:
+            parsed[txid] = parse_transaction(raw)
+        except TransactionMalformed as exc:
+            # Anyone can send transactions: one that only our node can read must not stop the others.
+            log.warning("transaction %s of the mempool cannot be read, its block will be: %s", txid, exc)
+    return parsed
+
+
+def _compared(txids: Sequence[str], known: Set[str]) -> tuple[set[str], list[str]]:
+    """(all of them as a set, those not known), of which a busy node has a hundred thousand."""
+    return set(txids), sorted(txid for txid in txids if txid not in known)

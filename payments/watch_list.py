@@ -37,8 +37,13 @@ class WatchList:
                 self._add_spend(outpoint, txid)
 
     async def load_new(self, tx: Transaction) -> None:
-        """Add the invoices that another process made: nobody told us of them."""
+        """Add the invoices that another process made, before a block is scanned: nobody told us of them."""
         self.scripts |= await chain_facts.open_scripts(tx)
+
+    async def load_among(self, tx: Transaction, script_pubkeys: Iterable[bytes]) -> None:
+        """As `load_new`, those with one of these scripts only: however many are open, it costs the same."""
+        unknown = [script for script in script_pubkeys if self.scripts.get(script) is None]
+        self.scripts |= await chain_facts.invoices_paid_by(tx, unknown)
 
     def watch_unassigned(self, scripts: Iterable[bytes]) -> None:
         """Add scripts that no invoice has, as far as we know."""

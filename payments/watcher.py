@@ -83,7 +83,7 @@ class Watcher:
         self._search = search
         self._watch_list = WatchList()
         self._observer = NodeObserver(node, store, self._watch_list)
-        self._mempool: frozenset[str] = frozenset()
+        self._mempool: set[str] = set()
         self._loaded = False
         self._one_at_a_time = asyncio.Lock()
         self.condition = NodeCondition(
@@ -131,7 +131,7 @@ class Watcher:
                 now = self._clock()
                 await self._store.write(partial(self._record_arrivals, arrivals=arrivals, now=now))
                 self._watch_list.add(arrival.payment for arrival in arrivals)
-            self._mempool |= set(fresh) - left
+            self._mempool.update(txid for txid in fresh if txid not in left)
 
     async def _catch_up(self) -> None:
         complete = False
@@ -142,7 +142,7 @@ class Watcher:
                 await self._offline(verdict.words)
                 return
             if self._search is not None and await self._search.widen(self._watch_list):
-                self._mempool = frozenset()  # the transactions in it may pay what is watched now
+                self._mempool = set()  # the transactions in it may pay what is watched now
             view = await self._observer.look(info.chain, self._mempool)
             if view.stale:
                 continue
