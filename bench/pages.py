@@ -6,28 +6,19 @@ One server process, one headless Chromium, loopback, one run: what they share, t
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import secrets
 import statistics
-import tempfile
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import zmq
 import zmq.asyncio
 from playwright.async_api import Browser, Page
 
-from bench.processes import PeakOfRenderers
+from bench.processes import Peak, renderers_mib, run
 from bench.report import CannotMeasure, Line
+from bench.stage import FEE_SAT, Stage, open_stage
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
-from regtest.served import ServedBitcache
-from regtest.wallet import BitWallet, OutsideWallet
-from regtest.world import RegtestWorld
-from storage import base64url
+from regtest.wallet import BitWallet
 from tests.browser import Visitor, open_chromium, until
 from tests.market import invoice_id_of, ordered, ready, unlocked
 from tests.page_tour import sign_in
@@ -36,7 +27,6 @@ MB = 1_000_000
 GIB = 1 << 30
 PAYMENTS = 15
 PRICE_SAT = 5_000
-FEE_SAT = 20_000
 PATIENCE_S = 600.0
 
 NOTE_STATES = """() => {
@@ -55,37 +45,11 @@ TRANSFERRED = """() => ['navigation', 'resource']
 
 
 class Bench:
-    """A seller signed in on the command line and in the browser, and buyers with fresh profiles."""
+    """The stage, and buyers with fresh profiles."""
 
-    def __init__(self, world: RegtestWorld, server: ServedBitcache, browser: Browser, folder: Path) -> None:
-        self.world, self.server, self.browser, self.folder = world, server, browser, folder
-        self.home = folder / "seller"
-        self.token = ""
-
-    async def prepare(self) -> None:
-        self.home.mkdir()
-        data = ("--data", str(self.server.data_folder))
-        self.token = (await self.server.command_json("account", "create", "Bench", *data))["token"]
-        await self.server.command("login", self.server.url, home=self.home, stdin=self.token)
-        wallet = await OutsideWallet.create(self.world, "bench")
-        await self.server.command("payout", "set", await wallet.descriptor(), "--yes", home=self.home)
-
-    def file(self, name: str, size_bytes: int) -> Path:
-        """Bytes that nothing can compress, the same 64 MiB over and over."""
-        path = self.folder / name
-        block = os.urandom(64 << 20)
-        with path.open("wb") as out:
-            for _ in range(size_bytes // len(block)):
-                out.write(block)
-            out.write(block[: size_bytes % len(block)])
-        return path
-
-    async def upload(self, file: Path, price: str = "0") -> tuple[str, float]:
-        """(link, seconds) of the command line."""
-        started_at = time.monotonic()
-        words = ("upload", str(file), "--price", price)
-        link = str((await self.server.command_json(*words, home=self.home))["link"])
-        return link, time.monotonic() - started_at
+    def __init__(self, stage: Stage, browser: Browser) -> None:
+        self.stage, self.browser = stage, browser
+        self.server, self.world = stage.server, stage.world
 
     async def visitor(self) -> Visitor:
         return await Visitor.open(self.browser)
@@ -97,7 +61,7 @@ async def download(bench: Bench, link: str, size_bytes: int) -> tuple[float, flo
     page = await ready(await visitor.goto(link))
     await ordered(page)
     await unlocked(page)
-    with PeakOfRenderers() as peak:
+    with Peak(renderers_mib) as peak:
         started_at = time.monotonic()
         async with page.expect_download(timeout=PATIENCE_S * 1000) as saving:
             await page.locator("#get-all").click()
@@ -113,34 +77,20 @@ async def download(bench: Bench, link: str, size_bytes: int) -> tuple[float, flo
 
 async def curl(bench: Bench, link: str) -> float:
     """Seconds in which `curl` saves the ciphertext of the first file to disk."""
-    offer_id = urlsplit(link).path.rpartition("/")[2]
-    receipt = await _claimed(bench, offer_id)
-    target = bench.folder / "curl.out"
-    place = f"{bench.server.url}/api/v1/offers/{offer_id}/files/{receipt['files'][0]['file_id']}/content"
-    header = f"Authorization: Bearer {receipt['grant_token']}"
-    started_at = time.monotonic()
-    process = await asyncio.create_subprocess_exec("curl", "-sSf", "-o", target, "-H", header, place)
-    assert await process.wait() == 0
-    took_s = time.monotonic() - started_at
+    claimed = await bench.stage.claim_free(link)
+    target = bench.stage.folder / "curl.out"
+    header = f"Authorization: {claimed.headers['Authorization']}"
+    words = ("curl", "-sSf", "-o", target, "-H", header, bench.server.url + claimed.content)
+    spent = await asyncio.to_thread(run, words)
     target.unlink()
-    return took_s
-
-
-async def _claimed(bench: Bench, offer_id: str) -> dict[str, Any]:
-    secret = secrets.token_bytes(32)
-    body = {"claim_hash": base64url.encode(hashlib.sha256(secret).digest())}
-    invoice = (await bench.server.http("POST", f"/offers/{offer_id}/invoices", body=body)).json()
-    place = f"/invoices/{invoice['invoice_id']}/claim"
-    claim = await bench.server.http("POST", place, body={"claim_secret": base64url.encode(secret)})
-    found: dict[str, Any] = claim.json()
-    return found
+    return spent.took_s
 
 
 async def upload_by_page(bench: Bench, file: Path) -> float:
     """Seconds from the click to the link."""
     visitor = await bench.visitor()
     page = await visitor.goto(f"{bench.server.url}/sign-in")
-    await sign_in(page, bench.token)
+    await sign_in(page, bench.stage.token)
     await visitor.goto(f"{bench.server.url}/upload", page)
     await page.locator("#choose-files").set_input_files(file)
     await page.locator("#price").fill("0")
@@ -213,33 +163,26 @@ async def lines(*, tiny: bool = False) -> list[Line]:
     if chromium is None:
         raise CannotMeasure(HOW_TO_INSTALL)
     small_bytes, large_bytes, payments = (16 << 20, 24 << 20, 1) if tiny else (GIB, 4 * GIB, PAYMENTS)
-    async with AsyncExitStack() as closing:
-        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="bitcache-bench-")))
-        world = await closing.enter_async_context(RegtestWorld())
-        server = ServedBitcache(world, settings={"OPEN_INVOICES_PER_CLIENT_MAX": "1000"})
-        closing.push_async_callback(server.close)
-        await server.start()
-        browser = await closing.enter_async_context(open_chromium(chromium))
-        bench = Bench(world, server, browser, folder)
-        await bench.prepare()
-        return await _measured(bench, small_bytes, large_bytes, payments)
+    settings = {"OPEN_INVOICES_PER_CLIENT_MAX": "1000"}
+    async with open_stage(settings) as stage, open_chromium(chromium) as browser:
+        return await _measured(Bench(stage, browser), small_bytes, large_bytes, payments)
 
 
 async def _measured(bench: Bench, small_bytes: int, large_bytes: int, payments: int) -> list[Line]:
-    small = bench.file("small.bin", small_bytes)
-    link, cli_s = await bench.upload(small)
+    small = bench.stage.file("small.bin", small_bytes)
+    link, cli_s = await bench.stage.upload(small)
     await curl(bench, link)  # both read from a warm page cache
     curl_s = await curl(bench, link)
     page_s, growth_mib = await download(bench, link, small_bytes)
     upload_s = await upload_by_page(bench, small)
     small.unlink()
-    large = bench.file("large.bin", large_bytes)
-    large_link, _ = await bench.upload(large)
+    large = bench.stage.file("large.bin", large_bytes)
+    large_link, _ = await bench.stage.upload(large)
     large.unlink()
     large_curl_s = await curl(bench, large_link)
     large_s, large_growth_mib = await download(bench, large_link, large_bytes)
-    tiny = bench.file("tiny.bin", 100_000)
-    paid_link, _ = await bench.upload(tiny, f"{PRICE_SAT}sat")
+    tiny = bench.stage.file("tiny.bin", 100_000)
+    paid_link, _ = await bench.stage.upload(tiny, f"{PRICE_SAT}sat")
     first_bytes = await first_page_bytes(bench, paid_link)
     took = await latencies(bench, paid_link, payments)
     median = {name: statistics.median(values) for name, values in took.items()}

@@ -32,21 +32,21 @@ class RawConnection:
     ) -> None:
         self._socket.close()
 
-    def get(self, path: str, headers: Mapping[str, str]) -> int:
-        """Bytes of the body, received and thrown away."""
+    def get(self, path: str, headers: Mapping[str, str], *, until: Callable[[], bool] = lambda: False) -> int:
+        """Bytes of the body, received and thrown away; stops early once `until` holds."""
         self._socket.sendall(self._head("GET", path, headers))
-        return self._receive()
+        return self._receive(until)
 
     def put(self, path: str, headers: Mapping[str, str], body: memoryview) -> None:
         self._socket.sendall(self._head("PUT", path, {**headers, "Content-Length": str(len(body))}))
         self._socket.sendall(body)
-        self._receive()
+        self._receive(lambda: False)
 
     def _head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         lines = "".join(f"{name}: {text}\r\n" for name, text in headers.items())
         return f"{method} {path} HTTP/1.1\r\n{self._host}{lines}\r\n".encode()
 
-    def _receive(self) -> int:
+    def _receive(self, until: Callable[[], bool]) -> int:
         head, filled = self._head_of_answer()
         status, length_bytes = int(head[9:12]), 0
         for line in head.split(b"\r\n")[1:]:
@@ -55,12 +55,12 @@ class RawConnection:
                 length_bytes = int(text)
         if not 200 <= status < 300:
             raise ConnectionError(head.decode(errors="replace"))
-        while filled < length_bytes:
+        while filled < length_bytes and not until():
             received = self._socket.recv_into(self._buffer, min(BUFFER_BYTES, length_bytes - filled))
             if not received:
                 raise ConnectionError(f"{filled} of {length_bytes} bytes came")
             filled += received
-        return length_bytes
+        return filled
 
     def _head_of_answer(self) -> tuple[bytes, int]:
         """(head, bytes of the body that came along)."""
