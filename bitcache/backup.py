@@ -41,8 +41,9 @@ from bitcache.errors import BackupRefused
 from bitcache.master_key import create_private, read_master_key
 from bitcache.sealing import Sealer
 from payments.ports import Transaction
+from storage.durable import sync_folder
 from storage.local import blob_paths
-from storage.mirror import copy_durably, forget_blobs_but, mirror_blob, sync_folder, sync_shards
+from storage.mirror import copy_durably, forget_blobs_but, mirror_blob, sync_shards
 
 SNAPSHOT_PREFIX = "snapshot-"
 ATTEMPTS_MAX = 3

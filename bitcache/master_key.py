@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bitcache.errors import MasterKeyUnusable
 from bitcache.sealing import MASTER_KEY_SIZE_BYTES
+from storage.durable import sync_folder
 
 
 def read_master_key(path: Path) -> bytes:
@@ -42,3 +43,4 @@ def create_private(path: Path, octets: bytes) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+    sync_folder(path.parent)

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from bitcache.config import CONFIG_FILE_NAME, Config
 from bitcache.errors import RestoreRefused
-from storage.mirror import sync_folder
+from storage.durable import sync_folder
 
 STAGED_SUFFIX = ".restoring"
 STAGING_FOLDER_NAME = ".restoring"

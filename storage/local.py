@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from storage.durable import make_folder, sync_folder
 from storage.errors import (
     BlobIncomplete,
     BlobMissing,
@@ -54,7 +55,7 @@ class LocalBlobStore:
     """
 
     def __init__(self, folder: Path, *, reserve_bytes: int = 0, group_readable: bool = False) -> None:
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(folder, mode=FOLDER_MODE)
         self._group_readable = group_readable
         if group_readable:
             folder.chmod(GROUP_FOLDER_MODE)
@@ -123,7 +124,7 @@ class LocalBlobStore:
         with _disk_full_translated(), _closing(file):
             _write(file, data, offset)
             os.fsync(file)
-            _sync_folder(uploading.parent)
+            sync_folder(uploading.parent)
 
     def _finish(self, file_id: str, size_bytes: int) -> None:
         finished, uploading = self._paths(file_id)
@@ -141,7 +142,7 @@ class LocalBlobStore:
                 present.chmod(GROUP_FILE_MODE)
                 present.parent.chmod(GROUP_FOLDER_MODE)
             present.rename(finished)
-        _sync_folder(finished.parent)
+        sync_folder(finished.parent)
 
     def _delete(self, file_id: str) -> None:
         finished, uploading = self._paths(file_id)
@@ -149,7 +150,7 @@ class LocalBlobStore:
             finished.unlink(missing_ok=True)
             uploading.unlink(missing_ok=True)
         if finished.parent.exists():
-            _sync_folder(finished.parent)
+            sync_folder(finished.parent)
 
     def _paths(self, file_id: str) -> tuple[Path, Path]:
         return blob_paths(self._folder, file_id)
@@ -162,7 +163,7 @@ class LocalBlobStore:
         shard = uploading.parent
         if shard not in self._durable_shards:
             shard.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             self._durable_shards.add(shard)
         return os.open(uploading, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
 
@@ -223,12 +224,6 @@ def _read(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(length)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with _closing(file):
-        os.fsync(file)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Set
 from pathlib import Path
 
+from storage.durable import sync_folder
 from storage.local import FILE_MODE, FOLDER_MODE, blob_paths
 
 _COPYING_SUFFIX = ".copying"
@@ -68,15 +69,6 @@ def sync_shards(folder: Path) -> None:
     for shard in folder.iterdir():
         sync_folder(shard)
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in this folder on disk."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +187,14 @@ async def open_stand(
     *,
     data_folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
+    program: Sequence[str | Path] | None = None,
 ) -> AsyncIterator[Stand]:
-    """A server on the world's node, with a seller who has a wallet on the outside node."""
+    """A server on the world's node, with a seller who has a wallet on the outside node.
+
+    `program`: what runs in place of `bitcache`.
+    """
     server = ServedBitcache(world, settings={**SETTINGS, **(settings or {})}, data_folder=data_folder)
+    server.program = program or server.program
     try:
         await server.start()
         made = await server.command_json("account", "create", "seller", "--data", str(server.data_folder))

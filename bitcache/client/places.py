@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitcache.client.errors import AlreadyRunning
+from storage.durable import make_folder, sync_folder
 
 APPLICATION = "bitcache"
 _DEFAULTS = {
@@ -36,12 +37,8 @@ def uploads_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create `folder` and what is missing above it, for the user alone."""
-    missing = [folder]
-    while not missing[-1].parent.exists():
-        missing.append(missing[-1].parent)
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
+    """Create `folder` and what is missing above it, durably and for the user alone."""
+    make_folder(folder, mode=0o700)
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -60,15 +57,6 @@ def write_private(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -55,7 +55,8 @@ class UploadState:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._lock = threading.Lock()
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.executescript(f"PRAGMA synchronous = FULL; {SCHEMA}")
+        # EXTRA: with FULL a power cut can bring the journal back, and with it undo what was just committed.
+        self._database.executescript(f"PRAGMA synchronous = EXTRA; {SCHEMA}")
         self.link_secret = self._secret("link_secret")
         self.release_secret = self._secret("release_secret")
 
