@@ -63,6 +63,7 @@ class Services:
     sweep: Sweep
     offers: Offers
     limits: Limits
+    monotonic: Monotonic
     passwords: Passwords
     part_buffers: PartBuffers
     grants: GrantBook
@@ -108,11 +109,11 @@ async def open_services(
         descriptor_store = _descriptor_store(sealer)
         access = Access(config, clock)
         limits = Limits.of(config.limits, monotonic)
+        registry = _registry(config, access)
         search = AddressSearch(
             node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
         )
         watcher = Watcher(node, database, registry, network=config.network, clock=clock, search=search)
-        registry = _registry(config, access)
         purchases = Purchases(
             config=config,
             store=database,
@@ -122,11 +123,11 @@ async def open_services(
             addresses=addresses,
             watcher=watcher,
             limits=limits,
+            work=Work(sealer.mac_key(work.MAC_PURPOSE)),
             clock=clock,
         )
         grants = GrantBook(
             store=database,
-            work=Work(sealer.mac_key(work.MAC_PURPOSE)),
             key=sealer.mac_key("grant-token"),
             token_lifetime_s=config.grant_token_lifetime_s,
             feed_looked_at=lambda: feed.looked_at,
@@ -180,6 +181,7 @@ async def open_services(
             sweep=Sweep(config=config, store=database, blobs=blobs, clock=clock),
             offers=Offers(config=config, sold=registry.sold),
             limits=limits,
+            monotonic=monotonic,
             passwords=Passwords(),
             metrics=Metrics(),
             stopping=stopping,
