@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from bitcache import config as configuration
 from bitcache.api import parser_log
+from bitcache.api.connections import Connections, Site, count_max
 from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 DRAIN_S = 30
 """How long answers under way may take to end at shutdown."""
 HEADER_BYTES_MAX = 16 * 1024
+HEADERS_MAX = 64
+LINGER_S = 10
+"""So long the rest of a refused body is read on, or its sender would not hear the refusal."""
 READ_BUFFER_BYTES = 512 * 1024
 """Of a body, before its sender is paused: more pauses cost more than the memory."""
 DATABASE_TROUBLE = (DiskFull, DatabaseUnavailable, DBAPIError)
@@ -78,7 +82,15 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             await services.stopping.wait()
         else:
             loops.append(tasks.create_task(services.views.run()))
-            async with _site(services):
+            limits = services.config.limits
+            connections = Connections(
+                limits,
+                services.config.proxies,
+                count_max=count_max(limits.connections),
+                monotonic=services.monotonic,
+            )
+            loops.append(tasks.create_task(connections.run()))
+            async with _site(services, connections):
                 ready()
                 await services.stopping.wait()
         for loop in loops:
@@ -119,32 +131,38 @@ async def _check_network(services: Services) -> None:
 
 
 @asynccontextmanager
-async def _site(services: Services) -> AsyncIterator[None]:
+async def _site(services: Services, connections: Connections) -> AsyncIterator[None]:
     """Take requests inside the `async with`; at its end take no more and let those under way finish."""
     config = services.config
-    runner = web.AppRunner(
-        make_app(services),
+    runner = web.AppRunner(make_app(services), shutdown_timeout=DRAIN_S)
+    await runner.setup()
+    site = Site(
+        runner,
+        connections,
+        config.listen_host,
+        config.listen_port,
         access_log=None,
         logger=parser_log.logger,
-        shutdown_timeout=DRAIN_S,
+        keepalive_timeout=config.limits.idle_s,
         read_bufsize=READ_BUFFER_BYTES,
         max_line_size=HEADER_BYTES_MAX,
         max_field_size=HEADER_BYTES_MAX,
+        max_headers=HEADERS_MAX,
+        lingering_time=LINGER_S,
         # Bodies are taken as they come (`bodies.read_piece`): unpacking one that is broken leaves its
         # connection without a word for ten seconds, and a small one may unpack to anything.
         auto_decompress=False,
     )
-    await runner.setup()
     try:
-        await _listen(runner, config)
+        await _listen(site, config)
         yield
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, config: Config) -> None:
+async def _listen(site: Site, config: Config) -> None:
     try:
-        await web.TCPSite(runner, config.listen_host, config.listen_port).start()
+        await site.start()
     except OSError as exc:
         raise ListenRefused(
             f"Cannot listen on {config.listen} ({exc.strerror}). Is another server running there? "

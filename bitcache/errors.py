@@ -61,14 +61,6 @@ class RestoreRefused(BitcacheError):
     """The backup cannot be put back there, or not with this key. Nothing was written."""
 
 
-class BackupRefused(BitcacheError):
-    """No backup can be made there, or of that; an earlier one is as it was. The message says what to change."""
-
-
-class RestoreRefused(BitcacheError):
-    """The backup cannot be put back there, or not with this key. Nothing was written."""
-
-
 class WrongNetwork(BitcacheError):
     """The node follows another chain than the configuration says: nothing it reports may be believed."""
 
@@ -117,6 +109,14 @@ class BodyTooSlow(BitcacheError):
 
 class TooManyRequests(BitcacheError):
     """Slow down: the same request is welcome again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ServerBusy(BitcacheError):
+    """There is no room just now, for nobody in particular: try again after `retry_after_s`."""
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)

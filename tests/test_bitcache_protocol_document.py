@@ -8,9 +8,10 @@ import mpp
 import pytest
 
 from bitcache.api import events_stream, files, parcels, payment_gate, routing
+from bitcache.api.connections import HEAD_BYTES_MAX
 from bitcache.api.idempotency import LIFETIME_S
 from bitcache.api.problems import PROBLEMS
-from bitcache.app import HEADER_BYTES_MAX
+from bitcache.app import HEADER_BYTES_MAX, HEADERS_MAX
 from bitcache.config import Config, LimitsConfig
 from bitcache.grants import CONNECTIONS_MAX, PARCELS_SERVED_MAX
 from bitcache.payment_auth import CREDENTIAL_CHARACTERS_MAX, Challenger, is_payment
@@ -51,8 +52,9 @@ def test_every_problem_named_in_the_text_exists() -> None:
         ("JSON body", f"{parcels.REQUEST_BYTES_MAX >> 20} MiB for `POST /parcels`"),
         ("JSON body", f"{parcels.SEAL_BYTES_MAX >> 20} MiB for `seal`"),
         ("part", f"at most {LIMITS.parts_at_once_per_seller} at the same time"),
-        ("pause in a request's body", f"within {files.PART_S_MAX} s"),
+        ("pause in a request's body", f"a part, and any other body, must arrive within {files.PART_S_MAX} s"),
         ("request line, one header", f"{HEADER_BYTES_MAX >> 10} KiB"),
+        ("head of a request", f"{HEAD_BYTES_MAX >> 10} KiB in all, {HEADERS_MAX} headers"),
         ("payment credential", f"{CREDENTIAL_CHARACTERS_MAX:,} characters"),
         ("page of a list", f"{routing.PAGE_LIMIT_MAX} items"),
         ("idempotency key", f"kept {LIFETIME_S // 3600} h"),

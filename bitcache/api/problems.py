@@ -72,9 +72,11 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("too-many-requests", 429, "Too many requests"),
         Problem("too-many-invoices", 429, "Too many unpaid invoices"),
         Problem("grant-exhausted", 429, "A limit of the grant is reached"),
+        Problem("head-too-large", 431, "The head of the request is too large"),
         Problem("taken-down", 451, "Taken down"),
         Problem("internal-error", 500, "Something went wrong here"),
         Problem("file-damaged", 503, "The server has not got the file whole"),
+        Problem("server-busy", 503, "The server is busy"),
         Problem("database-unavailable", 503, "The database is away"),
         Problem("node-offline", 503, "The bitcoin node is away"),
         Problem("payment-unconfirmed", 503, "Paid, not confirmed yet"),
@@ -90,6 +92,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.BodyTooLarge: "too-large",
     errors.BodyTooSlow: "too-slow",
     errors.TooManyRequests: "too-many-requests",
+    errors.ServerBusy: "server-busy",
     errors.IdempotencyKeyReused: "idempotency-key-reused",
     errors.NotFound: "not-found",
     errors.TokenMissing: "token-missing",
@@ -149,6 +152,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
 OPERATORS_BUSINESS = (payments_errors.NodeUnavailable, payments_errors.NodeMisconfigured)
 WORDS_WITHOUT_ERROR = {
     "not-found": "There is nothing at this address. Check the path; an id is 26 characters of a-z and 2-7.",
+    "head-too-large": "Send fewer and shorter headers: 32 KiB in all, 16 KiB each, 64 of them.",
     "method-not-allowed": "This address takes other methods: those in the Allow header.",
 }
 
