@@ -70,14 +70,10 @@ class ServedBitcache:
         self.port = free_ports(1)[0]
         self.url = f"http://localhost:{self.port}"
         self.settings = dict(settings or {})
-        self._data_folder = data_folder or self.folder / "data"
+        self.data_folder = data_folder or self.folder / "data"
         self.program: Sequence[str | Path] = (BITCACHE,)
         """What `start` runs, with `serve` and its options behind it."""
         self._process: GuardedProcess | None = None
-
-    @property
-    def data_folder(self) -> Path:
-        return self._data_folder
 
     @property
     def running(self) -> bool:
