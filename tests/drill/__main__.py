@@ -20,6 +20,7 @@ from tests.drill.run import run
 from tests.drill.schedule import schedule
 
 INSIDE = "DRILL_INSIDE"
+TMPFS = "tmpfs"
 SECONDS = 600
 SELLERS = 10
 BUYERS = 100
@@ -40,11 +41,13 @@ def main() -> int:
     people = f"{len(plan.wallets)} sellers, {len(plan.buyers)} buyers"
     print(f"SEED={seed} SECONDS={seconds}: {people}; the faults:")
     print("\n".join(plan.lines()), flush=True)
+    disk = "a tmpfs that shrinks" if way == TMPFS else "a restart with a reserve larger than the disk"
+    print(f"A full disk is {disk}.", flush=True)
     if "schedule" in sys.argv[1:]:
         return 0
     keep = os.environ.get("KEEP")
     with tempfile.TemporaryDirectory(prefix="bitcache-drill-") as folder:
-        wrong = asyncio.run(run(plan, Path(folder), tmpfs=way == "tmpfs", keep=Path(keep) if keep else None))
+        wrong = asyncio.run(run(plan, Path(folder), tmpfs=way == TMPFS, keep=Path(keep) if keep else None))
     for line in wrong:
         print(f"WRONG: {line}")
     print(f"SEED={seed}: {f'{len(wrong)} things are WRONG' if wrong else 'everything is as it should be'}")
@@ -57,7 +60,7 @@ def _enter_namespace() -> str:
     probe = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"]
     for way in ways if shutil.which("unshare") else []:
         if subprocess.run([*way, *probe], capture_output=True, check=False).returncode == 0:
-            environment = os.environ | {INSIDE: "tmpfs"}
+            environment = os.environ | {INSIDE: TMPFS}
             os.execvpe(way[0], [*way, sys.executable, "-m", "tests.drill", *sys.argv[1:]], environment)
     return "reserve"
 

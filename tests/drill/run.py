@@ -32,6 +32,7 @@ BLOCK_EVERY_S = 2.0
 PAYING_TIMEOUT_S = 90
 FETCHING_TIMEOUT_S = 180
 DAY_S = 86_400
+REQUEST_FAILED = "the request failed"
 
 
 async def run(plan: Schedule, folder: Path, *, tmpfs: bool, keep: Path | None = None) -> list[str]:
@@ -48,12 +49,13 @@ async def run(plan: Schedule, folder: Path, *, tmpfs: bool, keep: Path | None = 
         drill.payer = await Payer.create(world, buyers=len(plan.buyers))
         await server.start()
         await drill.settled()
-        accounts = [await sellers.open_seller(drill, n, kind) for n, kind in enumerate(plan.wallets)]
+        accounts = await asyncio.gather(
+            *(sellers.open_seller(drill, number, kind) for number, kind in enumerate(plan.wallets))
+        )
 
         on_sale: list[OnSale] = []
         first = [number for number, parcel in enumerate(plan.parcels) if parcel.at_s == 0]
-        for number in first:
-            await _sell(drill, accounts, plan, number, on_sale)
+        await asyncio.gather(*(_sell(drill, accounts, plan, number, on_sale) for number in first))
         buyers: list[Buyer] = []
         async with asyncio.TaskGroup() as background:
             supervisor = background.create_task(drill.supervise())
@@ -87,6 +89,7 @@ async def run(plan: Schedule, folder: Path, *, tmpfs: bool, keep: Path | None = 
         if keep is not None:
             shutil.copytree(server.data_folder, keep / "data")
             (keep / "evidence.json").write_bytes(msgspec.json.encode(evidence))
+        _read_log(drill)
         await _sweep(server)
         drill.wrong += checks.orphans(server.data_folder)
         _tell(drill, evidence, buyers, on_sale)
@@ -198,6 +201,16 @@ async def _doctor(drill: Drill) -> None:
     for finding in report["findings"]:
         if finding["verdict"] == "wrong":
             drill.blame(f"doctor: {finding['check']}: {finding['words']}")
+
+
+def _read_log(drill: Drill) -> None:
+    """No request met a bug of the server's. What else it told of as an error is shown."""
+    errors = Counter(line.partition(" ERROR ")[2] for line in drill.server.log().splitlines())
+    for words, count in errors.items():
+        if REQUEST_FAILED in words:
+            drill.blame(f"the server: {words}")
+        elif words:
+            drill.say(f"the server told {count} times of an error: {words[:160]}")
 
 
 async def _sweep(server: DrillServer) -> None:

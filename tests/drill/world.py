@@ -45,7 +45,7 @@ class DrillServer(ServedBitcache):
         self._disk = self.folder / "disk"
         if tmpfs:
             self._disk.mkdir()
-            self.data_folder = self._disk / "data"
+            self._data_folder = self._disk / "data"
             _mount(self._disk, f"size={DISK_BYTES}")
         front.target_port = self.port
         self.settings = {
