@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from payments.bitcoind_rpc import TIMEOUT_S, BitcoindRpc
-from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused
+from payments.errors import AmountInvalid, BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.money import Sat, sat_from_btc
 from payments.node_fitness import ChainInfo, MempoolInfo, NodeInfo
 from payments.outputs import OutPoint
@@ -250,7 +250,7 @@ class Bitcoind:
                 return None
             raise
         return MempoolEntry(
-            fee_sat=sat_from_btc(wire.fees.base),
+            fee_sat=_sat(wire.fees.base),
             vsize_vbytes=wire.vsize,
             entered_at=wire.time,
             ancestor_count=wire.ancestorcount,
@@ -275,7 +275,7 @@ class Bitcoind:
     async def estimate_feerate(self, blocks: int) -> int | None:
         """Sats per 1,000 vbytes to confirm within `blocks`; None while the node has seen too little."""
         estimate = await self._rpc.call("estimatesmartfee", blocks, answer=_FeeEstimateWire)
-        return None if estimate.feerate is None else sat_from_btc(estimate.feerate)
+        return None if estimate.feerate is None else _sat(estimate.feerate)
 
     # Descriptors and addresses
 
@@ -322,7 +322,7 @@ class _FeesWire(Struct, frozen=True):
 
 class _MempoolEntryWire(Struct, frozen=True):
     fees: _FeesWire
-    vsize: int
+    vsize: Annotated[int, Meta(ge=1)]
     time: int
     ancestorcount: int
     descendantcount: int
@@ -339,7 +339,7 @@ class _AddressWire(Struct, frozen=True):
 
 def _bytes_unless_absent(answer: str | NodeRefused) -> bytes | None:
     if not isinstance(answer, NodeRefused):
-        return bytes.fromhex(answer)
+        return _octets(answer)
     if answer.code == RPC_INVALID_ADDRESS_OR_KEY:
         return None
     raise answer
@@ -348,7 +348,23 @@ def _bytes_unless_absent(answer: str | NodeRefused) -> bytes | None:
 def _script_pubkey(answer: _AddressWire | NodeRefused) -> bytes | None:
     if isinstance(answer, NodeRefused):
         raise answer
-    return bytes.fromhex(answer.script_pubkey) if answer.isvalid else None
+    return _octets(answer.script_pubkey) if answer.isvalid else None
+
+
+def _octets(text: str) -> bytes:
+    """Raises NodeUnavailable for what no node of Bitcoin Core's kind says."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError as exc:
+        raise NodeUnavailable("the node gave what is not hex where Bitcoin Core gives hex") from exc
+
+
+def _sat(amount_btc: Decimal) -> Sat:
+    """Raises NodeUnavailable, as `_octets`."""
+    try:
+        return sat_from_btc(amount_btc)
+    except AmountInvalid as exc:
+        raise NodeUnavailable(f"the node gave an impossible amount: {exc}") from exc
 
 
 def _broadcast_outcome(refusal: NodeRefused) -> BroadcastOutcome:

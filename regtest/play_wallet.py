@@ -19,6 +19,7 @@ from regtest.wallet import OutsideWallet, Payment
 from regtest.world import RegtestWorld
 
 SAT_PER_BTC = 100_000_000
+BTC_MAX = 21_000_000
 FEERATE_SAT_VB = 20
 REPLACING_FEERATE_SAT_VB = 60
 
@@ -125,10 +126,12 @@ def parse_uri(uri: str) -> tuple[str, int]:
     """(address, sat) of a BIP321 URI. Raises ValueError."""
     parts = urlsplit(uri)
     try:
-        amount_sat = int(Decimal(parse_qs(parts.query)["amount"][0]) * SAT_PER_BTC)
+        amount_btc = Decimal(parse_qs(parts.query)["amount"][0])
+        possible = 0 < amount_btc <= BTC_MAX
     except (KeyError, InvalidOperation) as exc:
         raise ValueError("open this page from a payment page: it hands over address and amount") from exc
-    if parts.scheme != "bitcoin" or not parts.path or amount_sat <= 0:
+    amount_sat = int(amount_btc * SAT_PER_BTC) if possible else 0
+    if parts.scheme != "bitcoin" or not parts.path or amount_sat == 0:
         raise ValueError("open this page from a payment page: it hands over address and amount")
     return parts.path, amount_sat
 
