@@ -155,11 +155,11 @@ async def searched_above(tx: Transaction) -> int | None:
 
 async def end_search(tx: Transaction, search: Search, *, now: int) -> None:
     """Let the descriptor give addresses again, beyond those that may have been handed out."""
-    if search.decided_index is not None:
-        await unassigned.raise_next_index(tx, search.descriptor_id, search.decided_index)
     # One that was set later and was never paid is a new wallet: it begins where its seller said.
     margin = unassigned.INDEX_MARGIN if search.lost or search.highest_used is not None else 0
-    await unassigned.raise_next_index(tx, search.descriptor_id, search.first_unused + margin)
+    decided = search.decided_index
+    next_index = search.first_unused + margin if decided is None else decided
+    await unassigned.raise_next_index(tx, search.descriptor_id, next_index)
     await tx.execute(
         update(address_searches)
         .where(address_searches.c.descriptor_id == search.descriptor_id)

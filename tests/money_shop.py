@@ -68,12 +68,16 @@ class Shop:
             await self.database.write(lambda tx: tx.execute(beat))
 
     async def invoice(
-        self, *, key_at: int = 1, bytes_at: int = 1, price_sat: Sat = PRICE_SAT
+        self,
+        *,
+        key_at: int = 1,
+        bytes_at: int = 1,
+        price_sat: Sat = PRICE_SAT,
+        issued: IssuedAddress | None = None,
     ) -> InvoiceRecord:
+        """At an address of the seller's wallet, if none is given."""
         number = next(self._numbers)
-        address = await self.seller.new_address()
-        script_pubkey = await self.node.validate_address(address)
-        assert script_pubkey is not None
+        issued = issued or await self._issued(number)
         now = self.clock()
         invoice = Invoice(
             id=f"invoice-{number}",
@@ -93,13 +97,19 @@ class Shop:
                 subject="thing",
                 frozen="{}",
                 claim_hash=number.to_bytes(32, "big"),
-                issued=IssuedAddress("wallet", number, address, script_pubkey),
+                issued=issued,
                 now=now,
             )
 
         record = await self.database.write(create)
-        self.watcher.watch(script_pubkey, record.invoice.id)
+        self.watcher.watch(issued.script_pubkey, record.invoice.id)
         return record
+
+    async def _issued(self, number: int) -> IssuedAddress:
+        address = await self.seller.new_address()
+        script_pubkey = await self.node.validate_address(address)
+        assert script_pubkey is not None
+        return IssuedAddress("wallet", number, address, script_pubkey)
 
     async def look(self, record: InvoiceRecord) -> InvoiceRecord:
         """Poll, then load. The status kept for lists must be what the facts say."""
