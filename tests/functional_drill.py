@@ -23,7 +23,7 @@ from tests.drill import checks
 from tests.drill.checks import Evidence
 from tests.drill.schedule import Fault, Paying, Schedule, schedule
 
-SIZE = {"SECONDS": "6", "SEED": "5", "SELLERS": "2", "BUYERS": "6", "PARCELS": "1"}
+SIZE = {"SECONDS": "6", "SEED": "36", "SELLERS": "2", "BUYERS": "6", "PARCELS": "1"}
 TIMEOUT_S = 240
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +66,7 @@ def test_a_short_drill(drilled: tuple[str, Path]) -> None:
     for fault in (Fault.SERVER_KILLED, Fault.REORG):
         assert f"FAULT {fault}" in said
     assert Paying.DOUBLE_SPEND in said
+    assert Fault.CLOCK in said
     assert "doctor --recompute" in said
     evidence = evidence_in(kept)
     assert evidence.outputs

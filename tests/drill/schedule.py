@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ REORG_DEPTH_MAX = 6
 SECONDS_PER_FAULT = 4.0
 BUYERS_COME_UNTIL = 0.8
 """Of the whole time: the last ones must be able to pay while faults go on."""
+ROBBER_COMES_BEFORE_S = 3.0
 MIB = 1 << 20
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ def schedule(seed: int, *, seconds: int, sellers: int, buyers: int, parcels_each
         seconds=seconds,
         wallets=tuple(WALLETS[number % len(WALLETS)] for number in range(sellers)),
         parcels=tuple(parcels),
-        buyers=tuple(_buyers(rng, seconds, buyers)),
+        buyers=_with_robbers(tuple(_buyers(rng, seconds, buyers)), faults),
         faults=faults,
     )
 
@@ -185,6 +186,22 @@ def _buyers(rng: random.Random, seconds: int, count: int) -> Iterator[BuyerPlan]
             way=Way.COMMAND if number % 3 == 0 else Way.LIBRARY,
             paying=next(kinds),
         )
+
+
+def _with_robbers(buyers: tuple[BuyerPlan, ...], faults: Sequence[FaultAt]) -> tuple[BuyerPlan, ...]:
+    """Before each reorg somebody pays who takes it back then: by chance too few would be in its blocks."""
+    robbers = set()
+    for reorg in (one for one in faults if one.fault is Fault.REORG):
+        come = [
+            buyer.number
+            for buyer in buyers[len(FIRST_PAYING) :]
+            if buyer.at_s <= reorg.at_s - ROBBER_COMES_BEFORE_S
+        ]
+        robbers |= set(come[-1:])
+    return tuple(
+        replace(buyer, way=Way.LIBRARY, paying=Paying.REORG_ROBBERY) if buyer.number in robbers else buyer
+        for buyer in buyers
+    )
 
 
 def _rounds(rng: random.Random, every: list[T], first: Sequence[T]) -> Iterator[T]:
