@@ -43,7 +43,7 @@ async def run(plan: Schedule, folder: Path, *, tmpfs: bool, keep: Path | None = 
         for proxy in (front, zmq):
             await proxy.start()
             closing.push_async_callback(proxy.close)
-        server = DrillServer(world, front, zmq, tmpfs=tmpfs)
+        server = DrillServer(world, front, zmq, folder / "disk", tmpfs=tmpfs)
         closing.push_async_callback(server.close)
         drill = Drill(world, server, front, zmq, folder, seed=plan.seed)
         drill.payer = await Payer.create(world, buyers=len(plan.buyers))

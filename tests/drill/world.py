@@ -35,17 +35,16 @@ CLIENT_TIMEOUT_S = 300.0
 class DrillServer(ServedBitcache):
     """`bitcache serve` as a process, its data on a disk that can be full, its clock set by a file."""
 
-    def __init__(self, world: RegtestWorld, front: Proxy, zmq: Proxy, *, tmpfs: bool) -> None:
-        super().__init__(world)
+    def __init__(self, world: RegtestWorld, front: Proxy, zmq: Proxy, disk: Path, *, tmpfs: bool) -> None:
+        super().__init__(world, data_folder=disk / "data")
         self.tmpfs = tmpfs
         self.lock = asyncio.Lock()
         self.full = False
         self._clock_file = self.folder / "clock"
         self.set_clock(0)
-        self._disk = self.folder / "disk"
+        self._disk = disk
+        disk.mkdir()
         if tmpfs:
-            self._disk.mkdir()
-            self._data_folder = self._disk / "data"
             _mount(self._disk, f"size={DISK_BYTES}")
         front.target_port = self.port
         self.settings = {
@@ -102,6 +101,7 @@ class DrillServer(ServedBitcache):
             # Never below what is used: the system refuses that, and somebody may be writing.
             used = os.statvfs(self._disk)
             used_bytes = (used.f_blocks - used.f_bfree) * used.f_frsize
+            assert used_bytes, "the server's data is on another disk"
             if _mount(self._disk, f"remount,size={used_bytes + used.f_frsize}", may_fail=True):
                 return f"a tmpfs shrunk to the {used_bytes >> 10:,} KiB in use"
         return "the tmpfs could not be shrunk: nothing was done"
