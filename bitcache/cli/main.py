@@ -7,6 +7,7 @@ import typer
 from bitcache import VERSION
 from bitcache.cli import backup, buyer, doctor, moderation, operator, seller
 from bitcache.cli.output import print_text
+from bitcache.freed_memory import keep_freed_memory
 
 app = typer.Typer(
     name="bitcache",
@@ -36,6 +37,7 @@ def bitcache(
 
 def main() -> None:
     """The entry point of the installed program."""
+    keep_freed_memory()
     app()
 
 
