@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitcache.api import wire
-from bitcache.client.api import ServerApi
+from bitcache.client.api import CHUNK_S_MAX, ServerApi
 from bitcache.client.download import Download
 from bitcache.client.link import Link
 from bitcache.client.purchase import buy, look
@@ -97,10 +97,11 @@ class Shop:
         force: bool = False,
         progress: CountingProgress | None = None,
         retry_for_s: float = 1.0,
+        chunk_s_max: float = CHUNK_S_MAX,
     ) -> list[Path]:
         """Buy what is free and download it, from `server` if that is not the link's."""
         book = ReceiptBook(self.folder / "receipts")
-        async with ServerApi(server or link.server, retry_for_s=retry_for_s) as api:
+        async with ServerApi(server or link.server, retry_for_s=retry_for_s, chunk_s_max=chunk_s_max) as api:
             offer, parcel = await look(api, link)
             purchase = await buy(api, link, offer, parcel, book)
             with choose_target(output, [file.path for file in parcel.files]) as target:

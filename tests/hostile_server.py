@@ -18,9 +18,18 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 KINDS = {
+    "account": r"/api/v1/account",
+    "files": r"/api/v1/files",
+    "file": r"/api/v1/files/[a-z2-7]{26}",
+    "complete": r"/api/v1/files/[a-z2-7]{26}/complete",
+    "parcels": r"/api/v1/parcels",
+    "seal": r"/api/v1/parcels/[a-z2-7]{26}/seal",
+    "offers": r"/api/v1/offers",
     "offer": r"/api/v1/offers/[a-z2-7]{26}",
     "buy": r"/api/v1/offers/[a-z2-7]{26}/invoices",
     "invoice": r"/api/v1/invoices/[a-z2-7]{26}",
+    "events": r"/api/v1/invoices/[a-z2-7]{26}/events",
+    "renew": r"/api/v1/invoices/[a-z2-7]{26}/renew",
     "claim": r"/api/v1/invoices/[a-z2-7]{26}/claim",
     "digests": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/digests",
     "part": r"/api/v1/files/[a-z2-7]{26}/parts/[0-9]+",
@@ -70,6 +79,11 @@ async def lying(honest_url: str, lies: Mapping[str, Lie]) -> AsyncIterator[str]:
         async def handle(request: web.Request) -> web.StreamResponse:
             headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
             body = io.BytesIO(await request.read()) if request.can_read_body else None
+            if request.path.endswith("/events"):
+                # It has no end to pass on.
+                lie = lies.get("events")
+                response = await lie(request, Answered(200, {}, b"")) if lie else None
+                return response or web.Response(status=404)
             async with honest.request(request.method, request.path_qs, headers=headers, data=body) as answer:
                 answered = Answered(answer.status, dict(answer.headers), await answer.read())
             for kind, lie in lies.items():

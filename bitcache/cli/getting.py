@@ -13,7 +13,7 @@ from bitcache.client.download import Download
 from bitcache.client.errors import InvoiceExpired, PaymentPending, TakenDown, WalletRefused
 from bitcache.client.invoices import follow
 from bitcache.client.link import Link, parse
-from bitcache.client.parcel import OpenedParcel
+from bitcache.client.parcel import OpenedParcel, check_price
 from bitcache.client.purchase import Purchase, buy, look, recall, renewed
 from bitcache.client.receipts import ReceiptBook
 from bitcache.client.target import Target, choose_target
@@ -63,6 +63,7 @@ class Get:
 
     async def _finish(self, api: ServerApi, purchase: Purchase, target: Target) -> None:
         invoice = await renewed(api, purchase.invoice)
+        check_price(invoice, purchase.price_sat_max)
         if invoice.taken_down:
             raise TakenDown(invoice.received_sat)
         if not (invoice.bytes_allowed or invoice.key_allowed):

@@ -25,6 +25,8 @@ RETRY_FOR_S = 60.0
 CONNECT_TIMEOUT_S = 15.0
 SILENCE_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 300.0
+CHUNK_S_MAX = 600.0
+"""For one chunk of 1 MiB: a server that drips a byte now and then is as good as a silent one."""
 CONNECTIONS_MAX = 8
 READ_BUFFER_BYTES = 512 << 10
 
@@ -37,10 +39,18 @@ class ServerApi:
     Every call raises ServerProblem (the server said no), ServerUnreachable, or ServerAnswerWrong.
     """
 
-    def __init__(self, base_url: str, token: str | None = None, *, retry_for_s: float = RETRY_FOR_S) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        retry_for_s: float = RETRY_FOR_S,
+        chunk_s_max: float = CHUNK_S_MAX,
+    ) -> None:
         """Raises LinkInvalid for an address that is none."""
         self.base_url = check_server(base_url)
         self.retry_for_s = retry_for_s
+        self.chunk_s_max = chunk_s_max
         self._token = token
         self._session: aiohttp.ClientSession | None = None
 
@@ -223,7 +233,7 @@ async def _check_status(response: aiohttp.ClientResponse) -> None:
                 await read_at_most(response, PROBLEM_BYTES_MAX), type=wire.ProblemView
             )
             name, detail, work = problem.type.rsplit("/", 1)[-1], problem.detail, problem.work
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # a proxy may claim the type; the status still says enough
     raise ServerProblem(name, response.status, detail, retry_after_s=retry_after_s, work=work)
 

@@ -15,8 +15,20 @@ EVENT_BYTES_MAX = 256 << 10
 
 
 async def get_invoice(api: ServerApi, invoice_id: str) -> wire.InvoiceView:
-    """The invoice as it is now."""
-    return await api.get(f"/invoices/{invoice_id}", wire.InvoiceView)
+    """The invoice as it is now. Raises ServerAnswerWrong for one that cannot be it."""
+    return checked(await api.get(f"/invoices/{invoice_id}", wire.InvoiceView), invoice_id)
+
+
+def checked(invoice: wire.InvoiceView, invoice_id: str) -> wire.InvoiceView:
+    """`invoice`, if nothing in it is what no honest server says. Raises ServerAnswerWrong."""
+    if invoice.invoice_id != invoice_id:
+        raise ServerAnswerWrong("The server answers with another invoice than was asked for.")
+    if not 0 <= invoice.due_sat <= invoice.price_sat:
+        # A wallet that pays unattended would pay it.
+        raise ServerAnswerWrong(
+            f"The server demands {invoice.due_sat} sat for a price of {invoice.price_sat} sat. Do not pay."
+        )
+    return invoice
 
 
 async def follow(
@@ -57,9 +69,10 @@ async def _stream(api: ServerApi, invoice_id: str) -> AsyncIterator[wire.Invoice
                     raise ServerAnswerWrong("An event of the server is too long.")
             elif not line and data:
                 try:
-                    yield msgspec.json.decode(data, type=wire.InvoiceView)
-                except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                    told = msgspec.json.decode(data, type=wire.InvoiceView)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
                     raise ServerAnswerWrong(f"An event of the server is not an invoice ({exc}).") from exc
+                yield checked(told, invoice_id)
                 data.clear()
 
 

@@ -113,6 +113,15 @@ def check_invoice(invoice: wire.InvoiceView, offer: wire.OfferView) -> None:
         )
 
 
+def check_price(invoice: wire.InvoiceView, price_sat_max: int | None) -> None:
+    """Raises ParcelAltered if more is due than was ever shown. None: no price was."""
+    if price_sat_max is not None and invoice.due_sat and invoice.price_sat > price_sat_max:
+        raise ParcelAltered(
+            "price",
+            f"The price was {price_sat_max} sat, the invoice says {invoice.price_sat} sat. Do not pay.",
+        )
+
+
 def _file_key(parcel_key: bytes, file: ParcelFile) -> bytes:
     try:
         return keys.unwrap_file_key(parcel_key, file.wrapped_key, file.header)

@@ -12,9 +12,9 @@ from bitcache.api import wire
 from bitcache.client.api import ServerApi
 from bitcache.client.errors import ParcelAltered, ServerProblem
 from bitcache.client.grant import Grant
-from bitcache.client.invoices import get_invoice
+from bitcache.client.invoices import checked, get_invoice
 from bitcache.client.link import Link, Receipt
-from bitcache.client.parcel import OpenedParcel, check_invoice, open_parcel
+from bitcache.client.parcel import OpenedParcel, check_invoice, check_price, open_parcel
 from bitcache.client.receipts import KeptReceipt, ReceiptBook
 from bitcache.client.work import OnWork, earn
 from storage import base64url
@@ -31,6 +31,8 @@ class Purchase:
     parcel: OpenedParcel
     invoice: wire.InvoiceView
     network: str | None
+    price_sat_max: int | None
+    """The most that the buyer was told it costs; None where only the receipt is known."""
 
 
 async def look(api: ServerApi, link: Link) -> tuple[wire.OfferView, OpenedParcel]:
@@ -64,14 +66,16 @@ async def buy(
         kept, invoice = await _new_invoice(api, link, offer, parcel, book, unanswered, on_work)
     receipt = kept.receipt
     assert receipt is not None
-    return Purchase(receipt, parcel, invoice, offer.network)
+    price_sat_max = max(kept.price_sat, offer.price.amount_msat // 1000)
+    check_price(invoice, price_sat_max)
+    return Purchase(receipt, parcel, invoice, offer.network, price_sat_max)
 
 
 async def recall(api: ServerApi, receipt: Receipt) -> Purchase:
     """What `receipt` bought. Raises ServerProblem, ParcelAltered, and storage's errors."""
     claim = await Grant(api, receipt).renew()
     parcel = open_parcel(receipt.link_secret, files=claim.files, sealed_metadata=claim.metadata)
-    return Purchase(receipt, parcel, await get_invoice(api, receipt.invoice_id), None)
+    return Purchase(receipt, parcel, await get_invoice(api, receipt.invoice_id), None, None)
 
 
 async def renewed(api: ServerApi, invoice: wire.InvoiceView) -> wire.InvoiceView:
@@ -80,7 +84,8 @@ async def renewed(api: ServerApi, invoice: wire.InvoiceView) -> wire.InvoiceView
         return invoice
     try:
         path = f"/invoices/{invoice.invoice_id}/renew"
-        return await api.post(path, wire.Request(), wire.InvoiceView, repeatable=True)
+        again = await api.post(path, wire.Request(), wire.InvoiceView, repeatable=True)
+        return checked(again, invoice.invoice_id)
     except ServerProblem as problem:
         if problem.name in {"invoice-not-renewable", "bad-request"}:
             return invoice
@@ -116,7 +121,7 @@ async def _new_invoice(
     )
     book.save(kept)
     check_invoice(invoice, offer)
-    return kept, invoice
+    return kept, checked(invoice, invoice.invoice_id)
 
 
 async def _ordered(api: ServerApi, offer_id: str, claim_hash: str, on_work: OnWork) -> wire.InvoiceView:

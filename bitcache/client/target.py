@@ -13,6 +13,8 @@ from pathlib import Path
 
 from bitcache.client.errors import SpaceMissing, TargetExists, TargetUnsafe
 
+WORK_PREFIX = ".bitcache-"
+"""Of names of work folders. No file of a parcel may lie in one, to be taken for a part of a download."""
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -105,7 +107,10 @@ class Target:
             os.rmdir(name, dir_fd=self._descriptor)
 
     def _parts(self, path: str) -> Sequence[str]:
-        return [self._renamed] if self._renamed is not None else path.split("/")
+        parts = [self._renamed] if self._renamed is not None else path.split("/")
+        if parts[0].casefold().startswith(WORK_PREFIX):
+            raise TargetUnsafe(f"{self.shown(path)} is where unfinished downloads are kept. Ask the seller.")
+        return parts
 
     def _name(self, path: str) -> str:
         return self._parts(path)[-1]

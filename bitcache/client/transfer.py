@@ -132,7 +132,7 @@ class Transfer:
             buffer = memoryview(bytearray(stream.CHUNK_SIZE_BYTES))
             index, filled = first, 0
             _, length = stream.chunk_span(index, file.cipher_bytes)
-            async for piece in _pieces(response):
+            async for piece in _pieces(response, self._api.chunk_s_max):
                 while piece:
                     if index == end:
                         response.close()
@@ -149,10 +149,17 @@ class Transfer:
                 raise ServerAnswerWrong("The server sent fewer bytes than it announced.")
 
 
-async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[memoryview]:
-    """The body in the pieces in which it came: joining them first would cost a copy of everything."""
+async def _pieces(response: aiohttp.ClientResponse, chunk_s_max: float) -> AsyncIterator[memoryview]:
+    """The body in the pieces in which it came: joining them first would cost a copy of everything.
+
+    Raises TimeoutError as soon as a chunk takes longer than `chunk_s_max`.
+    """
+    started_at, received_bytes = asyncio.get_running_loop().time(), 0
     while True:
-        piece, end_of_http_chunk = await response.content.readchunk()
+        chunks_due = 1 + received_bytes // stream.CHUNK_SIZE_BYTES
+        async with asyncio.timeout_at(started_at + chunks_due * chunk_s_max):
+            piece, end_of_http_chunk = await response.content.readchunk()
+        received_bytes += len(piece)
         if piece:
             yield memoryview(piece)
         elif not end_of_http_chunk:

@@ -189,6 +189,8 @@ class Upload:
         if view.part_size_bytes != PART_SIZE_BYTES or view.size_bytes != cipher_bytes:
             raise ServerAnswerWrong("The server cuts files in another way than this client. Update both.")
         if view.state == "complete":
+            if any(self._state.digests(file, part_no) is None for part_no in range(part_count(cipher_bytes))):
+                raise ServerAnswerWrong("The server says it has a file that it was never sent.")
             self._progress.advance(cipher_bytes)
             return file, []
         present = set(view.parts_present)
@@ -302,7 +304,10 @@ class Upload:
 
 async def make_offer(api: ServerApi, request: wire.OfferRequest) -> wire.OfferSummary:
     """The offer; asked for twice within a day with the same terms, it is made once."""
-    return await api.post("/offers", request, wire.OfferSummary, key=idempotency_key("/offers", request))
+    offer = await api.post("/offers", request, wire.OfferSummary, key=idempotency_key("/offers", request))
+    if (offer.parcel_id, offer.price, offer.policy) != (request.parcel_id, request.price, request.policy):
+        raise ServerAnswerWrong("The server made another offer than was asked for. Look at: bitcache offers")
+    return offer
 
 
 def idempotency_key(path: str, request: wire.Request) -> str:

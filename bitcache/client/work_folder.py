@@ -15,7 +15,7 @@ from typing import Self
 from bitcache.client.chunk_files import ChunkVerifier, PlainFile, SealedFile
 from bitcache.client.errors import AlreadyRunning
 from bitcache.client.parcel import ParcelFile
-from bitcache.client.target import Target
+from bitcache.client.target import WORK_PREFIX, Target
 from storage import stream
 
 
@@ -24,7 +24,7 @@ class WorkFolder:
 
     def __init__(self, target: Target, invoice_id: str) -> None:
         self._target = target
-        self._name = f".bitcache-{invoice_id}"
+        self._name = f"{WORK_PREFIX}{invoice_id}"
         self._names: set[str] = set()
 
     def __enter__(self) -> Self:
