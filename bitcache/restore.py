@@ -48,7 +48,7 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class CheckedBackup:
     """A backup that can be put back."""
 
     folder: Path
@@ -80,7 +80,7 @@ async def restore(
 
     Raises RestoreRefused, MasterKeyUnusable, ConfigInvalid.
     """
-    checked = _checked(folder, normal(data_folder), master_key_file, environment)
+    checked = check(folder, normal(data_folder), master_key_file, environment)
     places = Places(checked.config)
     places.check_free()
     await _check_database(checked)
@@ -94,9 +94,10 @@ async def restore(
     return Restored(checked.manifest, checked.config)
 
 
-def _checked(
+def check(
     folder: Path, data_folder: Path, master_key_file: Path | None, environment: Mapping[str, str]
-) -> _Checked:
+) -> CheckedBackup:
+    """Whether the backup is whole, and the key its own. Raises RestoreRefused, MasterKeyUnusable."""
     manifest = backup_manifest.read(folder)
     if manifest is None:
         raise RestoreRefused(f"{folder} holds no whole backup: it has no {MANIFEST_FILE_NAME}.")
@@ -122,7 +123,7 @@ def _checked(
         )
     files = backup_manifest.decode_files((snapshot / FILES_FILE_NAME).read_bytes())
     _check_blobs(folder, manifest, files)
-    return _Checked(folder, manifest, master_key, config, files)
+    return CheckedBackup(folder, manifest, master_key, config, files)
 
 
 def _master_key(snapshot: Path, manifest: Manifest, given: Path | None) -> bytes:
@@ -159,7 +160,7 @@ def _check_blobs(folder: Path, manifest: Manifest, files: Iterable[NamedFile]) -
             )
 
 
-async def _check_database(checked: _Checked) -> None:
+async def _check_database(checked: CheckedBackup) -> None:
     """The key opens it, and there is a place for it."""
     sealer = Sealer(checked.master_key)
     database = Database(checked.config.database)
@@ -194,7 +195,7 @@ def _check_seals(path: Path, sealer: Sealer) -> None:
         raise RestoreRefused(f"This master key does not open what is sealed in the database: {exc}.") from exc
 
 
-def _stage(checked: _Checked, places: Places) -> None:
+def _stage(checked: CheckedBackup, places: Places) -> None:
     """Make every part but an SQL server's database, on disk, beside its place."""
     places.make_folders()
     copy_durably(checked.snapshot / CONFIG_FILE_NAME, places.staged(places.config))
@@ -214,7 +215,7 @@ def _stage(checked: _Checked, places: Places) -> None:
     sync_shards(blobs)
 
 
-async def _prepare_database(checked: _Checked, places: Places, now: int) -> None:
+async def _prepare_database(checked: CheckedBackup, places: Places, now: int) -> None:
     """Bring it up to date, and mark it: what was sold since the backup is not in it."""
     url = checked.config.database
     if places.database is not None:
@@ -229,6 +230,6 @@ async def _prepare_database(checked: _Checked, places: Places, now: int) -> None
         await database.close()
 
 
-async def _mark(tx: Transaction, *, checked: _Checked, now: int) -> None:
+async def _mark(tx: Transaction, *, checked: CheckedBackup, now: int) -> None:
     await restores.note_restore(tx, taken_at=checked.manifest.taken_at, now=now)
     await note_key_backup(tx, checked.manifest.master_key, now=now)
