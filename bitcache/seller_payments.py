@@ -95,7 +95,9 @@ async def attend(tx: Transaction, seller_id: str, invoice_id: str) -> None:
 
 def _needed(seller_id: str) -> ColumnElement[bool]:
     seen_to = or_(invoices.c.attended.is_(None), invoices.c.attended != invoices.c.attention)
-    return (invoices.c.seller_id == seller_id) & invoices.c.attention.is_not(None) & seen_to
+    needed = (invoices.c.seller_id == seller_id) & invoices.c.attention.in_(list(Attention)) & seen_to
+    # By name and apart from the order: else SQLite walks through all the seller's invoices, newest first.
+    return invoices.c.id.in_(select(invoices.c.id).where(needed))
 
 
 async def _newest(tx: Transaction, chosen: Select[tuple[object, ...]], limit: int) -> list[SellerPayment]:

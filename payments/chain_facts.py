@@ -215,13 +215,15 @@ async def moving(tx: Transaction, *, from_height: int, told_from_height: int) ->
     Those with a payment at least `told_from_height` high; and, at least `from_height` high, those that are
     not settled yet or were paid newly mined coins. A block touches few of a busy shop's settled invoices.
     """
-    height = paying_transactions.c.height
-    ripening = (invoices.c.status != Status.SETTLED) | paying_transactions.c.coinbase
+    txid, height = paying_transactions.c.txid, paying_transactions.c.height
+    followed = select(txid).where(height >= from_height)
+    told = followed.where((height >= told_from_height) | paying_transactions.c.coinbase)
+    # Sets of txids, not a join: without statistics SQLite would begin at the outputs, all there ever were.
+    paid_by = received_outputs.c.txid
     rows = await tx.scalars(
         select(received_outputs.c.invoice_id)
-        .join(paying_transactions, paying_transactions.c.txid == received_outputs.c.txid)
         .join(invoices, invoices.c.id == received_outputs.c.invoice_id)
-        .where(height >= from_height, (height >= told_from_height) | ripening)
+        .where(paid_by.in_(followed), paid_by.in_(told) | (invoices.c.status != Status.SETTLED))
     )
     return set(rows.all())
 

@@ -217,11 +217,8 @@ async def _first_seen_of_replaced(tx: Transaction, payment: PayingTransaction, i
 
 
 async def _invoices_of(tx: Transaction, condition: ColumnElement[bool]) -> set[str]:
+    paying = select(paying_transactions.c.txid).where(condition)
     rows: Iterable[str] = (
-        await tx.scalars(
-            select(received_outputs.c.invoice_id)
-            .join(paying_transactions, paying_transactions.c.txid == received_outputs.c.txid)
-            .where(condition)
-        )
+        await tx.scalars(select(received_outputs.c.invoice_id).where(received_outputs.c.txid.in_(paying)))
     ).all()
     return set(rows)

@@ -110,11 +110,10 @@ class DescriptorStore:
     async def usage(self, tx: Transaction, descriptor_id: str) -> DescriptorUsage:
         """Addresses that a restore skipped count as handed out: a wallet's gap limit must bridge them too."""
         of_descriptor = invoices.c.descriptor_id == descriptor_id
-        paid = select(received_outputs.c.invoice_id)
+        paid = exists().where(received_outputs.c.invoice_id == invoices.c.id)
         highest = await tx.scalar(select(func.max(invoices.c.address_index)).where(of_descriptor))
-        highest_paid = await tx.scalar(
-            select(func.max(invoices.c.address_index)).where(of_descriptor, invoices.c.id.in_(paid))
-        )
+        newest_first = select(invoices.c.address_index).order_by(invoices.c.address_index.desc()).limit(1)
+        highest_paid = await tx.scalar(newest_first.where(of_descriptor, paid))
         paid_indexes = (highest_paid, await unassigned.highest_used(tx, descriptor_id))
         highest_paid = max((index for index in paid_indexes if index is not None), default=None)
         streak = select(func.count()).select_from(invoices).where(of_descriptor)

@@ -71,7 +71,9 @@ invoices = Table(
     UniqueConstraint("descriptor_id", "address_index"),
     Index(None, "seller_id", "created_at"),
     Index(None, "seller_id", "attention"),
-    Index(None, "status"),
+    Index(None, "seller_id", "status"),
+    Index(None, "subject", "status"),
+    Index(None, "status", "released_at"),
     Index(None, "review_at"),
 )
 
@@ -201,7 +203,7 @@ transfers = Table(
     Column("reference", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Index(None, "reference"),
-    Index(None, "debit"),
-    Index(None, "credit"),
+    Index(None, "debit", "created_at"),
+    Index(None, "credit", "created_at"),
     Index(None, "created_at"),
 )

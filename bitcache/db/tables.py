@@ -144,7 +144,7 @@ grants = Table(
     Column("key_allowed", Boolean, nullable=False),
     Column("retained_until", BigInteger, nullable=False),
     Column("bytes_served", BigInteger, nullable=False),
-    Index(None, "parcel_id"),
+    Index(None, "parcel_id", "retained_until"),
     Index(None, "offer_id"),
 )
 

@@ -9,6 +9,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     _restores()
+    _indexes()
     with op.batch_alter_table("files", schema=None) as batch_op:
         batch_op.add_column(sa.Column("damaged_at", sa.BigInteger(), nullable=True))
         batch_op.create_index(batch_op.f("ix_files_damaged_at"), ["damaged_at"], unique=False)
@@ -18,6 +19,22 @@ def upgrade() -> None:
 
     with op.batch_alter_table("descriptors", schema=None) as batch_op:
         batch_op.add_column(sa.Column("gap_limit", sa.Integer(), nullable=True))
+
+
+def _indexes() -> None:
+    """Those by which an old server answers as fast as a new one."""
+    for table, column in (("invoices", "status"), ("transfers", "debit"), ("transfers", "credit")):
+        op.drop_index(op.f(f"ix_{table}_{column}"), table_name=table)
+    op.drop_index(op.f("ix_grants_parcel_id"), table_name="grants")
+    for table, first, second in (
+        ("grants", "parcel_id", "retained_until"),
+        ("invoices", "seller_id", "status"),
+        ("invoices", "status", "released_at"),
+        ("invoices", "subject", "status"),
+        ("transfers", "credit", "created_at"),
+        ("transfers", "debit", "created_at"),
+    ):
+        op.create_index(op.f(f"ix_{table}_{first}_{second}"), table, [first, second], unique=False)
 
 
 def _restores() -> None:
