@@ -90,9 +90,11 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
                 monotonic=services.monotonic,
             )
             loops.append(tasks.create_task(connections.run()))
+            loops.append(tasks.create_task(services.streams.run()))
             async with _site(services, connections):
                 ready()
                 await services.stopping.wait()
+                services.streams.end()
         for loop in loops:
             loop.cancel()
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -61,6 +62,13 @@ async def last_seq(tx: Transaction) -> int:
     return int(await tx.scalar(select(func.max(events.c.seq))) or 0)
 
 
+class Receiver(Protocol):
+    """Who hears of the events of one subject."""
+
+    def put(self, event: Event) -> None:
+        """Must be quick and not raise."""
+
+
 class Subscription:
     """Events of one subject, for one reader. One that falls behind is told to reload; nobody waits for it."""
 
@@ -90,7 +98,7 @@ class EventFeed:
         self._store = store
         self._woken = asyncio.Event()
         self._listeners: list[Callable[[Event], None]] = []
-        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._receivers: dict[str, set[Receiver]] = {}
         self.last_seq = 0
         self.looked_at = 0.0
         """Monotonic time at which the feed had last handed on everything there was."""
@@ -116,14 +124,21 @@ class EventFeed:
     def subscribe(self, subject: str) -> Iterator[Subscription]:
         """The events of one subject, from now until the end of the `with` block."""
         subscription = Subscription()
-        self._subscriptions.setdefault(subject, set()).add(subscription)
+        self.attach(subject, subscription)
         try:
             yield subscription
         finally:
-            others = self._subscriptions[subject]
-            others.discard(subscription)
-            if not others:
-                del self._subscriptions[subject]
+            self.detach(subject, subscription)
+
+    def attach(self, subject: str, receiver: Receiver) -> None:
+        """Tell `receiver` of the subject's events, until it is detached."""
+        self._receivers.setdefault(subject, set()).add(receiver)
+
+    def detach(self, subject: str, receiver: Receiver) -> None:
+        others = self._receivers[subject]
+        others.discard(receiver)
+        if not others:
+            del self._receivers[subject]
 
     async def poll_once(self) -> None:
         """Hand on what was committed since the last time."""
@@ -157,8 +172,8 @@ class EventFeed:
         self.last_seq = event.seq
         for listener in self._listeners:
             listener(event)
-        for subscription in self._subscriptions.get(event.subject, ()):
-            subscription.put(event)
+        for receiver in self._receivers.get(event.subject, ()):
+            receiver.put(event)
 
 
 def _event(row: Row[tuple[object, ...]]) -> Event:

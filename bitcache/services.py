@@ -170,9 +170,22 @@ async def open_services(
             ),
             contents=Contents(database),
             streams=InvoiceStreams(
-                store=database, feed=feed, purchases=purchases, clock=clock, stopping=stopping
+                store=database,
+                feed=feed,
+                purchases=purchases,
+                clock=clock,
+                stopping=stopping,
+                count_max=config.limits.streams,
+                per_client_max=config.limits.streams_per_client,
             ),
-            seller_streams=SellerStreams(store=database, feed=feed, clock=clock, stopping=stopping),
+            seller_streams=SellerStreams(
+                store=database,
+                feed=feed,
+                clock=clock,
+                stopping=stopping,
+                count_max=config.limits.seller_streams,
+                per_seller_max=config.limits.seller_streams_per_seller,
+            ),
             views=views,
             uploads=Uploads(config=config, store=database, blobs=blobs, clock=clock),
             part_buffers=PartBuffers(

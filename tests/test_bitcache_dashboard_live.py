@@ -10,6 +10,7 @@ import pytest_asyncio
 from sqlalchemy import update
 
 from bitcache.api import seller_streams
+from bitcache.config import LimitsConfig
 from bitcache.db.tables import sessions as sessions_table
 from bitcache.web.session_cookie import COOKIE
 from tests.seller_browser import session_secret
@@ -70,8 +71,13 @@ async def test_streams_need_a_session_and_end_with_it(
             assert (await stream.content.read()).replace(b": ping\n\n", b"") == b""
 
 
-async def test_one_seller_cannot_take_all_streams(nodeless: Till, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seller_streams, "STREAMS_PER_SELLER_MAX", 1)
+async def test_one_seller_cannot_take_all_streams(tmp_path: Path) -> None:
+    limits = LimitsConfig(seller_streams_per_seller=1)
+    async with open_nodeless_till(tmp_path, limits=limits) as nodeless:
+        await one_seller_has_one_stream(nodeless)
+
+
+async def one_seller_has_one_stream(nodeless: Till) -> None:
     cookies = {COOKIE: await session_secret(nodeless)}
     other = await nodeless.server.new_seller()
     async with nodeless.http.get("/dashboard/events", cookies=cookies) as first:

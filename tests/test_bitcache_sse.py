@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec import Raw
 
+from bitcache import events
+from bitcache.access import TOPIC, InvoiceEvent
 from bitcache.api import events_stream
+from bitcache.config import LimitsConfig
+from bitcache.ids import new_id
+from payments.ports import Transaction
 from regtest.world import RegtestWorld
-from tests.till import Bought, Till, open_till
+from tests.till import Bought, Till, open_nodeless_till, open_till
 
 
 @pytest_asyncio.fixture
@@ -133,14 +139,13 @@ async def test_readers_are_told_when_the_node_goes_away(
             assert not view["node_online"]
 
 
-async def test_a_reader_that_leaves_frees_its_place(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_stream, "PING_INTERVAL_S", 0.05)
+async def test_a_reader_that_leaves_frees_its_place_at_once(till: Till) -> None:
     bought = await till.buy(await till.offer())
     for _ in range(3):
         async with reading(till, bought) as reader:
             await reader.event()
     async with asyncio.timeout(20):
-        while till.server.services.streams._open:
+        while till.server.services.streams.count:
             await asyncio.sleep(0.02)
     metrics = till.server.services.metrics.page().decode()
     counted = re.findall(
@@ -149,15 +154,39 @@ async def test_a_reader_that_leaves_frees_its_place(till: Till, monkeypatch: pyt
     assert counted == [("left", "3.0")], "whoever leaves has done nothing wrong"
 
 
-@pytest.mark.parametrize("limit", ["STREAMS_MAX", "STREAMS_PER_CLIENT_MAX"])
-async def test_too_many_readers_are_told_to_poll(
-    till: Till, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
-    monkeypatch.setattr(events_stream, limit, 1)
+@pytest.mark.parametrize("limits", [LimitsConfig(streams=1), LimitsConfig(streams_per_client=1)])
+async def test_too_many_readers_are_told_to_poll(tmp_path: Path, limits: LimitsConfig) -> None:
+    async with open_nodeless_till(tmp_path, limits=limits) as till:
+        bought = await till.buy(await till.offer(price_sat=0))
+        path = f"/api/v1/invoices/{bought.id}/events"
+        async with reading(till, bought), till.http.get(path) as answer:
+            assert answer.status == 429
+            assert int(answer.headers["Retry-After"]) > 0
+        async with asyncio.timeout(20):
+            while till.server.services.streams.count:
+                await asyncio.sleep(0.02)
+        async with reading(till, bought) as reader:
+            await reader.event()
+
+
+async def test_a_reader_far_behind_is_told_the_state_and_the_newest(till: Till) -> None:
     bought = await till.buy(await till.offer())
-    async with reading(till, bought), till.http.get(f"/api/v1/invoices/{bought.id}/events") as answer:
-        assert answer.status == 429
-        assert int(answer.headers["Retry-After"]) > 0
+    services = till.server.services
+    async with reading(till, bought) as reader:
+        seq, view = await reader.event()
+        told = InvoiceEvent(new_id(), bytes_allowed=True, view=Raw(json.dumps(view).encode()))
+
+        async def burst(tx: Transaction) -> None:
+            for _ in range(events_stream.EVENTS_WAITING_MAX + 5):
+                await events.append(tx, topic=TOPIC, subject=bought.id, payload=told, now=1)
+
+        await services.database.write(burst)
+        newest = await services.database.read(events.last_seq)
+        seen = [seq]
+        while seen[-1] < newest:
+            seen.append((await reader.event())[0])
+        assert seen == sorted(seen)
+        assert len(seen) < events_stream.EVENTS_WAITING_MAX
 
 
 async def test_streams_end_when_the_server_stops(world: RegtestWorld, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -182,13 +182,15 @@ class Connections:
 class Connection(web.RequestHandler):
     """aiohttp's protocol of one connection, counted and watched."""
 
-    __slots__ = ("_connections", "_head_bytes", "shares")
+    __slots__ = ("_connections", "_head_bytes", "on_lost", "shares")
 
     def __init__(self, connections: Connections, server: web.Server, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._connections = connections
         self._head_bytes = 0
         self.shares: tuple[str, ...] = ()
+        self.on_lost: Callable[[], None] | None = None
+        """For the request under way: the other side has left."""
 
     @property
     def has_asked(self) -> bool:
@@ -242,6 +244,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.leave(self)
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def pause_writing(self) -> None:
         self._connections.stalled(self)

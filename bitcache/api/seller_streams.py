@@ -19,8 +19,6 @@ from bitcache.node_state import node_state
 from bitcache.payout_wallet import TOPIC as PAYOUT_TOPIC
 from payments.ports import Clock, Store
 
-STREAMS_MAX = 2_000
-STREAMS_PER_SELLER_MAX = 20
 CHANGES_INTERVAL_S = 0.5
 """A burst of events is one change."""
 CHANGED = b"event: changed\ndata: \n\n"
@@ -37,7 +35,18 @@ class _Concerned(Struct):
 class SellerStreams:
     """All open streams of this process."""
 
-    def __init__(self, *, store: Store, feed: EventFeed, clock: Clock, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        feed: EventFeed,
+        clock: Clock,
+        stopping: asyncio.Event,
+        count_max: int,
+        per_seller_max: int,
+    ) -> None:
+        self._count_max = count_max
+        self._per_seller_max = per_seller_max
         self._store = store
         self._clock = clock
         self._stopping = stopping
@@ -94,7 +103,8 @@ class SellerStreams:
     @contextmanager
     def _place(self, seller_id: str) -> Iterator[asyncio.Event]:
         of_all = sum(len(streams) for streams in self._open.values())
-        if of_all >= STREAMS_MAX or len(self._open.get(seller_id, ())) >= STREAMS_PER_SELLER_MAX:
+        of_seller = len(self._open.get(seller_id, ()))
+        if of_all >= self._count_max or of_seller >= self._per_seller_max:
             raise TooManyRequests("Too many event streams are open. Reload the page.", retry_after_s=RETRY_S)
         changed = asyncio.Event()
         self._open.setdefault(seller_id, set()).add(changed)
