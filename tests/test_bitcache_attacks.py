@@ -73,6 +73,11 @@ async def test_what_the_parser_refuses_is_not_quoted_in_the_log(
     answer = await send(server, request("GET", "/api/v1/account", header))
     assert answer.split()[1] in {b"400", b"401"}
     assert "verysecret" not in caplog.text
+    # Nor in the answer, which has no words of the parser's, and no version of anything.
+    assert b"verysecret" not in answer
+    assert b"Content-Type: application/problem+json" in answer
+    assert b"Server: bitcache\r\n" in answer
+    assert b"X-Content-Type-Options: nosniff" in answer
 
 
 async def test_a_secret_in_a_broken_body_is_not_quoted_in_the_log(

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from aiohttp import web
 
+from bitcache.api import parser_log
 from bitcache.api.client_address import Network
 from bitcache.api.problems import CONTENT_TYPE, PROBLEMS, problem_view
 from bitcache.config import LimitsConfig
@@ -246,6 +247,17 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Of what could not be read. Raises ConnectionError if an answer has begun."""
+        super().handle_error(request, status, exc, message)
+        return parser_log.refusal(status)
 
     def pause_writing(self) -> None:
         self._connections.stalled(self)

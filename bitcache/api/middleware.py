@@ -26,6 +26,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+OUR_NAME = "bitcache"
 NO_ROUTE = "none"
 CLIENT_LEFT = "left"
 LEFT = (ConnectionResetError, BrokenPipeError)
@@ -62,7 +63,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     for name, text in SECURITY_HEADERS.items():
         response.headers.setdefault(name, text)
     response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID_OF, "")
-    response.headers["Server"] = "bitcache"
+    response.headers["Server"] = OUR_NAME
 
 
 def _of_aiohttp(exc: web.HTTPException) -> web.StreamResponse:
