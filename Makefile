@@ -18,6 +18,7 @@ help:
 	@echo 'make screens a picture of every page in every state (build/screens)'
 	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
 	@echo 'make soak-drill  ten sellers, a hundred buyers and random faults; then the books (SECONDS=600 SEED=n)'
+	@echo 'make soak-crash  SIGKILL at every commit point of a sale, then the client goes on (SEED=n)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
 	@echo 'make format  mend formatting and what the linter can mend'
@@ -41,6 +42,9 @@ bench: .venv/installed-dev
 
 soak-drill: .venv/installed-dev
 	@SECONDS='$(SECONDS)' SEED='$(SEED)' $(RUN) -m tests.drill
+
+soak-crash: .venv/installed-dev
+	SOAK_CRASH=1 SEED='$(SEED)' $(RUN) -m pytest -s tests/functional_crash_points.py
 
 soak-pages: .venv/installed-dev
 	SOAK_PAGES=1 $(RUN) -m pytest tests/functional_pages_tour.py
@@ -73,4 +77,4 @@ clean:
 distclean: clean
 	rm -rf .venv
 
-.PHONY: help demo serve test screens bench soak-drill soak-pages check format vectors venv clean distclean
+.PHONY: help demo serve test screens bench soak-drill soak-crash soak-pages check format vectors venv clean distclean

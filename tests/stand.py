@@ -159,6 +159,7 @@ class Stand:
         """Every file of the parcel in plain, as `bitcache get` with the receipt brings it."""
         receipt = Receipt(self.server.url, bought.id, bought.claim_secret, bought.link.link_secret)
         output = self.folder / "out" / bought.id
+        output.mkdir(parents=True, exist_ok=True)
         async with ServerApi(self.server.url, retry_for_s=RETRY_FOR_S) as api:
             purchase = await recall(api, receipt)
             with choose_target(output, [file.path for file in purchase.parcel.files]) as target:
