@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from bitcache.api.answer_headers import OUR_NAME, SECURITY_HEADERS
 from bitcache.api.problems import PROBLEMS, problem_of, problem_response
 from bitcache.api.routing import SERVICES, route_of
 from bitcache.log import REQUEST_ID
@@ -20,13 +21,6 @@ access_log = logging.getLogger("bitcache.access")
 
 REQUEST_ID_HEADER = "Bitcache-Request-Id"
 REQUEST_ID_OF: web.RequestKey[str] = web.RequestKey("request_id", str)
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
-OUR_NAME = "bitcache"
 NO_ROUTE = "none"
 CLIENT_LEFT = "left"
 LEFT = (ConnectionResetError, BrokenPipeError)

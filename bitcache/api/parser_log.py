@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
-from bitcache.api.middleware import OUR_NAME, SECURITY_HEADERS
+from bitcache.api.answer_headers import OUR_NAME, SECURITY_HEADERS
 from bitcache.api.problems import PROBLEMS, problem_response
 from bitcache.errors import RequestInvalid
 
