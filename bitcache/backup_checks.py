@@ -15,13 +15,13 @@ async def check_key_backup(services: Services) -> Finding:
     fingerprint = backup_manifest.fingerprint(services.sealer)
     if await services.database.read(lambda tx: key_backed_up_at(tx, fingerprint)) is None:
         return Finding(
-            "master key's copy",
+            "key copy",
             Verdict.WARNING,
             f"key {fingerprint} was never copied",
             "Run `bitcache backup-key FILE` and keep the file apart from the backups: without it nothing "
             "sold can be opened.",
         )
-    return Finding("master key's copy", Verdict.OK, f"key {fingerprint} was copied")
+    return Finding("key copy", Verdict.OK, f"key {fingerprint} was copied")
 
 
 async def check_restore(services: Services) -> list[Finding]:

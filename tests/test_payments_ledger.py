@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from payments import ledger
 from payments.errors import LedgerImbalance
 from payments.invoice import ChainView, Invoice, Mode, OutPoint, Presence, ReceivedOutput, Term, standing
-from payments.ledger import Booking, Code, Leg, Transfer, balances, desired_bookings, reconcile
+from payments.ledger import (
+    Booking,
+    Code,
+    Leg,
+    Transfer,
+    balances,
+    desired_bookings,
+    desired_unassigned,
+    reconcile,
+)
 from payments.money import Msat, Sat
 from tests.payments_facts import (
     CHAIN,
@@ -278,6 +287,28 @@ def test_the_books_follow_the_chain(
         assert -found.get("chain", 0) == sum(here.values())
         if invoice.revoked:
             assert found.get(OWED, 0) == sum(here.values())
+
+
+@LAWS
+@given(st.lists(st.tuples(received(), tips), min_size=1, max_size=6))
+def test_unassigned_money_follows_the_chain(chain_says: list[tuple[tuple[ReceivedOutput, ...], int]]) -> None:
+    """Whatever its age and size: nobody knows the invoice it was for."""
+    account = ledger.unassigned("wallet")
+    books: list[Transfer] = []
+    for step, (outputs, tip_height) in enumerate(chain_says):
+        view = ChainView(tip_height)
+        wanted = desired_unassigned("wallet", outputs, view)
+        books.extend(reconcile(wanted, books, reference=account, now=NOW + step))
+        assert reconcile(wanted, books, reference=account, now=NOW + step) == ()
+        ageless = replace(invoice_of(), created_at=0)
+        here_sat = sum(o.amount_sat for o in outputs if in_active_chain(o, view, ageless))
+        found = balances(books)
+        assert (found.get(account, 0), found.get("chain", 0)) == (here_sat * 1_000, -here_sat * 1_000)
+        signs: dict[str, int] = {}
+        for transfer in books:
+            outpoint = transfer.id.split("/")[0]
+            signs[outpoint] = signs.get(outpoint, 0) + (1 if transfer.code is Code.RECEIVED else -1)
+        assert set(signs.values()) <= {0, 1}
 
 
 @LAWS
