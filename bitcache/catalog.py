@@ -4,6 +4,7 @@ The server sees sizes and wrapped keys. Names are in the metadata, sealed under 
 release secret, the other half of the parcel's key, is sealed here under the master key.
 """
 
+import hmac
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ async def seal_parcel(
     row = await _row(tx, account_id, parcel_id)
     if row.sealed_at is not None:
         kept_secret = sealer.open(row.sealed_release_secret, table=parcels.name, row_id=parcel_id)
-        if row.metadata != metadata or kept_secret != release_secret:
+        if row.metadata != metadata or not hmac.compare_digest(kept_secret, release_secret):
             raise ParcelSealed("The parcel is sealed with other contents and never changes. Make a new one.")
         return await load_parcel(tx, account_id, parcel_id)
     sealed_secret = sealer.seal(release_secret, table=parcels.name, row_id=parcel_id)
