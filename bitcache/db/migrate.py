@@ -57,18 +57,6 @@ def knows(revision: str) -> bool:
     return revision in {known.revision for known in script.walk_revisions()}
 
 
-async def revision(database: Database) -> str | None:
-    """The newest revision that was applied; None for a blank database."""
-    async with database.engine.connect() as connection:
-        return await connection.run_sync(_revision)
-
-
-def knows(revision: str) -> bool:
-    """Whether this version can bring a database of that revision up to date."""
-    script = ScriptDirectory(str(MIGRATIONS_FOLDER))
-    return revision in {known.revision for known in script.walk_revisions()}
-
-
 async def differences(database: Database) -> list[Any]:
     """What the tables in the code have that the database has not, and the other way round.
 
