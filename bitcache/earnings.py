@@ -18,12 +18,12 @@ from msgspec import json
 from sqlalchemy import ColumnElement, case, func, or_, select, union
 
 from bitcache.api.wire import TIME_MAX, EarningsDay, EarningsView
-from bitcache.db.tables import grants
+from bitcache.db.tables import accounts, grants
 from bitcache.errors import PeriodInvalid
 from payments import ledger
 from payments.attention import Attention
 from payments.invoice import TIP_SAT_MAX, Standing, Status
-from payments.money import Msat, msat_from_sat, sat_rounded_down
+from payments.money import Msat, Sat, msat_from_sat, sat_rounded_down
 from payments.ports import Transaction
 from payments.tables import invoices, transfers
 
@@ -81,6 +81,7 @@ async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsV
         received_sat=sum(day.received_sat for day in days),
         pending_sat=await pending_sat(tx, seller_id),
         owed_sat=await owed_sat(tx, seller_id),
+        unassigned_sat=await unassigned_sat(tx, seller_id),
         sales=sum(day.sales for day in days),
         days=days,
     )
@@ -161,6 +162,21 @@ async def owed_sat(tx: Transaction, seller_id: str) -> int:
     )
     total = await tx.scalar(select(func.sum(per_invoice.c.msat)))
     return sat_rounded_down(Msat(int(total or 0)))
+
+
+async def unassigned_sat(tx: Transaction, seller_id: str) -> Sat:
+    """What stands in the ledger as paid into the seller's wallets without an invoice."""
+    wallets = (
+        await tx.execute(
+            select(accounts.c.descriptor_id, accounts.c.pending_descriptor_id).where(
+                accounts.c.id == seller_id
+            )
+        )
+    ).one()
+    books = [ledger.unassigned(descriptor_id) for descriptor_id in wallets if descriptor_id is not None]
+    booked = case((transfers.c.credit.in_(books), transfers.c.amount_msat), else_=-transfers.c.amount_msat)
+    concerns = or_(transfers.c.credit.in_(books), transfers.c.debit.in_(books))
+    return sat_rounded_down(Msat(int(await tx.scalar(select(func.sum(booked)).where(concerns)) or 0)))
 
 
 def earnings_csv(view: EarningsView) -> str:

@@ -141,6 +141,9 @@ async def test_lost_and_restored(own_world: RegtestWorld, tmp_path: Path) -> Non
             assert {tuple(one["sellers"]) for one in found["payments"]} == {("Ada",)}
             assert found["confirmed_sat"] == sum(FORGOTTEN_SAT) == risen.booked_sat()
 
+            earnings = await risen.server.http("GET", "/earnings", token=risen.token)
+            assert earnings.json()["unassigned_sat"] == sum(FORGOTTEN_SAT)
+
             fresh = await risen.stall.buy()
             assert fresh.address not in {sale.address for sale in [settled, waiting, *made, *forgotten]}
             last_used = max(one["address_index"] for one in found["payments"])

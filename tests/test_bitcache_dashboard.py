@@ -11,14 +11,16 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event, insert, select, update
 
-from bitcache.db.tables import offer_views
+from bitcache.db.tables import accounts, offer_views
 from bitcache.earnings import Period
 from bitcache.funnel import funnel
 from bitcache.offers import Changes
 from bitcache.views import day_of
 from bitcache.web.dashboard import ATTENTION_SHOWN, TONES
+from bitcache.web.render import sat_text
 from payments.attention import Attention
-from payments.tables import invoices
+from payments.ports import Transaction
+from payments.tables import descriptors, invoices
 from payments.tables import transfers as transfers_table
 from regtest.node import wait_until
 from regtest.wallet import BitWallet
@@ -238,6 +240,22 @@ async def test_the_node_and_the_wallet_are_named_with_what_to_do(
     assert "bitcache doctor" in words
     assert "No payout wallet is set" in words
     assert 'href="/account?lang=en"' in browser.text
+
+
+async def test_money_of_lost_invoices_is_named(nodeless: Till, browser: SellerBrowser) -> None:
+    async def book(tx: Transaction) -> None:
+        wallet = {"id": "wallet", "sealed_text": b"", "next_index": 0, "created_at": 0}
+        await tx.execute(insert(descriptors).values(wallet))
+        await tx.execute(update(accounts).values(descriptor_id="wallet"))
+        for credit, amount_sat in (("unassigned:wallet", 4_321), ("unassigned:another", 99)):
+            booked = {"id": f"{credit}/in/0", "debit": "chain", "credit": credit, "code": "received"}
+            booked |= {"amount_msat": amount_sat * 1_000, "reference": credit, "created_at": 0}
+            await tx.execute(insert(transfers_table).values(booked))
+
+    await nodeless.server.services.database.write(book)
+    await browser.get("/dashboard")
+    words = browser.part("attention")
+    assert f"{sat_text(4_321)} sat came into your wallet for invoices that this server lost" in words
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,8 @@ class EarningsView(Response, frozen=True):
     """Seen or confirming, not settled yet."""
     owed_sat: int
     """To buyers, of money that settled nothing."""
+    unassigned_sat: int
+    """In the seller's wallet, for invoices that the server lost and a restore did not bring back."""
     sales: int
     days: list[EarningsDay]
 

@@ -271,6 +271,11 @@ def _print_earnings(view: wire.EarningsView) -> None:
     print_text(f"On its way: {show_sat(view.pending_sat)}.")
     if view.owed_sat:
         print_text(f"You owe buyers {show_sat(view.owed_sat)}: money that came late or was too much.")
+    if view.unassigned_sat:
+        print_text(
+            f"In your wallet for invoices that the server lost: {show_sat(view.unassigned_sat)}. "
+            "Its operator can list them."
+        )
 
 
 def _zone(name: str) -> tzinfo:

@@ -19,7 +19,7 @@ from aiohttp import web
 from bitcache.accounts import Seller
 from bitcache.api.routing import Call, Route
 from bitcache.api.wire import EarningsDay
-from bitcache.earnings import days_of, earnings, earnings_csv, owed_sat, pending_sat
+from bitcache.earnings import days_of, earnings, earnings_csv, owed_sat, pending_sat, unassigned_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, is_gap_near, wallet
@@ -207,6 +207,9 @@ async def _notices(
     if is_gap_near(usage.unused_streak, usage.gap_limit):
         limit = usage.unused_streak + GAP_LIMIT_HEADROOM
         found.append(("n_gap", {"count": usage.unused_streak, "limit": limit}))
+    lost_sat = await unassigned_sat(tx, seller_id)
+    if lost_sat:
+        found.append(("n_unassigned", {"amount": sat_text(lost_sat)}))
     return found
 
 
