@@ -21,18 +21,13 @@ from bitcache.client.target import choose_target
 from regtest.errors import RegtestError
 from regtest.node import wait_until
 from tests.drill.payer import Payment
-from tests.drill.schedule import BuyerPlan, Paying, Way
+from tests.drill.schedule import BuyerPlan, Way
 from tests.drill.sellers import OnSale, contents_of, last_words
-from tests.drill.world import PRICE_HOLD_S, Drill
+from tests.drill.world import Drill
 
 RETRY_FOR_S = 10.0
 PAUSE_S = 0.7
 SEEN_TIMEOUT_S = 3.0
-LATE_TIMEOUT_S = 3 * PRICE_HOLD_S
-TIP_SAT = 500
-OVER_SAT = 3_000
-BUMPED = 3
-"""Times the fee, of who raises it."""
 
 
 class Silent:
@@ -48,6 +43,7 @@ class Buyer:
     drill: Drill
     plan: BuyerPlan
     on_sale: OnSale
+    pays: Callable[[Buyer], Awaitable[None]]
     receipt: Receipt | None = None
     address: str = ""
     price_sat: int = 0
@@ -79,7 +75,7 @@ class Buyer:
             f"{self.on_sale.plan.confirmations} confirmations, and {self.plan.paying}"
         )
         try:
-            await _PAYING[self.plan.paying](self)
+            await self.pays(self)
         except RegtestError as exc:
             self.drill.say(f"{self.name} could not go on paying: {exc}")
         self.paid = True
@@ -199,95 +195,6 @@ class Buyer:
             await wait_until(received, "the payment to be seen", timeout_s=SEEN_TIMEOUT_S, poll_s=0.1)
         except RegtestError:
             self.drill.say(f"{self.name}: the server has not seen the payment yet")
-
-
-async def _exact(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat)
-
-
-async def _two_payments(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat // 2)
-    await buyer.pay(buyer.price_sat - buyer.price_sat // 2, coin=1)
-
-
-async def _top_up(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat // 2)
-    await buyer.seen()
-    await buyer.pay(buyer.price_sat - buyer.price_sat // 2, coin=1)
-
-
-async def _too_little(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat - 400)
-
-
-async def _tip(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat + TIP_SAT)
-
-
-async def _over(buyer: Buyer) -> None:
-    await buyer.pay(buyer.price_sat + OVER_SAT)
-
-
-async def _late(buyer: Buyer) -> None:
-    assert buyer.receipt is not None
-    invoice_id = buyer.receipt.invoice_id
-
-    async def expired() -> bool:
-        if buyer.drill.over.is_set():
-            return True
-        try:
-            async with buyer.api() as api:
-                return (await get_invoice(api, invoice_id)).status == "expired"
-        except ClientError:
-            return False
-
-    try:
-        await wait_until(expired, "the price to run out", timeout_s=LATE_TIMEOUT_S, poll_s=0.5)
-    except RegtestError:
-        buyer.drill.say(f"{buyer.name}: the price still holds; outages have moved its end")
-    await buyer.pay(buyer.price_sat)
-
-
-async def _fee_bump(buyer: Buyer) -> None:
-    first = await buyer.pay(buyer.price_sat)
-    await buyer.seen()
-    await buyer.pay(buyer.price_sat, fee_sat=first.fee_sat * BUMPED)
-
-
-async def _taken_away(buyer: Buyer) -> None:
-    payment = await buyer.pay(buyer.price_sat)
-    await buyer.seen()
-    await buyer.drill.payer.send(await buyer.drill.payer.robbery(payment))
-
-
-async def _double_spend(buyer: Buyer) -> None:
-    # Under the lock no block comes between the two.
-    async with buyer.drill.chain.lock:
-        payment = await buyer.pay(buyer.price_sat)
-        await buyer.seen()
-        rival = await buyer.drill.payer.robbery(payment)
-        await buyer.drill.world.mine_exactly([rival.raw], sync=False)
-
-
-async def _nothing(buyer: Buyer) -> None:
-    return
-
-
-_PAYING: dict[Paying, Callable[[Buyer], Awaitable[None]]] = {
-    Paying.EXACT: _exact,
-    Paying.TWO_PAYMENTS: _two_payments,
-    Paying.TOP_UP: _top_up,
-    Paying.TOO_LITTLE: _too_little,
-    Paying.TIP: _tip,
-    Paying.OVER: _over,
-    Paying.LATE: _late,
-    Paying.FEE_BUMP: _fee_bump,
-    Paying.TAKEN_AWAY: _taken_away,
-    Paying.DOUBLE_SPEND: _double_spend,
-    # The robbery itself comes with a reorg.
-    Paying.REORG_ROBBERY: _exact,
-    Paying.NOTHING: _nothing,
-}
 
 
 async def fetch_free(drill: Drill, on_sale: OnSale, link: Link, folder: Path) -> dict[str, str]:

@@ -23,10 +23,12 @@ from regtest.world import RegtestWorld
 from tests.drill import checks, faults, sellers
 from tests.drill.buyers import Buyer, fetch_free
 from tests.drill.payer import Payer, payments_to
+from tests.drill.paying import WAYS
 from tests.drill.proxy import Proxy
 from tests.drill.schedule import Schedule
 from tests.drill.sellers import OnSale
-from tests.drill.world import Drill, DrillServer
+from tests.drill.server import DrillServer
+from tests.drill.world import Drill
 
 BLOCK_EVERY_S = 2.0
 PAYING_TIMEOUT_S = 90
@@ -116,7 +118,7 @@ async def _buy(drill: Drill, plan: Schedule, number: int, on_sale: list[OnSale],
     await drill.at(planned.at_s)
     if drill.over.is_set():
         return
-    buyer = Buyer(drill, planned, on_sale[planned.parcel % len(on_sale)])
+    buyer = Buyer(drill, planned, on_sale[planned.parcel % len(on_sale)], WAYS[planned.paying])
     buyers.append(buyer)
     await buyer.run()
 

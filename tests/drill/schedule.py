@@ -113,7 +113,7 @@ class Schedule:
 
 WALLETS = ("wpkh", "tr", "sh(wpkh", "pkh", "wsh")
 # In every drill, however short.
-FIRST_FAULTS = (Fault.SERVER_KILLED, Fault.REORG)
+FIRST_FAULTS = (Fault.REORG, Fault.SERVER_KILLED)
 FIRST_PAYING = (
     Paying.EXACT,
     Paying.DOUBLE_SPEND,
