@@ -5,6 +5,7 @@ Every method raises NodeUnavailable (no answer: try again later), NodeMisconfigu
 and, where nothing else is said, NodeRefused. Source: Bitcoin Core's RPC help and its doc/REST-interface.md.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, MsgspecError, Raw, Struct, field, json
 
 from payments.bitcoind_rpc import TIMEOUT_S, BitcoindRpc
 from payments.errors import AmountInvalid, BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
@@ -23,6 +24,7 @@ from payments.outputs import OutPoint
 TRANSACTIONS_PER_BATCH = 50
 """A relayed transaction has at most 400 kB, 800 kB in hex, so a batch's answer stays under 40 MB."""
 ADDRESSES_PER_BATCH = 500
+TXIDS_BYTES = 64 * 1024
 
 # Bitcoin Core's src/rpc/protocol.h.
 RPC_METHOD_NOT_FOUND = -32601
@@ -78,11 +80,12 @@ class Peer(Struct, frozen=True, kw_only=True):
         return "NETWORK" in self.services
 
 
-class MempoolSnapshot(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MempoolSnapshot:
     """`getrawmempool false true`: every event with a sequence number below `sequence` is in it already."""
 
     txids: list[str]
-    sequence: int = field(name="mempool_sequence")
+    sequence: int
 
 
 class DescriptorInfo(Struct, frozen=True, kw_only=True):
@@ -229,7 +232,9 @@ class Bitcoind:
         return await self._rpc.call("getmempoolinfo", answer=MempoolInfo)
 
     async def raw_mempool(self) -> MempoolSnapshot:
-        return await self._rpc.call("getrawmempool", False, True, answer=MempoolSnapshot)
+        wire = await self._rpc.call("getrawmempool", False, True, answer=_MempoolWire)
+        txids = await asyncio.to_thread(_txids, bytes(wire.txids))
+        return MempoolSnapshot(txids=txids, sequence=wire.mempool_sequence)
 
     async def raw_transactions(self, txids: Sequence[str]) -> dict[str, bytes | None]:
         """The serialised transactions of the mempool; None for those that have left it."""
@@ -310,6 +315,26 @@ class Bitcoind:
 
     async def zmq_notifications(self) -> list[ZmqNotification]:
         return await self._rpc.call("getzmqnotifications", answer=list[ZmqNotification])
+
+
+class _MempoolWire(Struct, frozen=True):
+    txids: Raw
+    mempool_sequence: int
+
+
+def _txids(array: bytes) -> list[str]:
+    """The txids of a JSON array, read in pieces: a hundred thousand at once would hold up all threads."""
+    txids: list[str] = []
+    try:
+        start, last = array.index(b"[") + 1, array.rindex(b"]")
+        while start < last:
+            end = array.find(b",", min(start + TXIDS_BYTES, last), last)
+            end = last if end < 0 else end
+            txids += json.decode(b"[%b]" % array[start:end], type=list[str])
+            start = end + 1
+    except (ValueError, MsgspecError) as exc:
+        raise NodeUnavailable(f"the node's mempool is not what Bitcoin Core lists: {exc}") from exc
+    return txids
 
 
 class _SpendingWire(Struct, frozen=True):

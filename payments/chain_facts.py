@@ -3,7 +3,7 @@
 `payments.chain_store` writes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import literal, select, true
@@ -26,6 +26,7 @@ from payments.tables import (
 OUTAGE_S_MIN = 60
 """Shorter spans of not looking move no deadline."""
 SCRIPTS_PER_QUERY = 1_000
+SCRIPTS_PER_PART = 5_000
 UNCONFIRMED = (Presence.MEMPOOL, Presence.MISSING, Presence.CONFLICTED)
 
 
@@ -166,12 +167,12 @@ async def unconfirmed(tx: Transaction) -> list[Unconfirmed]:
     ]
 
 
-async def watched_scripts(tx: Transaction) -> dict[bytes, str]:
-    """scriptPubKey -> invoice id, of every invoice there ever was: scripts are watched for ever."""
-    rows = await tx.execute(
-        select(invoices.c.script_pubkey, invoices.c.id).where(invoices.c.script_pubkey.is_not(None))
-    )
-    return {row.script_pubkey: row.id for row in rows.all()}
+async def watched_scripts(tx: Transaction) -> AsyncIterator[Iterable[tuple[bytes, str]]]:
+    """(scriptPubKey, invoice id) of every invoice there ever was, some at a time: watched for ever."""
+    chosen = select(invoices.c.script_pubkey, invoices.c.id).where(invoices.c.script_pubkey.is_not(None))
+    async with tx.stream(chosen) as rows:
+        async for some in rows.partitions(SCRIPTS_PER_PART):
+            yield map(tuple, some)
 
 
 async def invoices_paid_by(tx: Transaction, script_pubkeys: Sequence[bytes]) -> dict[bytes, str]:

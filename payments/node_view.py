@@ -225,5 +225,14 @@ def _parsed(raw_by_txid: Mapping[str, bytes | None]) -> dict[str, ParsedTransact
 
 
 def _compared(txids: Sequence[str], known: Set[str]) -> tuple[set[str], list[str]]:
-    """(all of them as a set, those not known), of which a busy node has a hundred thousand."""
-    return set(txids), sorted(txid for txid in txids if txid not in known)
+    """(all of them as a set, those not known), of which a busy node has a hundred thousand.
+
+    In a loop of Python's, so that other threads get their turns: making a set of all is one step.
+    """
+    present: set[str] = set()
+    fresh: list[str] = []
+    for txid in txids:
+        present.add(txid)
+        if txid not in known:
+            fresh.append(txid)
+    return present, sorted(fresh)

@@ -30,7 +30,8 @@ class WatchList:
         """Add everything in the database that can still matter."""
         tip = await chain_facts.tip(tx)
         from_height = (tip.height if tip else 0) - CONFLICT_DEPTH
-        self.scripts |= await chain_facts.watched_scripts(tx)
+        async for some in chain_facts.watched_scripts(tx):
+            self.scripts.update(some)
         self.watch_unassigned(await unassigned.watched_scripts(tx))
         for outpoint, payers in (await chain_facts.watched_inputs(tx, from_height=from_height)).items():
             for txid in payers:

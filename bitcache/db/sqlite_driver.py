@@ -12,15 +12,18 @@ from typing import Any, Self
 import aiosqlite
 
 Parameters = Sequence[Any] | dict[str, Any]
-ROWS_PER_CHUNK = 64
+ROWS_PER_TRIP = 5_000
+"""So many at once are here when `execute` returns; of more, who asks for all gets them in one more trip."""
 
 
 class OneTripCursor:
-    """What SQLAlchemy uses of a cursor; the rows are here when `execute` returns."""
+    """What SQLAlchemy uses of a cursor. A stream of rows holds no more than a trip's."""
 
     def __init__(self, connection: "OneTripConnection") -> None:
         self._connection = connection
         self._rows: list[Any] = []
+        self._rest: sqlite3.Cursor | None = None
+        """Where there are more rows."""
         self.description: Any = None
         self.rowcount = -1
         self.lastrowid: int | None = None
@@ -37,17 +40,42 @@ class OneTripCursor:
 
     async def fetchall(self) -> list[Any]:
         rows, self._rows = self._rows, []
+        if self._rest is not None:
+            await self._connection.run(self._fetch, -1)
+            rows += self._rows
+            self._rows = []
+        return rows
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        wanted = size or self.arraysize
+        if not self._rows and self._rest is not None:
+            await self._connection.run(self._fetch, wanted)
+        rows, self._rows = self._rows[:wanted], self._rows[wanted:]
         return rows
 
     async def close(self) -> None:
         self._rows = []
+        if self._rest is not None:
+            await self._connection.run(self._end)
 
     def _execute(self, connection: sqlite3.Connection, statement: str, parameters: Parameters) -> None:
         cursor = connection.execute(statement, parameters)
         self.description = cursor.description
-        self._rows = cursor.fetchall() if cursor.description else []
+        self._rest = cursor
+        self._fetch(connection, ROWS_PER_TRIP if cursor.description else 0)
         self.rowcount, self.lastrowid = cursor.rowcount, cursor.lastrowid
-        cursor.close()
+
+    def _fetch(self, connection: sqlite3.Connection, count: int) -> None:
+        """Up to `count` rows of the rest; all of them, if it is -1."""
+        assert self._rest is not None
+        self._rows = self._rest.fetchall() if count < 0 else self._rest.fetchmany(count) if count else []
+        if count < 0 or len(self._rows) < count or not count:
+            self._end(connection)
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        if self._rest is not None:
+            self._rest.close()
+            self._rest = None
 
     def _executemany(
         self, connection: sqlite3.Connection, statement: str, parameters: Iterable[Parameters]
@@ -70,7 +98,7 @@ class OneTripConnection(aiosqlite.Connection):
 
 def connect(*arguments: Any, **options: Any) -> OneTripConnection:
     """As `sqlite3.connect`; await what it returns. For SQLAlchemy's `async_creator_fn`."""
-    connection = OneTripConnection(lambda: sqlite3.connect(*arguments, **options), ROWS_PER_CHUNK)
+    connection = OneTripConnection(lambda: sqlite3.connect(*arguments, **options), ROWS_PER_TRIP)
     # As SQLAlchemy sets it for its own: a connection that nobody closed must not keep the process.
     connection._thread.daemon = True
     return connection
