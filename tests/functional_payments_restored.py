@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from bitcoin.base58 import CBase58Data
+from coincurve import PrivateKey
 
 from payments import restores, tables, unassigned
 from payments.address_search import AddressSearch
@@ -17,7 +20,7 @@ from payments.descriptors import DescriptorStore
 from payments.errors import AddressesInDoubt, StartIndexUsed
 from payments.unassigned import INDEX_MARGIN
 from payments.watcher import Watcher
-from regtest.wallet import BitWallet, OutsideWallet
+from regtest.wallet import BitWallet
 from regtest.world import RegtestWorld
 from tests.money_shop import PRICE_SAT, Shop, open_shop
 
@@ -48,10 +51,16 @@ class RestoredShop:
             shop.node, shop.database, shop.registry, network="regtest", clock=shop.clock, search=search
         )
 
-    async def descriptor(self, name: str, *, start_index: int = 0) -> PayoutDescriptor:
-        """A wallet's, registered with the shop."""
-        wallet = await OutsideWallet.create(self.shop.world, name)
-        found = await normalise_descriptor(self.shop.node, await wallet.descriptor(), "regtest")
+    async def new_descriptor(self) -> PayoutDescriptor:
+        """Of a fresh key, whose wallet is nobody's business here."""
+        public_key = PrivateKey().public_key.format()
+        key = bytes.fromhex("043587cf03") + bytes(8) + os.urandom(32) + public_key
+        tpub = str(CBase58Data.from_bytes(key[1:], key[0]))
+        return await normalise_descriptor(self.shop.node, tpub, "regtest")
+
+    async def descriptor(self, *, start_index: int = 0) -> PayoutDescriptor:
+        """As `new_descriptor`, registered with the shop."""
+        found = await self.new_descriptor()
         await self.register(found, start_index=start_index)
         return found
 
@@ -102,8 +111,8 @@ class RestoredShop:
 
 
 @pytest_asyncio.fixture
-async def restored(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[RestoredShop]:
-    async with open_shop(world, tmp_path) as shop:
+async def restored(world: RegtestWorld, tmp_path: Path, each_database: str) -> AsyncIterator[RestoredShop]:
+    async with open_shop(world, tmp_path, database_url=each_database) as shop:
         store = DescriptorStore(seal=lambda text, _: text, unseal=lambda sealed, _: sealed)
         buyer = await BitWallet.create(world, coin_count=5)
         await shop.watcher.poll_once()
@@ -111,7 +120,7 @@ async def restored(world: RegtestWorld, tmp_path: Path) -> AsyncIterator[Restore
 
 
 async def test_used_addresses_are_found_and_never_given_again(restored: RestoredShop) -> None:
-    descriptor = await restored.descriptor("restored-seller", start_index=7)
+    descriptor = await restored.descriptor(start_index=7)
     await restored.put_back()
     await restored.pay(descriptor, 8, 20)
     await restored.shop.world.mine()
@@ -137,7 +146,7 @@ async def test_used_addresses_are_found_and_never_given_again(restored: Restored
 
 async def test_old_blocks_are_read_again_for_addresses_far_ahead(restored: RestoredShop) -> None:
     """More was sold since the backup than is watched at first."""
-    descriptor = await restored.descriptor("restored-far")
+    descriptor = await restored.descriptor()
     await restored.put_back()
     await restored.pay(descriptor, 3_000)
     await restored.shop.world.mine(2)
@@ -151,8 +160,7 @@ async def test_old_blocks_are_read_again_for_addresses_far_ahead(restored: Resto
 
 
 async def test_a_wallet_set_after_the_restore_may_not_be_new(restored: RestoredShop) -> None:
-    lost = await OutsideWallet.create(restored.shop.world, "restored-lost")
-    descriptor = await normalise_descriptor(restored.shop.node, await lost.descriptor(), "regtest")
+    descriptor = await restored.new_descriptor()
     await restored.put_back()
     await restored.pay(descriptor, 0, 4)
     await restored.shop.world.mine()
@@ -160,7 +168,7 @@ async def test_a_wallet_set_after_the_restore_may_not_be_new(restored: RestoredS
     await restored.register(descriptor)
     with pytest.raises(AddressesInDoubt):
         await restored.issue(descriptor)
-    new = await restored.descriptor("restored-new", start_index=5)
+    new = await restored.descriptor(start_index=5)
     await restored.search()
     assert (await restored.found()).keys() == {0, 4}
     assert await restored.issue(descriptor) == 5 + INDEX_MARGIN
@@ -169,7 +177,7 @@ async def test_a_wallet_set_after_the_restore_may_not_be_new(restored: RestoredS
 
 async def test_an_address_that_an_invoice_takes_later_pays_that_invoice(restored: RestoredShop) -> None:
     """It is watched already, as one that the lost server may have given out."""
-    descriptor = await restored.descriptor("restored-again")
+    descriptor = await restored.descriptor()
     await restored.put_back()
     await restored.search()
     index = await restored.shop.database.read(lambda tx: restored.store.next_index(tx, descriptor.id))
@@ -188,7 +196,7 @@ async def test_an_address_that_an_invoice_takes_later_pays_that_invoice(restored
 
 async def test_without_blocks_the_operator_decides(restored: RestoredShop) -> None:
     """Here the backup knew no block; blocks that are pruned, and that no peer has, are alike."""
-    descriptor = await restored.descriptor("restored-blind", start_index=3)
+    descriptor = await restored.descriptor(start_index=3)
     await restored.put_back()
     blind = tables.address_searches.update().values(from_height=None)
     await restored.shop.database.write(lambda tx: tx.execute(blind))
