@@ -116,7 +116,8 @@ class Uploads:
     ) -> bool:
         """Keep `part`, whose chunks have the SHA-256s `announced`. True if it is new, False if it was there.
 
-        Its length was checked. Raises NotFound, PartDigestsWrong, PartConflict, DiskFull.
+        Its length was checked. Raises NotFound, PartDigestsWrong, PartConflict, DiskFull,
+        StoreUnavailable.
         """
         # Several milliseconds of SHA-256, which lets go of the interpreter: in a thread it stops nobody.
         actual = await asyncio.to_thread(chunk_digests, part)

@@ -199,3 +199,13 @@ class DiskFull(StorageError):
         super().__init__(f"The disk is full{detail}. Free some space, then go on where the upload stopped.")
         self.free_bytes = free_bytes
         self.reserve_bytes = reserve_bytes
+
+
+class StoreUnavailable(StorageError):
+    """The disk takes nothing, for another reason than its size. What was acknowledged is safe."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's disk does not work at the moment. What was acknowledged is safe, what was just "
+            "sent was not kept: tell the operator, and send it again later."
+        )

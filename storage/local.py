@@ -28,6 +28,7 @@ from storage.errors import (
     PartConflict,
     PartSizeWrong,
     RangeOutside,
+    StoreUnavailable,
 )
 from storage.ports import PART_SIZE_BYTES, BlobInfo, BlobState, LocalRange
 from storage.stream import CIPHERTEXT_SIZE_MAX_BYTES, Bytes
@@ -43,6 +44,10 @@ PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
 _FILE_ID = re.compile(r"[a-z2-7]{26}")
 _UPLOADING_SUFFIX = ".uploading"
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Broken, read-only, over a limit of the file system or the process, unplugged, another's.
+_DISK_FAILS = frozenset(
+    {errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EACCES}
+)
 
 T = TypeVar("T")
 
@@ -115,20 +120,20 @@ class LocalBlobStore:
         if not 1 <= len(data) <= PART_SIZE_BYTES or not 0 <= part_no < PART_COUNT_MAX:
             raise PartSizeWrong(part_no, length_bytes=len(data))
         offset = part_no * PART_SIZE_BYTES
-        with _disk_full_translated(), self._names_lock:
+        with _disk_trouble_named(), self._names_lock:
             file = None if finished.exists() else self._open_uploading(uploading, len(data))
         if file is None:
             if _read(finished, offset, len(data)) != data:
                 raise PartConflict(file_id, part_no)
             return
-        with _disk_full_translated(), _closing(file):
+        with _disk_trouble_named(), _closing(file):
             _write(file, data, offset)
             os.fsync(file)
             sync_folder(uploading.parent)
 
     def _finish(self, file_id: str, size_bytes: int) -> None:
         finished, uploading = self._paths(file_id)
-        with self._names_lock:
+        with _disk_trouble_named(), self._names_lock:
             # A crash may have come between the rename and the caller's note of it.
             present = finished if finished.exists() else uploading
             try:
@@ -142,7 +147,8 @@ class LocalBlobStore:
                 present.chmod(GROUP_FILE_MODE)
                 present.parent.chmod(GROUP_FOLDER_MODE)
             present.rename(finished)
-        sync_folder(finished.parent)
+        with _disk_trouble_named():
+            sync_folder(finished.parent)
 
     def _delete(self, file_id: str) -> None:
         finished, uploading = self._paths(file_id)
@@ -227,10 +233,12 @@ def _read(path: Path, offset: int, length: int) -> bytes:
 
 
 @contextmanager
-def _disk_full_translated() -> Iterator[None]:
+def _disk_trouble_named() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
         if exc.errno in _OUT_OF_SPACE:
             raise DiskFull from exc
+        if exc.errno in _DISK_FAILS:
+            raise StoreUnavailable from exc
         raise

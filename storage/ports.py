@@ -58,13 +58,15 @@ class BlobStore(Protocol):
         Returns once the bytes survive a power cut. Until the blob is finished a part may be written again,
         whole, but never twice at once; who needs "same bytes or refuse" compares digests before calling. On a
         finished blob the same bytes are accepted and nothing is written.
-        Raises PartSizeWrong, DiskFull (what was acknowledged is safe), PartConflict (finished, other bytes).
+        Raises PartSizeWrong, PartConflict (finished, other bytes), DiskFull and StoreUnavailable (what was
+        acknowledged is safe).
         """
 
     async def finish(self, file_id: str, size_bytes: int) -> None:
         """Make the blob readable and unchangeable, durably. Again is harmless.
 
-        The caller knows that every part was acknowledged. Raises BlobMissing, BlobIncomplete.
+        The caller knows that every part was acknowledged. Raises BlobMissing, BlobIncomplete, DiskFull,
+        StoreUnavailable.
         """
 
     async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange | StreamRange:

@@ -151,23 +151,24 @@ async def test_a_full_disk_stops_what_writes_and_nothing_else(
         assert await stand.fetch(unpaid) == parcel_of(source)
 
 
-async def test_a_database_whose_disk_fails_is_away_until_it_works(
-    world: RegtestWorld, tmp_path: Path
-) -> None:
-    """SQLITE_IOERR: the kernel refuses every write past a limit that is set on the running process."""
+async def test_a_disk_that_fails_is_told_until_it_works(world: RegtestWorld, tmp_path: Path) -> None:
+    """The kernel refuses every write past a limit set on the running process: an I/O error for SQLite too."""
     async with open_stand(world, tmp_path) as stand:
         link = await stand.sell(goods(tmp_path), price_sat=PRICE_SAT)
         unpaid, secret = await stand.buy(link), os.urandom(32)
+        begun = await announce(stand, len(CONTENT))
         pid = stand.server.pid
         wal = stand.server.data_folder / "bitcache.db-wal"
         unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (wal.stat().st_size, unlimited[1]))
+        assert problem(await put(stand, begun, 0)) == (503, "/problems/storage-unavailable")
         assert problem(await stand.ask(link, secret)) == UNAVAILABLE
         payment = await stand.pay(unpaid)
         await world.mine()
         assert (await stand.request("GET", f"//d/{link.offer_id}"))[0] == 200
         assert (await stand.invoice(unpaid))["received_sat"] == 0
         resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        assert (await put(stand, begun, 0))[0] == 204
         settled = await stand.until(unpaid, "settled")
         assert [output["txid"] for output in settled["outputs"]] == [payment.txid]
         await stand.buy(link, claim_secret=secret)

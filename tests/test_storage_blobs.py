@@ -19,6 +19,7 @@ from storage.errors import (
     PartConflict,
     PartSizeWrong,
     RangeOutside,
+    StoreUnavailable,
 )
 from storage.local import LocalBlobStore
 from storage.ports import PART_SIZE_BYTES, BlobState, BlobStore, LocalRange, StreamRange
@@ -277,15 +278,24 @@ async def test_a_full_disk_loses_nothing(
     assert await read(local, FILE_ID, 0, PART_SIZE_BYTES + len(TAIL)) == FULL_PART + TAIL
 
 
-async def test_another_disk_error_is_not_a_full_disk(
-    local: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "open"])
+async def test_a_disk_that_fails_is_not_a_full_one(
+    local: LocalBlobStore, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(os, "pwrite", broken)
-    with pytest.raises(OSError, match="broken"):
-        await local.write_part(FILE_ID, 0, TAIL)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, call, broken)
+        with pytest.raises(StoreUnavailable):
+            await local.write_part(FILE_ID, 0, TAIL)
+    await local.write_part(FILE_ID, 0, TAIL)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", broken)
+        with pytest.raises(StoreUnavailable):
+            await local.finish(FILE_ID, len(TAIL))
+    await local.finish(FILE_ID, len(TAIL))
+    assert await read(local, FILE_ID, 0, len(TAIL)) == TAIL
 
 
 async def test_short_writes_are_continued(local: LocalBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ ROUTES = (
             "part-digest-mismatch",
             "part-out-of-range",
             "part-size-wrong",
+            "storage-unavailable",
             "too-slow",
             "too-many-requests",
         ),
@@ -180,7 +181,7 @@ ROUTES = (
         summary="Make a file whole: all parts are there and have this root",
         request=FileCompletion,
         responses={200: FileView},
-        problems=("not-found", "parts-missing", "root-mismatch"),
+        problems=("not-found", "parts-missing", "root-mismatch", "storage-unavailable"),
         auth=Auth.SELLER,
     ),
     Route(

@@ -78,6 +78,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("file-damaged", 503, "The server has not got the file whole"),
         Problem("server-busy", 503, "The server is busy"),
         Problem("database-unavailable", 503, "The database is away"),
+        Problem("storage-unavailable", 503, "The disk does not work"),
         Problem("node-offline", 503, "The bitcoin node is away"),
         Problem("payment-unconfirmed", 503, "Paid, not confirmed yet"),
         Problem("disk-full", 507, "The disk is full"),
@@ -146,6 +147,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     storage_errors.RootMismatch: "root-mismatch",
     storage_errors.SizeImpossible: "invalid-value",
     storage_errors.DiskFull: "disk-full",
+    storage_errors.StoreUnavailable: "storage-unavailable",
 }
 
 # What the node says of itself is for the operator: it may name hosts and files.
