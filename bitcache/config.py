@@ -6,6 +6,7 @@ Unknown keys are errors: a misspelt limit must not silently be the default.
 """
 
 import difflib
+import functools
 import ipaddress
 import os
 import re
@@ -226,7 +227,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-        return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
+        return _networks(self.trusted_proxies)
 
 
 SECTIONS: Mapping[str, type[Struct]] = {"node": NodeConfig, "limits": LimitsConfig}
@@ -294,6 +295,12 @@ def missing_cookie_file(config: Config) -> Path | None:
     """The cookie file, if the server is to use one and cannot see it; a node writes it when it starts."""
     cookie = config.node.cookie_path
     return None if cookie is None or os.path.exists(cookie) else cookie
+
+
+@functools.lru_cache(maxsize=16)
+def _networks(addresses: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Every request asks."""
+    return tuple(ipaddress.ip_network(address, strict=False) for address in addresses)
 
 
 def known_keys() -> tuple[str, ...]:
