@@ -1,88 +1,42 @@
-"""Backups and restores without a node: what they hold, what they refuse, and what is left of cut-off ones."""
+"""Backups, and what restores make of them, without a node."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
-from msgspec import structs
+from sqlalchemy import update
+from typer.testing import CliRunner, Result
 
-from bitcache import backup_checks, backup_manifest
-from bitcache.backup import BackupDone, back_up, copy_master_key, note_key_backup
-from bitcache.backup_manifest import Manifest
-from bitcache.client.link import Link
-from bitcache.config import CONFIG_FILE_NAME, Config
+from bitcache import backup_checks, unassigned_money
+from bitcache.backup import copy_master_key, note_key_backup
+from bitcache.cli.main import app
+from bitcache.db.tables import accounts
 from bitcache.doctor import Verdict
-from bitcache.errors import BackupRefused, MasterKeyUnusable, RestoreRefused
+from bitcache.errors import BackupRefused, RestoreRefused
 from bitcache.master_key import write_master_key
-from bitcache.restore import Restored, restore
-from bitcache.sealing import Sealer
-from tests.client_shop import Shop, open_shop, tree
+from bitcache.services import open_services
+from payments import restores
+from payments.addresses import PayoutDescriptor
+from payments.ports import Transaction
+from tests.kept_shop import NOW, Kept, open_kept
 from tests.postgres import PostgresCluster
-from tests.service import running_server
-
-NOW = 1_800_000_000
-
-
-@dataclass
-class Kept:
-    """A shop with one parcel on a free offer, and its backup."""
-
-    shop: Shop
-    link: Link
-    folder: Path
-
-    @property
-    def config(self) -> Config:
-        return self.shop.server.services.config
-
-    @property
-    def backup(self) -> Path:
-        return self.folder / "backup"
-
-    @property
-    def key(self) -> Path:
-        return self.config.master_key
-
-    async def back_up(self, *, with_master_key: bool = False, into: Path | None = None) -> BackupDone:
-        return await back_up(self.config, into or self.backup, with_master_key=with_master_key, now=NOW)
-
-    async def restore(self, *, key: Path | None, **environment: str) -> Restored:
-        return await restore(
-            self.backup,
-            self.folder / "restored",
-            master_key_file=key,
-            environment={f"BITCACHE_{name}": value for name, value in environment.items()},
-            now=NOW + 60,
-        )
-
-    async def check_restored(self, restored: Restored) -> None:
-        """A server on what was restored gives the same files for the old link."""
-        config = restored.config
-        async with running_server(config.data_folder, database_url=config.database_url) as server:
-            await self.shop.fetch(self.link, self.folder / "fetched", server=server.url, force=True)
-        assert tree(self.folder / "fetched" / "goods") == tree(self.folder / "goods")
-        for path in config.data_folder.rglob("*"):
-            assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
 
 
 @pytest_asyncio.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
-    async with open_shop(tmp_path) as shop:
-        (shop.server.services.config.data_folder / CONFIG_FILE_NAME).write_text('network = "regtest"\n')
-        yield Kept(shop, await shop.sell(shop.files()), tmp_path)
+    async with open_kept(tmp_path) as kept:
+        yield kept
 
 
 async def test_what_is_restored_is_what_was_backed_up(kept: Kept) -> None:
@@ -141,9 +95,7 @@ async def test_another_file_system_gets_copies(kept: Kept, other_file_system: Pa
 async def test_postgresql_by_its_own_programs(
     tmp_path: Path, postgres_database: str, postgres_cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_shop(tmp_path, database_url=postgres_database) as shop:
-        (shop.server.services.config.data_folder / CONFIG_FILE_NAME).write_text('network = "regtest"\n')
-        kept = Kept(shop, await shop.sell(shop.files()), tmp_path)
+    async with open_kept(tmp_path, database_url=postgres_database) as kept:
         with monkeypatch.context() as nothing_on_the_path:
             nothing_on_the_path.setenv("PATH", "")
             with pytest.raises(BackupRefused, match="pg_dump is not on the PATH"):
@@ -187,166 +139,39 @@ async def test_doctor_asks_for_a_copy_of_this_very_key(kept: Kept) -> None:
     assert await backup_checks.check_restore(services) == []
 
 
-# --- refused, and nothing is written ----------------------------------------------------------------------
+async def test_a_seller_waits_until_the_operator_decides_where_the_blocks_do_not_tell(kept: Kept) -> None:
+    """No node was ever seen: there is no block to search from."""
+    services = kept.shop.server.services
 
-
-@dataclass
-class Stored:
-    """A backup and its key; the server is gone."""
-
-    backup: Path
-    key: Path
-    target: Path
-
-    @property
-    def manifest(self) -> Manifest:
-        manifest = backup_manifest.read(self.backup)
-        assert manifest is not None
-        return manifest
-
-    def write(self, manifest: Manifest) -> None:
-        (self.backup / "manifest.json").write_bytes(backup_manifest.encode(manifest))
-
-    async def restore(self, *, key: Path | None = None) -> Restored:
-        return await restore(
-            self.backup, self.target, master_key_file=key or self.key, environment={}, now=NOW + 60
+    async def set_wallet(tx: Transaction) -> None:
+        await services.descriptors.register(
+            tx, PayoutDescriptor("wpkh(...)", "wallet"), start_index=5, now=NOW
         )
+        await tx.execute(update(accounts).values(name="Ada", descriptor_id="wallet"))
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`before` and `after`: data folders of one server, which sold and deleted in between; `backup`."""
-    folder = tmp_path_factory.mktemp("stored")
-    async with open_shop(folder) as shop:
-        kept = Kept(shop, await shop.sell(shop.files("few", {"one": 5_000, "two": 0})), folder)
-        (kept.config.data_folder / CONFIG_FILE_NAME).write_text('network = "regtest"\n')
-        await kept.back_up()
-        _copy_data(kept, folder / "before")
-        await shop.sell(shop.files("more", {"three": 6_000}))
-        with closing(sqlite3.connect(kept.config.data_folder / "bitcache.db")) as database:
-            database.execute("DELETE FROM parcel_files WHERE position = 1")
-            sold = "SELECT file_id FROM parcel_files"
-            (gone,) = database.execute(f"DELETE FROM files WHERE id NOT IN ({sold}) RETURNING id").fetchone()
-            database.commit()
-        next(kept.config.blobs.glob(f"*/{gone}")).unlink()
-        _copy_data(kept, folder / "after")
-        shutil.copyfile(kept.key, folder / "key")
-        (folder / "key").chmod(0o600)
-    return folder
-
-
-@pytest.fixture
-def stored(server_folders: Path, tmp_path: Path) -> Stored:
-    shutil.copytree(server_folders / "backup", tmp_path / "backup")
-    return Stored(tmp_path / "backup", server_folders / "key", tmp_path / "restored")
-
-
-def _manifest(**changes: object) -> Callable[[Stored], None]:
-    """As one who has not the key would alter it."""
-    return lambda stored: stored.write(structs.replace(stored.manifest, **changes))
-
-
-def _sealed_manifest(**changes: object) -> Callable[[Stored], None]:
-    def alter(stored: Stored) -> None:
-        sealer = Sealer(stored.key.read_bytes())
-        stored.write(backup_manifest.sealed(structs.replace(stored.manifest, **changes), sealer))
-
-    return alter
-
-
-def _one_bit_of(name: str) -> Callable[[Stored], None]:
-    def alter(stored: Stored) -> None:
-        path = stored.backup / stored.manifest.snapshot / name
-        octets = bytearray(path.read_bytes())
-        octets[len(octets) // 2] ^= 1
-        path.write_bytes(octets)
-
-    return alter
-
-
-def _no_manifest(stored: Stored) -> None:
-    (stored.backup / "manifest.json").unlink()
-
-
-def _broken_manifest(stored: Stored) -> None:
-    (stored.backup / "manifest.json").write_bytes(b"{")
-
-
-def _no_blob(stored: Stored) -> None:
-    next(stored.backup.glob("blobs/*/*")).unlink()
-
-
-def _short_blob(stored: Stored) -> None:
-    blob = max(stored.backup.glob("blobs/*/*"), key=lambda path: path.stat().st_size)
-    blob.write_bytes(blob.read_bytes()[:-1])
-
-
-def _full_folder(stored: Stored) -> None:
-    stored.target.mkdir()
-    (stored.target / "precious").write_text("mine")
-
-
-@pytest.mark.parametrize(
-    ("alter", "words"),
-    [
-        (_no_manifest, "no whole backup"),
-        (_broken_manifest, "damaged"),
-        (_manifest(taken_at=1), "altered"),
-        (_manifest(network="mainnet"), "altered"),
-        (_manifest(missing=["a" * 26]), "altered"),
-        (_manifest(snapshot="../elsewhere"), "outside its folder"),
-        (_sealed_manifest(format=2), "newer version"),
-        (_sealed_manifest(revision="9999"), "revision 9999"),
-        (_sealed_manifest(network="signet"), "is of signet"),
-        (_sealed_manifest(database="postgresql"), "is of postgresql"),
-        (_one_bit_of("bitcache.db"), "not the file"),
-        (_one_bit_of("bitcache.toml"), "not the file"),
-        (_one_bit_of("files"), "not the file"),
-        (_no_blob, "lacks file"),
-        (_short_blob, "lacks file"),
-        (_full_folder, "is there already"),
-    ],
-)
-async def test_refused(stored: Stored, alter: Callable[[Stored], None], words: str) -> None:
-    alter(stored)
-    before = tree(stored.target)
-    with pytest.raises(RestoreRefused, match=words):
-        await stored.restore()
-    assert tree(stored.target) == before
-
-
-async def test_another_key_is_refused(stored: Stored, tmp_path: Path) -> None:
-    another, shared = tmp_path / "another", tmp_path / "shared"
-    write_master_key(another)
-    with pytest.raises(RestoreRefused, match="another master key"):
-        await stored.restore(key=another)
-    shutil.copyfile(stored.key, shared)
-    shared.chmod(0o644)
-    with pytest.raises(MasterKeyUnusable, match="chmod 600"):
-        await stored.restore(key=shared)
-    assert not stored.target.exists()
-
-
-def test_killed_at_any_moment(server_folders: Path, tmp_path: Path) -> None:
-    """Of a backup, what was there before is whole, or the new one is; of a restore, nothing that starts."""
-    folders = (str(tmp_path), str(server_folders / "before"), str(server_folders / "after"))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_backups", *folders], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    rounds = json.loads(done.stdout.splitlines()[-1])
-    assert rounds["backups"] > 10
-    assert rounds["restores"] > 10
-
-
-async def test_a_key_that_does_not_open_what_is_sealed_is_refused(kept: Kept) -> None:
-    """The server runs with a key that is not its database's: the backup is sealed with the wrong one."""
-    kept.key.unlink()
-    write_master_key(kept.key)
+    await services.database.write(set_wallet)
     await kept.back_up()
-    with pytest.raises(RestoreRefused, match="does not open what is sealed"):
-        await kept.restore(key=kept.key)
-    assert not (kept.folder / "restored").exists()
+    restored = await kept.restore(key=kept.key, NODE_RPC_USER="nobody", NODE_RPC_PASSWORD="none")
+    async with open_services(restored.config) as elsewhere:
+        waiting, money = await backup_checks.check_restore(elsewhere)
+        assert waiting.verdict is Verdict.WRONG
+        assert "account start-index" in waiting.mend
+        assert money.words.startswith("0 sat")
+        read, write = elsewhere.database.read, elsewhere.database.write
+        assert (await read(unassigned_money.listed)).searching == (("Ada",),)
+        assert (await backup_checks.check_key_backup(elsewhere)).verdict is Verdict.OK, "it was just used"
+
+        async def decide(index: str) -> Result:
+            words = ["account", "start-index", "Ada", index, "--data", str(restored.config.data_folder)]
+            return await asyncio.to_thread(CliRunner().invoke, app, words)
+
+        assert "give that index or a higher one" in (await decide("4")).output
+        assert (await decide("40")).exit_code == 0
+        (search,) = await read(restores.searches)
+        await write(partial(restores.end_search, search=search, now=NOW))
+        assert await read(lambda tx: elsewhere.descriptors.next_index(tx, "wallet")) == 40
+        waiting, _ = await backup_checks.check_restore(elsewhere)
+        assert waiting.verdict is Verdict.OK
 
 
 async def test_folders_that_no_backup_goes_into(kept: Kept) -> None:
@@ -375,10 +200,3 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
 
 def _inodes(blobs: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in blobs.glob("*/*")}
-
-
-def _copy_data(kept: Kept, target: Path) -> None:
-    """The data folder as a server that was stopped leaves it."""
-    shutil.copytree(kept.config.data_folder, target, ignore=shutil.ignore_patterns("bitcache.db*"))
-    with closing(sqlite3.connect(kept.config.data_folder / "bitcache.db")) as database:
-        database.execute("VACUUM INTO ?", (str(target / "bitcache.db"),))
