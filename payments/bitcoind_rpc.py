@@ -7,6 +7,7 @@ sent again once when the node has closed an idle connection or, restarted, has w
 
 import asyncio
 import base64
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -163,7 +164,7 @@ async def _unavailable_if_unanswered(timeout_s: float) -> AsyncIterator[None]:
     except TimeoutError as exc:
         raise NodeUnavailable(f"the node did not answer within {timeout_s:g} s") from exc
     except (aiohttp.ClientError, OSError) as exc:
-        raise NodeUnavailable(f"the node cannot be reached: {exc}") from exc
+        raise NodeUnavailable(f"the node cannot be reached ({_without_address(exc)})") from exc
 
 
 class _RpcError(msgspec.Struct, frozen=True):
@@ -215,7 +216,13 @@ def _read_cookie(path: Path) -> str:
             "the node's cookie file is not there: start the node, or correct its path"
         ) from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise NodeMisconfigured(f"the node's cookie file cannot be read: {exc}") from exc
+        raise NodeMisconfigured(f"the node's cookie file cannot be read ({_without_address(exc)})") from exc
+
+
+def _without_address(error: Exception) -> str:
+    """What it was; not where, which strangers read in the server's health."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else type(error).__name__
 
 
 def _words(body: bytes) -> str:

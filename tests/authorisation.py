@@ -262,6 +262,10 @@ async def open_stage(world: RegtestWorld, folder: Path) -> AsyncIterator[Stage]:
         await _grow_stale(stage)
         stage.stale["live session"] = await stage.session(till.account)
         stage.descriptor = await (await OutsideWallet.create(world, f"payout-{new_id()}")).descriptor()
+        async with till.server.session(other.token) as others:
+            wallet = {"payout_descriptor": stage.descriptor}
+            async with others.patch("/api/v1/account", json=wallet) as answer:
+                assert answer.status == 200, await answer.text()
         stage.grants["buyer"] = await _grant(till, stage.bought)
         elsewhere = await till.offer(price_sat=0, sizes=(100,))
         stage.grants["other buyer"] = await _grant(till, await till.buy(elsewhere))

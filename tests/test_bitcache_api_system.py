@@ -15,6 +15,7 @@ from bitcache.app import make_app
 from bitcache.db.migrate import upgrade
 from bitcache.master_key import write_master_key
 from bitcache.services import open_services
+from regtest.node import wait_until
 from tests.service import API_CHECK, running_server, test_config
 
 Http = TestClient[web.Request, web.Application]
@@ -76,6 +77,25 @@ async def test_metrics_count_requests_by_route(http: Http) -> None:
         page = await answer.text()
     assert 'bitcache_http_requests_total{method="GET",route="/healthz",status="200"} 1.0' in page
     assert "bitcache_node_online 0.0" in page
+
+
+async def test_health_does_not_tell_where_the_node_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    health: dict[str, Any] = {}
+
+    async with running_server(tmp_path) as server, server.session() as http:
+        address = server.services.config.node.rpc_url.removeprefix("http://")
+
+        async def unreachable() -> bool:
+            async with http.get("/healthz") as answer:
+                health.update(await answer.json())
+            return str(health["trouble"]).startswith("the node")
+
+        await wait_until(unreachable, "the watcher to miss the node")
+    assert health["trouble"] == "the node cannot be reached (Connection refused)"
+    assert health["trouble"] in caplog.text
+    assert address not in str(health)
 
 
 async def test_the_log_has_neither_query_nor_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -245,6 +245,7 @@ MATRIX: Mapping[str, Row] = {
     "GET /account": Row(sellers_page("200")),
     "POST /account/wallet": Row(each_their_own_form("200"), wallet, fields={"descriptor": "$descriptor"}),
     "POST /account/wallet/set": Row(each_their_own_form("303"), wallet, fields={"descriptor": "$descriptor"}),
+    "POST /account/gap": Row(each_their_own_form("303"), fields={"gap_limit": "100"}),
     "POST /account/tokens": Row(each_their_own_form("200"), fields={"label": "x"}),
     "POST /account/tokens/{token_id}/revoke": Row(own_form("303"), Stage.token),
     "POST /account/password": Row(each_their_own_form("422"), fields={"new_password": "short"}),
