@@ -51,7 +51,7 @@ class Buyer:
     robbed_depth: int | None = None
     """How deep the payment was when a reorg took it away."""
     paid: bool = False
-    """It has done all it does about paying, or came too late for an invoice."""
+    """It has done all it does about paying."""
     fetched: dict[str, str] | None = None
     """What it has at the end: SHA-256 by name."""
 
@@ -67,9 +67,6 @@ class Buyer:
         """Ask for an invoice, pay, and fetch for as long as it takes; cancelled by who knows that is all."""
         (self.folder / "got").mkdir(parents=True)
         await self._ask_until_told()
-        if self.receipt is None:
-            self.paid = True
-            return
         self.drill.say(
             f"{self.name} ({self.plan.way}) owes {self.price_sat:,} sat for "
             f"{self.on_sale.plan.confirmations} confirmations, and {self.plan.paying}"
@@ -94,15 +91,13 @@ class Buyer:
                 return None
 
     async def _ask_until_told(self) -> None:
-        while not self.drill.over.is_set():
+        while self.receipt is None:
             try:
                 await self._ask()
             except (ClientError, OSError) as exc:
                 self._look_at(exc)
                 self.drill.say(f"{self.name}: no invoice yet: {exc}")
-                await self.drill.pause(PAUSE_S)
-            else:
-                return
+                await asyncio.sleep(PAUSE_S)
 
     def _look_at(self, exc: Exception) -> None:
         if isinstance(exc, ServerProblem) and exc.status == 500:

@@ -17,6 +17,8 @@ SECONDS_PER_FAULT = 4.0
 BUYERS_COME_UNTIL = 0.8
 """Of the whole time: the last ones must be able to pay while faults go on."""
 ROBBER_COMES_BEFORE_S = 3.0
+COMMAND_EVERY = 6
+"""One buyer of so many runs the command, a process or two each; the others are in the drill's own."""
 MIB = 1 << 20
 
 T = TypeVar("T")
@@ -183,7 +185,7 @@ def _buyers(rng: random.Random, seconds: int, count: int) -> Iterator[BuyerPlan]
             number=number,
             at_s=round(at_s, 1),
             parcel=rng.randrange(1_000),
-            way=Way.COMMAND if number % 3 == 0 else Way.LIBRARY,
+            way=Way.COMMAND if number % COMMAND_EVERY == 0 else Way.LIBRARY,
             paying=next(kinds),
         )
 

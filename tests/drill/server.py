@@ -48,6 +48,7 @@ class DrillServer(ServedBitcache):
             "LIMITS_CLAIMS_PER_MINUTE": "100000",
             "ZERO_CONF_KEY_CAP_SAT": "10000000",
             "DISK_RESERVE_BYTES": "0",
+            "REGISTRATION": "open",
         }
 
     @property
