@@ -9,6 +9,7 @@ All disk work runs in threads of its own: a slow disk starves neither the event 
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import threading
@@ -37,12 +38,15 @@ FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 GROUP_FILE_MODE = 0o640
 GROUP_FOLDER_MODE = 0o750
+DIRECT_BLOCK_BYTES = 4096
+"""What is written past the page cache begins and ends at such blocks, in the file and in memory."""
 WORKER_COUNT = 4
 REMEMBERED_SIZES_MAX = 10_000
 PART_COUNT_MAX = CIPHERTEXT_SIZE_MAX_BYTES // PART_SIZE_BYTES
 
 _FILE_ID = re.compile(r"[a-z2-7]{26}")
 _UPLOADING_SUFFIX = ".uploading"
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Broken, read-only, over a limit of the file system or the process, unplugged, another's.
 _DISK_FAILS = frozenset(
@@ -221,9 +225,32 @@ def _closing(file: int) -> Iterator[None]:
 
 def _write(file: int, data: Bytes, offset: int) -> None:
     rest = memoryview(data)
+    written = _write_direct(file, rest, offset)
+    rest, offset = rest[written:], offset + written
     while rest:
         written = os.pwrite(file, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+def _write_direct(file: int, data: memoryview, offset: int) -> int:
+    """How many bytes went past the page cache, straight to the disk where they are wanted next.
+
+    Copying them into the cache would cost more processor time than all else of an upload, and push out what
+    buyers are reading. 0 where the file system or the place of `data` in memory does not allow it.
+    """
+    length = len(data) - len(data) % DIRECT_BLOCK_BYTES
+    if not length or not hasattr(os, "O_DIRECT"):
+        return 0
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
+        return os.pwrite(file, data[:length], offset)
+    except OSError as exc:
+        if exc.errno not in _NOT_DIRECT:
+            raise
+        return 0
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags)
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:
