@@ -15,8 +15,10 @@ from bitcache.db.tables import offers, parcels
 from bitcache.errors import ClaimRefused, TakenDown
 from bitcache.grants import GrantBook
 from bitcache.sealing import Sealer
+from payments.errors import InvoiceNotFound
 from payments.ports import Clock, Store, Transaction
 from payments.registry import InvoiceRegistry
+from payments.tables import invoices
 from storage import base64url
 
 
@@ -46,10 +48,21 @@ class Claims:
         Raises InvoiceNotFound, ClaimRefused, TakenDown.
         """
 
+        async def hash_of(tx: Transaction) -> bytes | None:
+            known: bytes | None = await tx.scalar(
+                select(invoices.c.claim_hash).where(invoices.c.id == invoice_id)
+            )
+            return known
+
+        # Looked at before the one writer is asked for: who has no receipt keeps nobody waiting.
+        claim_hash = await self._store.read(hash_of)
+        if claim_hash is None:
+            raise InvoiceNotFound(f"there is no invoice {invoice_id}")
+        if not hmac.compare_digest(hashlib.sha256(claim_secret).digest(), claim_hash):
+            raise ClaimRefused
+
         async def claimed(tx: Transaction) -> tuple[Grant, ClaimView]:
             record = await self._registry.load(tx, invoice_id, now=self._clock())
-            if not hmac.compare_digest(hashlib.sha256(claim_secret).digest(), record.claim_hash):
-                raise ClaimRefused
             grant = await grant_of(tx, invoice_id)
             if await tx.scalar(select(offers.c.taken_down_at).where(offers.c.id == grant.offer_id)):
                 raise TakenDown(grant.offer_id)

@@ -7,6 +7,9 @@ and an unknown name costs the same time as a wrong password.
 import asyncio
 import secrets
 import unicodedata
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,13 +20,14 @@ from sqlalchemy import select, update
 from bitcache import sessions
 from bitcache.accounts import is_named
 from bitcache.db.tables import accounts
-from bitcache.errors import NotFound
+from bitcache.errors import NotFound, TooManyRequests
 from payments.ports import Transaction
 
 LENGTH_MIN = 12
 LENGTH_MAX = 200
 AT_ONCE_MAX = 2
-"""Hashes under way: a crowd at the door waits, and takes no more memory."""
+WAITING_MAX = 20
+RETRY_AFTER_S = 10
 
 
 class Fault(StrEnum):
@@ -65,28 +69,50 @@ def fault_of(password: str, *, name: str) -> Fault | None:
 class Passwords:
     """Hashes and checks. One for a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once_max: int = AT_ONCE_MAX, waiting_max: int = WAITING_MAX) -> None:
         self.hasher = PasswordHasher()
         """Its parameters are those of new hashes."""
-        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._room = asyncio.Semaphore(at_once_max)
+        self._inside_max = at_once_max + waiting_max
+        self._inside: Counter[bool] = Counter()
+        """Those that wait or are looked at: of browsers that are known, and of others."""
         self._nobodys: str | None = None
 
-    async def hashed(self, password: str) -> str:
-        """What to keep of `password`."""
-        async with self._room:
+    async def hashed(self, password: str, *, known: bool = False) -> str:
+        """What to keep of `password`. Raises TooManyRequests, as `check` does."""
+        async with self._turn(known):
             return await asyncio.to_thread(self.hasher.hash, _normal(password))
 
-    async def check(self, password: str, password_hash: str | None) -> Checked:
-        """Whether `password` is the one. Without a hash it is wrong, and takes as long to say."""
+    async def check(self, password: str, password_hash: str | None, *, known: bool = False) -> Checked:
+        """Whether `password` is the one. Without a hash it is wrong, and takes as long to say.
+
+        `known`: it comes from a browser that was signed in before, for which places are kept. Raises
+        TooManyRequests while too many wait.
+        """
         if self._nobodys is None:
-            self._nobodys = await self.hashed(secrets.token_urlsafe())
-        async with self._room:
+            self._nobodys = await self.hashed(secrets.token_urlsafe(), known=known)
+        async with self._turn(known):
             right = await asyncio.to_thread(self._verify, password_hash or self._nobodys, password)
         if password_hash is None or not right:
             return Checked(False)
         if self.hasher.check_needs_rehash(password_hash):
-            return Checked(True, await self.hashed(password))
+            return Checked(True, await self.hashed(password, known=known))
         return Checked(True)
+
+    @asynccontextmanager
+    async def _turn(self, known: bool) -> AsyncIterator[None]:
+        """A crowd at the door waits, takes no more memory, and has an end."""
+        if self._inside[known] >= self._inside_max:
+            raise TooManyRequests(
+                f"Too many people are signing in. Try again in {RETRY_AFTER_S} s.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._inside[known] += 1
+        try:
+            async with self._room:
+                yield
+        finally:
+            self._inside[known] -= 1
 
     def _verify(self, password_hash: str, password: str) -> bool:
         # What is longer was never set: it must not keep a thread busy.

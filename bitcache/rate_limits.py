@@ -88,6 +88,9 @@ class Limits:
     """Every pace of this process."""
 
     accounts: RateLimit
+    """Attempts to open one, invited or not."""
+    accounts_in_total: RateLimit
+    """Those of which nothing but this is missing: who guesses at invitations shuts out nobody."""
     sign_ins: RateLimit
     sign_ins_by_name: RateLimit
     sign_ins_by_browser: RateLimit
@@ -105,7 +108,8 @@ class Limits:
             return RateLimit(amount=amount, period_s=period_s, total=total, monotonic=monotonic)
 
         return cls(
-            accounts=pace(config.accounts_per_hour, HOUR_S, config.accounts_per_hour_in_total),
+            accounts=pace(config.accounts_per_hour, HOUR_S),
+            accounts_in_total=pace(config.accounts_per_hour_in_total, HOUR_S),
             sign_ins=pace(config.sign_ins_per_quarter, QUARTER_S),
             sign_ins_by_name=pace(config.sign_ins_by_name_per_quarter, QUARTER_S),
             sign_ins_by_browser=pace(config.sign_ins_per_quarter, QUARTER_S),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 
 from bitcache.db.tables import accounts, offers, reports
 from bitcache.errors import NotFound, ValueRefused
@@ -18,6 +18,7 @@ CONTACT_LENGTH_MAX = 200
 LISTED_MAX = 500
 OPEN_PER_OFFER_MAX = 100
 """Beyond that the operator learns nothing new, and a crowd could fill the disk."""
+HANDLED_KEPT_S = 90 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class Report:
 
 
 async def file_report(
-    tx: Transaction, offer_id: str, *, reason: str, message: str, contact: str, now: int
+    tx: Transaction, offer_id: str, *, reason: str, message: str, contact: str, kept_max: int, now: int
 ) -> str:
-    """Keep a report; its id. Raises NotFound, ValueRefused."""
+    """Keep a report, unless so many wait that one more says nothing; its id. Raises NotFound, ValueRefused."""
     if await tx.scalar(select(offers.c.id).where(offers.c.id == offer_id)) is None:
         raise NotFound("offer", offer_id)
     if reason not in REASONS:
@@ -52,6 +53,13 @@ async def file_report(
     waiting = select(func.count()).where(reports.c.offer_id == offer_id, reports.c.handled_at.is_(None))
     if int(await tx.scalar(waiting) or 0) >= OPEN_PER_OFFER_MAX:
         return report_id
+    if int(await tx.scalar(select(func.count()).select_from(reports)) or 0) >= kept_max:
+        oldest = select(reports.c.id).where(reports.c.handled_at.is_not(None))
+        room = await tx.execute(
+            delete(reports).where(reports.c.id.in_(oldest.order_by(reports.c.handled_at).limit(1)))
+        )
+        if not room.rowcount:
+            return report_id
     await tx.execute(
         insert(reports).values(
             id=report_id,
@@ -98,6 +106,11 @@ async def mark_offers_handled(tx: Transaction, offer_ids: Iterable[str], *, now:
         .values(handled_at=now)
     )
     return int(marked.rowcount)
+
+
+async def forget_handled(tx: Transaction, *, now: int) -> None:
+    """Delete what was handled long ago; for the sweep."""
+    await tx.execute(delete(reports).where(reports.c.handled_at <= now - HANDLED_KEPT_S))
 
 
 def _lines(text: str) -> str:

@@ -195,7 +195,10 @@ async def open_services(
             offers=Offers(config=config, sold=registry.sold),
             limits=limits,
             monotonic=monotonic,
-            passwords=Passwords(),
+            passwords=Passwords(
+                at_once_max=config.limits.password_checks_at_once,
+                waiting_max=config.limits.password_checks_waiting,
+            ),
             metrics=Metrics(),
             stopping=stopping,
         )

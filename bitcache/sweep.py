@@ -1,5 +1,5 @@
 """What nobody has a right to goes: unfinished uploads, files of no parcel, parcels past their last buyer,
-sessions that are over.
+sessions that are over, reports handled long ago.
 
 Rows go first, in one transaction that looks again; then the blobs. A crash in between leaves blobs that no
 row names. They go too, but late: after an older backup of the database was restored, every newer upload looks
@@ -11,7 +11,7 @@ import logging
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 
-from bitcache import sessions
+from bitcache import reports, sessions
 from bitcache.config import Config
 from bitcache.db.tables import accounts, events, files, grants, parcel_files, parcels
 from bitcache.uploads import delete_rows
@@ -55,6 +55,7 @@ class Sweep:
         await self._delete_orphans(now)
         await self._store.write(lambda tx: _trim_events(tx, now))
         await self._store.write(lambda tx: sessions.forget_over(tx, now=now))
+        await self._store.write(lambda tx: reports.forget_handled(tx, now=now))
 
     async def _apply_due_payouts(self, tx: Transaction, now: int) -> None:
         """Write down changes of wallet that time has put in force."""

@@ -19,6 +19,8 @@ class Browser:
         self._url = shop.server.url
         # Cookies of an address, as the tests have no name for the server.
         self._http = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+        self.address = ""
+        """Where it is, as a trusted proxy would say."""
         self.text = ""
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -30,10 +32,14 @@ class Browser:
         await self._http.close()
 
     async def get(self, path: str, **headers: str) -> None:
+        if self.address:
+            headers["X-Forwarded-For"] = self.address
         await self._take(self._http.get(self._url + path, headers=headers, allow_redirects=False))
 
     async def send(self, action: str, **fields: str) -> None:
-        await self._take(self._http.post(self._url + action, data=fields, allow_redirects=False))
+        headers = {"X-Forwarded-For": self.address} if self.address else {}
+        sent = self._http.post(self._url + action, data=fields, headers=headers, allow_redirects=False)
+        await self._take(sent)
 
     async def post_json(self, action: str, **headers: str) -> Any:
         """The JSON answer, whatever its status."""

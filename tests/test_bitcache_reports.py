@@ -134,7 +134,9 @@ async def test_a_crowd_may_not_fill_the_disk_and_older_reports_stay(till: Till) 
 
     async def file(offer_id: str, now: int) -> None:
         await database.write(
-            lambda tx: file_report(tx, offer_id, reason="other", message="", contact="", now=now)
+            lambda tx: file_report(
+                tx, offer_id, reason="other", message="", contact="", kept_max=1_000, now=now
+            )
         )
 
     for now in range(OPEN_PER_OFFER_MAX + 3):

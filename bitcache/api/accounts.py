@@ -18,6 +18,7 @@ from bitcache.api.wire import (
 )
 from bitcache.errors import TokenInvalid
 from bitcache.payout_wallet import PayoutWallet
+from bitcache.rate_limits import ALL
 from bitcache.services import Services
 from payments.addresses import PayoutDescriptor, normalise_descriptor
 from payments.descriptors import DescriptorUsage
@@ -30,6 +31,7 @@ async def register(call: Call) -> Answer:
     services, asked = call.services, call.body(AccountRequest)
     services.limits.accounts.check(call.client)
     accounts.check_registration(services.config, asked.invite)
+    services.limits.accounts_in_total.check(ALL)
 
     async def made(tx: Transaction) -> IssuedToken:
         now = services.clock()

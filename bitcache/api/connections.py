@@ -94,9 +94,12 @@ class Connections:
     def sweep(self) -> None:
         now = self._monotonic()
         for connection in _before(self._young, now - self._limits.head_s):
-            del self._young[connection]
-            if not connection.has_asked:
+            if connection.has_asked:
+                del self._young[connection]
+            elif connection.overdue:
                 self._abort(connection)
+            # In a busy moment its head may have come, and we have not got to reading it.
+            connection.overdue = True
         for connection in _before(self._stalled, now - STALLED_S):
             self._abort(connection)
         self._closing = {
@@ -183,13 +186,14 @@ class Connections:
 class Connection(web.RequestHandler):
     """aiohttp's protocol of one connection, counted and watched."""
 
-    __slots__ = ("_connections", "_head_bytes", "on_lost", "shares")
+    __slots__ = ("_connections", "_head_bytes", "on_lost", "overdue", "shares")
 
     def __init__(self, connections: Connections, server: web.Server, **options: object) -> None:
         super().__init__(server, **options)  # type: ignore[arg-type]
         self._connections = connections
         self._head_bytes = 0
         self.shares: tuple[str, ...] = ()
+        self.overdue = False
         self.on_lost: Callable[[], None] | None = None
         """For the request under way: the other side has left."""
 

@@ -24,6 +24,8 @@ PART_S_MAX = 300
 
 async def announce(call: Call) -> Answer | web.StreamResponse:
     services, request = call.services, call.body(FileRequest)
+    services.limits.files.check(call.seller.account_id)
+    services.limits.file_bytes.check(call.seller.account_id, request.size_bytes)
     await services.uploads.check_disk(request.size_bytes)
 
     async def make(tx: Transaction) -> Answer:
@@ -135,7 +137,7 @@ ROUTES = (
         summary="Announce a file by the size of its ciphertext",
         request=FileRequest,
         responses={201: FileView},
-        problems=("account-full", "server-full"),
+        problems=("account-full", "server-full", "too-many-requests"),
         auth=Auth.SELLER,
         idempotent=True,
     ),

@@ -48,6 +48,7 @@ async def claim_invoice(call: Call) -> Answer:
 
 
 async def renew_invoice(call: Call) -> Answer:
+    call.services.limits.invoices.check(call.client)
     return Answer(200, await call.services.purchases.renew(call.path("invoice_id")))
 
 
@@ -129,7 +130,7 @@ ROUTES = (
         operation_id="renewInvoice",
         summary="Today's price for an invoice whose price has expired",
         responses={200: InvoiceView},
-        problems=("not-found", "invoice-not-renewable", "node-offline"),
+        problems=("not-found", "invoice-not-renewable", "node-offline", "too-many-requests"),
     ),
     Route(
         method="GET",

@@ -28,7 +28,7 @@ from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, GAP_LIMITS, is_gap_near
 from bitcache.sessions import ListedSession
 from bitcache.web.seller_visit import seller_route
 from bitcache.web.sign_in import SELLER_FORM, signed_out
-from bitcache.web.visit import Visit
+from bitcache.web.visit import Visit, later
 from payments.addresses import normalise_descriptor
 from payments.errors import DescriptorInvalid, NodeMisconfigured, NodeUnavailable
 from payments.ports import Transaction
@@ -134,8 +134,9 @@ async def set_password(visit: Visit, seller: Seller) -> web.Response:
     password = fields.get("new_password", "")
     try:
         wrong = await _password_faults(visit, seller, known, fields.get("current_password", ""), password)
-    except TooManyRequests:
-        return await _page(visit, seller, wrong={"current_password": "sign_in_often"}, status=429)
+    except TooManyRequests as exc:
+        often = {"current_password": "sign_in_often"}
+        return later(await _page(visit, seller, wrong=often, status=429), exc)
     if wrong:
         return await _page(visit, seller, wrong=wrong, status=422)
     password_hash = await services.passwords.hashed(password)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from bitcache import reports
 from bitcache.errors import TooManyRequests, ValueRefused
-from bitcache.web.visit import Visit, page_route
+from bitcache.web.visit import Visit, later, page_route
 
 REPORT_FORM = "report"
 # A character may take 12 bytes in a form.
@@ -36,11 +36,12 @@ async def report(visit: Visit) -> web.Response:
                 reason=fields.get("reason", ""),
                 message=fields.get("message", ""),
                 contact=fields.get("contact", ""),
+                kept_max=services.config.limits.reports_kept_max,
                 now=visit.now(),
             )
         )
-    except TooManyRequests:
-        return _page(visit, typed=fields, wrong={"form": "e_too-many-requests"}, status=429)
+    except TooManyRequests as exc:
+        return later(_page(visit, typed=fields, wrong={"form": "e_too-many-requests"}, status=429), exc)
     except ValueRefused as exc:
         return _page(visit, typed=fields, wrong={str(exc.field): f"report_{exc.field}_bad"}, status=422)
     return _page(visit, sent=True)

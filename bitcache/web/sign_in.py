@@ -7,7 +7,7 @@ POST /session/token          JSON; the header Bitcache-Form-Token shows that one
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 from aiohttp import web
@@ -19,9 +19,10 @@ from bitcache.api.bodies import json_response
 from bitcache.api.problems import problem_of, problem_response
 from bitcache.api.routing import Call, Route
 from bitcache.errors import FormRefused, TokenInvalid, TokenMissing, TooManyRequests
+from bitcache.passwords import Known
 from bitcache.sessions import Opened
-from bitcache.web import session_cookie
-from bitcache.web.visit import API_FORM, Visit, page_route, visit_of
+from bitcache.web import known_browser, session_cookie
+from bitcache.web.visit import API_FORM, Visit, later, page_route, visit_of
 from payments.ports import Transaction
 
 PATH = "/sign-in"
@@ -71,17 +72,20 @@ async def show_sign_in(visit: Visit) -> web.Response:
 async def sign_in(visit: Visit) -> web.Response:
     fields, _ = await visit.form(SIGN_IN_FORM)
     wanted, name = fields.get("next", ""), fields.get("name", "")
+    guest = None
     try:
-        visit.services.limits.sign_ins.check(visit.call.client)
         if "token" in fields:
+            visit.services.limits.sign_ins.check(visit.call.client)
             opening, refused = await _by_token(visit, fields["token"].strip()), "token_wrong"
         else:
-            opening, refused = await _by_password(visit, name, fields.get("password", "")), "password_wrong"
+            guest = await _guest(visit, name)
+            opening, refused = await _by_password(visit, guest, fields.get("password", "")), "password_wrong"
     except TooManyRequests as exc:
-        response = sign_in_page(visit, wanted=wanted, name=name, refused="sign_in_often", status=429)
-        response.headers["Retry-After"] = str(exc.retry_after_s)
-        return response
+        return later(sign_in_page(visit, wanted=wanted, name=name, refused="sign_in_often", status=429), exc)
     entry = await entered(visit, opening, wanted=wanted) if opening else None
+    if entry is not None and guest is not None and guest.known is not None:
+        key, account_id = visit.services.sealer.mac_key(known_browser.MAC_PURPOSE), guest.known.account_id
+        known_browser.keep(entry, key, account_id, guest.browser, now=visit.now(), secure=visit.forms.secure)
     return entry or sign_in_page(visit, wanted=wanted, name=name, refused=refused, status=401)
 
 
@@ -154,14 +158,42 @@ async def _by_token(visit: Visit, token: str) -> Opening | None:
     return lambda tx: sessions.open_session(tx, seller.account_id, token_id=seller.token_id, now=visit.now())
 
 
-async def _by_password(visit: Visit, name: str, password: str) -> Opening | None:
-    """Raises TooManyRequests."""
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """Who wants to be let in by a password."""
+
+    known: Known | None
+    """The account of the name that was typed."""
+    browser: bytes | None
+    """It was signed in here before."""
+
+
+async def _guest(visit: Visit, name: str) -> _Guest:
+    """One attempt, counted. Raises TooManyRequests."""
     services = visit.services
     known = await services.database.read(lambda tx: passwords.known_of_name(tx, name))
-    # However it is written it is one account; a name that nobody has is counted too, or it would tell.
-    counted = known.account_id if known else " ".join(name.split()).casefold()[:NAME_LENGTH_COUNTED]
-    services.limits.sign_ins_by_name.check(counted)
-    checked = await services.passwords.check(password, known.password_hash if known else None)
+    browser = None
+    if known is not None:
+        key = services.sealer.mac_key(known_browser.MAC_PURPOSE)
+        browser = known_browser.known_as(
+            visit.call.http, key, known.account_id, now=visit.now(), secure=visit.forms.secure
+        )
+    if browser is not None:
+        services.limits.sign_ins_by_browser.check(browser.hex())
+    else:
+        services.limits.sign_ins.check(visit.call.client)
+        # However it is written it is one account; a name that nobody has is counted too, or it would tell.
+        counted = known.account_id if known else " ".join(name.split()).casefold()[:NAME_LENGTH_COUNTED]
+        services.limits.sign_ins_by_name.check(counted)
+    return _Guest(known, browser)
+
+
+async def _by_password(visit: Visit, guest: _Guest, password: str) -> Opening | None:
+    """Raises TooManyRequests."""
+    services, known = visit.services, guest.known
+    checked = await services.passwords.check(
+        password, known.password_hash if known else None, known=guest.browser is not None
+    )
     if known is None or not checked.right:
         return None
 

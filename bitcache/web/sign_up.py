@@ -10,9 +10,10 @@ from aiohttp import web
 
 from bitcache import accounts, passwords, sessions
 from bitcache.errors import InviteInvalid, NameTaken, RegistrationClosed, TooManyRequests, ValueRefused
+from bitcache.rate_limits import ALL
 from bitcache.sessions import Opened
 from bitcache.web.sign_in import entered
-from bitcache.web.visit import Visit, page_route
+from bitcache.web.visit import Visit, later, page_route
 from payments.ports import Transaction
 
 PATH = "/sign-up"
@@ -36,6 +37,7 @@ async def sign_up(visit: Visit) -> web.Response:
     try:
         services.limits.accounts.check(visit.call.client)
         accounts.check_registration(services.config, fields.get("invite", "").strip())
+        services.limits.accounts_in_total.check(ALL)
         password_hash = await services.passwords.hashed(password)
 
         async def opening(tx: Transaction) -> Opened:
@@ -44,8 +46,8 @@ async def sign_up(visit: Visit) -> web.Response:
             return await sessions.open_session(tx, account_id, token_id=None, now=now)
 
         response = await entered(visit, opening, wanted=FIRST_PLACE)
-    except TooManyRequests:
-        return _page(visit, typed=fields, wrong={"form": "sign_in_often"}, status=429)
+    except TooManyRequests as exc:
+        return later(_page(visit, typed=fields, wrong={"form": "sign_in_often"}, status=429), exc)
     except InviteInvalid:
         return _page(visit, typed=fields, wrong={"invite": "invite_wrong"}, status=403)
     except NameTaken:

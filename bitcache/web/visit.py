@@ -115,6 +115,14 @@ def see_other(location: str) -> web.Response:
     return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
 
 
+def later(response: web.Response, exc: Exception) -> web.Response:
+    """The response, with when to come back, where the error says it."""
+    retry_after_s = getattr(exc, "retry_after_s", None)
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(retry_after_s)
+    return response
+
+
 def bound_form(form: str, account_id: str) -> str:
     """The name under which a form's token is made: an account's own where there is one. Pure."""
     return f"{form}/{account_id}" if account_id else form
@@ -144,7 +152,7 @@ def _visited(handler: PageHandler, back: str) -> Handler:
         except Exception as exc:
             status, key = _error_of(visit, exc)
             place = back.format(**call.http.match_info)
-            return visit.page("error.html", {"key": key, "back": place}, status=status)
+            return later(visit.page("error.html", {"key": key, "back": place}, status=status), exc)
 
     return visited
 
