@@ -1,4 +1,4 @@
-"""The server's log: one line per record, as text or as a JSON object, with no secret in it.
+"""The log, of the server above all: one line per record, as text or as a JSON object, with no secret in it.
 
 Nothing secret is meant to be logged. `redacted` is the last defence, for what an exception's words may hold.
 The id of the request that is being handled is in `REQUEST_ID`, and so in every line logged meanwhile.
@@ -60,8 +60,8 @@ def set_up(*, log_format: LogFormat, level: LogLevel, stream: TextIO | None = No
     for name in OURS:
         logging.getLogger(name).setLevel(threshold)
     logging.captureWarnings(True)
-    sys.excepthook = _uncaught
-    threading.excepthook = lambda end: _uncaught(end.exc_type, end.exc_value, end.exc_traceback)
+    sys.excepthook = uncaught
+    threading.excepthook = lambda end: uncaught(end.exc_type, end.exc_value, end.exc_traceback)
 
 
 class TextLine(logging.Formatter):
@@ -132,6 +132,6 @@ def _time(record: logging.LogRecord) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     """In place of Python's own words on stderr, which would quote everything."""
     log.critical("a bug ended this; please report it", exc_info=(kind, error or kind(), trace))

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -219,6 +220,21 @@ def test_libraries_are_heard_from_warnings_on() -> None:
         logging.getLogger(name).warning("trouble")
     assert stream.getvalue().count("trouble") == 3
     assert "chatty" not in stream.getvalue()
+
+
+def test_what_ends_a_command_is_a_line_too() -> None:
+    """In a process of its own, as the program is started: a command that has a bug."""
+    bug = "ValueError('bcs_verysecret \\x1b[2J')"
+    script = (
+        "import sys; from bitcache.cli.main import app, main\n"
+        "@app.command('buggy')\n"
+        f"def buggy() -> None: raise {bug}\n"
+        "sys.argv = ['bitcache', 'buggy']; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert "ValueError: bcs_[redacted] \\x1b[2J" in line
 
 
 def test_what_ends_the_server_is_a_line_too() -> None:

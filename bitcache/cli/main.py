@@ -1,12 +1,13 @@
 """`bitcache`: the operator's, the seller's and the buyer's commands in one program."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from bitcache import VERSION
+from bitcache import VERSION, log
 from bitcache.cli import backup, buyer, doctor, moderation, operator, seller
-from bitcache.cli.output import print_text
+from bitcache.cli.output import EXIT_FAILED, print_text
 from bitcache.freed_memory import keep_freed_memory
 
 app = typer.Typer(
@@ -38,7 +39,12 @@ def bitcache(
 def main() -> None:
     """The entry point of the installed program."""
     keep_freed_memory()
-    app()
+    log.set_up(log_format="text", level="warning")
+    try:
+        app()
+    except Exception as bug:
+        log.uncaught(type(bug), bug, bug.__traceback__)
+        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":
