@@ -14,7 +14,7 @@ from typing import Protocol
 
 from payments.bitcoind import DescriptorInfo
 from payments.errors import AddressesNotDerived, DescriptorInvalid, NodeRefused
-from payments.extended_keys import BASE58_TOKEN, WPKH, Key, as_plain, decode_key, keys_in
+from payments.extended_keys import WPKH, Key, as_plain, decode_key, keys_in
 
 DESCRIPTOR_CHARACTERS_MAX = 5_000
 """Twice what fifteen keys with their origins take, the most that sh(sortedmulti) holds."""
@@ -29,6 +29,10 @@ ACCOUNT_KEY_DEPTH = 3
 
 BARE_KEY = re.compile(r"(?P<origin>\[[0-9a-fA-F]{8}(?:/\d+['hH]?)*\])?(?P<key>[A-Za-z]{1}(?:pub|prv)\w+)")
 KEY_ORIGIN = re.compile(r"\[[^\]]*\]")
+LONG_WORD = re.compile(r"[A-Za-z0-9]{20,}")
+"""No word of the node's own has so many letters; a key has, or a piece of one that was mistyped."""
+NODES_WORDS_CHARACTERS_MAX = 200
+"""It quotes the descriptor, which may have thousands."""
 
 
 class DescriptorNode(Protocol):
@@ -236,7 +240,8 @@ def _words(refusal: NodeRefused) -> str:
         )
     if "corresponding address" in refusal.message:
         return "this script has no address, so no wallet can pay it: choose wpkh(), tr(), sh() or wsh()"
-    return f"our node does not take this descriptor: {BASE58_TOKEN.sub('...', refusal.message)}"
+    said = LONG_WORD.sub("...", refusal.message)[:NODES_WORDS_CHARACTERS_MAX]
+    return f"our node does not take this descriptor: {said}"
 
 
 def _descriptor_id(branch: str) -> str:
