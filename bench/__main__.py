@@ -41,17 +41,20 @@ def main() -> int:
         return _run_here(names[0], options.into, tiny=options.tiny)
     command = "make bench" if not options.names else f"make bench BENCH={' '.join(names)}"
     measured: list[Line] = []
+    broken = False
     for name in names:
-        lines, complete = _run_apart(name, tiny=options.tiny)
-        if complete and not options.tiny:
+        code, lines = _run_apart(name, tiny=options.tiny)
+        if code == 0 and not options.tiny:
             keep(name, command, lines)
         measured += lines
+        broken = broken or code not in {0, CANNOT_MEASURE}
     print(table(measured))
-    return 0 if options.tiny or all(line.kept for line in measured) else 1
+    missed = not options.tiny and not all(line.kept for line in measured)
+    return 1 if broken or missed else 0
 
 
-def _run_apart(name: str, *, tiny: bool) -> tuple[list[Line], bool]:
-    """(lines, whether they are those of a complete run)."""
+def _run_apart(name: str, *, tiny: bool) -> tuple[int, list[Line]]:
+    """(exit code, lines)."""
     print(f"bench: {name} ...", file=sys.stderr, flush=True)
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bitcache-bench-") as folder:
@@ -60,10 +63,10 @@ def _run_apart(name: str, *, tiny: bool) -> tuple[list[Line], bool]:
         code = subprocess.run(words, cwd=PROJECT, check=False).returncode
         print(f"bench: {name} took {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
         if code == 0:
-            return [Line(**fields) for fields in json.loads(into.read_text())], True
+            return code, [Line(**fields) for fields in json.loads(into.read_text())]
         if code == CANNOT_MEASURE:
-            return [Line(name, f"not measured: {into.read_text()}")], False
-    return [Line(name, f"failed with exit code {code}", kept=False)], False
+            return code, [Line(name, f"not measured: {into.read_text()}")]
+    return code, [Line(name, f"failed with exit code {code}", kept=False)]
 
 
 def _run_here(name: str, into: Path, *, tiny: bool) -> int:

@@ -49,7 +49,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=5)
+FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=6)
 TINY = Scale(size_bytes=17 * MIB, large_bytes=33 * MIB, rounds=1)
 
 
@@ -96,7 +96,7 @@ async def _served(stage: Stage, claimed: Claimed, scale: Scale) -> list[Line]:
             return lambda: _download(from_.port, path, headers, claimed.size_bytes)
 
         upload = _Upload(stage, scale.size_bytes)
-        for number in range(scale.rounds + 1):
+        for number in range(scale.rounds):
             await spend("download", download(server, claimed.content, claimed.headers), server)
             await spend("bare download", download(bare, f"/{file_id}", {}), bare)
             if nginx is not None and front is not None:

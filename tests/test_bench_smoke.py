@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from bench.__main__ import NAMES
 from bench.report import Line, keep, table
 
 PROJECT = Path(__file__).parent.parent
@@ -40,3 +42,15 @@ def test_a_benchmark_that_breaks_is_told_by_the_exit_code() -> None:
     refused = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "there are transfer" in refused.stderr
+
+
+@pytest.mark.usefixtures("bitcoind")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pages"])
+def test_it_runs(name: str) -> None:
+    """The pages are driven alike by tests of their own."""
+    if find_spec(f"bench.{name}") is None:
+        pytest.skip(f"there is no bench.{name} yet")
+    words = [sys.executable, "-m", "bench", name, "--tiny"]
+    ended = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(ended.stdout.splitlines()) > 3
