@@ -1,6 +1,7 @@
 """aiohttp with nothing around it, as a process to compare with: `python -m bench.bare PORT FOLDER`.
 
-GET /<name> is a `FileResponse` from the folder; PUT reads the body and throws it away.
+GET /<name> is a `FileResponse` from the folder; PUT reads the body and throws it away. Freed memory is kept as
+the server keeps it, which makes reading a body three times cheaper: what is left is aiohttp's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 from aiohttp import web
+
+from bitcache.freed_memory import keep_freed_memory
 
 READ_BUFFER_BYTES = 512 * 1024
 
@@ -29,6 +32,7 @@ def make_app(folder: Path) -> web.Application:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
     web.run_app(
         make_app(folder),
