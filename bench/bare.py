@@ -1,7 +1,7 @@
 """aiohttp with nothing around it, as a process to compare with: `python -m bench.bare PORT FOLDER`.
 
-GET /<name> is a `FileResponse` from the folder; PUT reads the body and throws it away. Freed memory is kept as
-the server keeps it, which makes reading a body three times cheaper: what is left is aiohttp's.
+GET /<name> is a `FileResponse` from the folder; PUT reads the body and throws it away. Freed memory is kept
+as the server keeps it, which makes reading a body three times cheaper: what is left is aiohttp's.
 """
 
 from __future__ import annotations
