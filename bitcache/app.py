@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from bitcache import config as configuration
 from bitcache.api import parser_log
-from bitcache.api.connections import Connections, Site, count_max
+from bitcache.api.connection import Site
+from bitcache.api.connections import Connections, count_max
 from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES

@@ -8,7 +8,7 @@ import mpp
 import pytest
 
 from bitcache.api import events_stream, files, parcels, payment_gate, routing
-from bitcache.api.connections import HEAD_BYTES_MAX
+from bitcache.api.connection import HEAD_BYTES_MAX
 from bitcache.api.idempotency import LIFETIME_S
 from bitcache.api.problems import PROBLEMS
 from bitcache.app import HEADER_BYTES_MAX, HEADERS_MAX

@@ -19,13 +19,12 @@ from sqlalchemy import update
 
 from bitcache import app
 from bitcache.api import bodies
+from bitcache.api.connection import HEAD_BYTES_MAX, Connection
 from bitcache.api.connections import (
     EVICTED_AT_ONCE,
     GROUP_SHARES,
-    HEAD_BYTES_MAX,
     LEFT_S,
     STALLED_S,
-    Connection,
     Connections,
     count_max,
 )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from msgspec import Raw
 from bitcache import events
 from bitcache.access import TOPIC, InvoiceEvent
 from bitcache.api import events_stream
+from bitcache.api.connection import LET_GO_S
 from bitcache.config import LimitsConfig
 from bitcache.ids import new_id
 from payments.ports import Transaction
@@ -151,7 +153,7 @@ async def test_a_reader_that_leaves_frees_its_place_at_once(till: Till) -> None:
     counted = re.findall(
         r'^bitcache_http_requests_total.*/events",status="(\w+)"} (.+)$', metrics, re.MULTILINE
     )
-    assert counted == [("left", "3.0")], "whoever leaves has done nothing wrong"
+    assert counted == [("200", "3.0")], "whoever leaves has done nothing wrong"
 
 
 @pytest.mark.parametrize("limits", [LimitsConfig(streams=1), LimitsConfig(streams_per_client=1)])
@@ -169,24 +171,95 @@ async def test_too_many_readers_are_told_to_poll(tmp_path: Path, limits: LimitsC
             await reader.event()
 
 
-async def test_a_reader_far_behind_is_told_the_state_and_the_newest(till: Till) -> None:
-    bought = await till.buy(await till.offer())
-    services = till.server.services
-    async with reading(till, bought) as reader:
-        seq, view = await reader.event()
-        told = InvoiceEvent(new_id(), bytes_allowed=True, view=Raw(json.dumps(view).encode()))
+async def append(till: Till, bought: Bought, count: int, *, size_bytes: int = 0) -> int:
+    """So many events of the invoice at once; the number of the last."""
+    view = json.dumps({"status": "open", "filler": "x" * size_bytes}).encode()
+    told = InvoiceEvent(new_id(), bytes_allowed=True, view=Raw(view))
 
-        async def burst(tx: Transaction) -> None:
-            for _ in range(events_stream.EVENTS_WAITING_MAX + 5):
-                await events.append(tx, topic=TOPIC, subject=bought.id, payload=told, now=1)
+    async def burst(tx: Transaction) -> int:
+        for _ in range(count):
+            await events.append(tx, topic=TOPIC, subject=bought.id, payload=told, now=1)
+        return await events.last_seq(tx)
 
-        await services.database.write(burst)
-        newest = await services.database.read(events.last_seq)
-        seen = [seq]
-        while seen[-1] < newest:
-            seen.append((await reader.event())[0])
-        assert seen == sorted(seen)
-        assert len(seen) < events_stream.EVENTS_WAITING_MAX
+    return await till.server.services.database.write(burst)
+
+
+async def test_a_burst_comes_whole_and_in_order(tmp_path: Path) -> None:
+    async with open_nodeless_till(tmp_path) as till:
+        bought = await till.buy(await till.offer(price_sat=0))
+        async with reading(till, bought) as reader:
+            seq, _ = await reader.event()
+            newest = await append(till, bought, 70)
+            seen = [(await reader.event())[0] for _ in range(70)]
+            assert seen == list(range(newest - 69, newest + 1))
+            assert seen[0] > seq
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off_and_delays_nobody(tmp_path: Path) -> None:
+    async with open_nodeless_till(tmp_path) as till:
+        bought = await till.buy(await till.offer(price_sat=0))
+        async with reading(till, bought) as reader, hanging_reader(till, bought):
+            await reader.event()
+            assert till.server.services.streams.count == 2
+            for _ in range(200):
+                newest = await append(till, bought, 1, size_bytes=100_000)
+                while (await reader.event())[0] < newest:
+                    pass
+                if till.server.services.streams.count == 1:
+                    break
+            assert till.server.services.streams.count == 1
+
+
+@asynccontextmanager
+async def hanging_reader(till: Till, bought: Bought) -> AsyncIterator[None]:
+    """Asks, and then reads no more."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    sock.setblocking(False)
+    loop, config = asyncio.get_running_loop(), till.server.services.config
+    await loop.sock_connect(sock, (config.listen_host, config.listen_port))
+    ask = f"GET /api/v1/invoices/{bought.id}/events HTTP/1.1\r\nHost: x\r\n\r\n"
+    await loop.sock_sendall(sock, ask.encode())
+    assert await loop.sock_recv(sock, 10)
+    try:
+        yield
+    finally:
+        sock.close()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 2 * LET_GO_S])
+async def test_nothing_may_follow_a_stream_on_its_line(tmp_path: Path, pause_s: float) -> None:
+    """An answer in the middle of a stream would be read as a part of it."""
+    async with open_nodeless_till(tmp_path) as till:
+        bought = await till.buy(await till.offer(price_sat=0))
+        config = till.server.services.config
+        reader, writer = await asyncio.open_connection(config.listen_host, config.listen_port)
+        head = f"GET /api/v1/invoices/{bought.id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        writer.write(head)
+        await asyncio.wait_for(reader.readuntil(b"event: invoice"), 20)
+        await asyncio.sleep(pause_s)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        try:
+            rest = await asyncio.wait_for(reader.read(), 20)
+        except ConnectionResetError:
+            rest = b""
+        assert b"HTTP/1.1" not in rest
+        assert till.server.services.streams.count == 0
+        writer.close()
+
+
+async def test_an_old_client_gets_a_plain_stream(tmp_path: Path) -> None:
+    async with open_nodeless_till(tmp_path) as till:
+        bought = await till.buy(await till.offer(price_sat=0))
+        config = till.server.services.config
+        reader, writer = await asyncio.open_connection(config.listen_host, config.listen_port)
+        writer.write(f"GET /api/v1/invoices/{bought.id}/events HTTP/1.0\r\n\r\n".encode())
+        await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
+        await append(till, bought, 1)
+        assert (await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)).startswith(b"id: ")
+        till.server.services.streams.end()
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
 
 
 async def test_streams_end_when_the_server_stops(world: RegtestWorld, tmp_path: Path) -> None:

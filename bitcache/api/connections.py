@@ -5,14 +5,13 @@ A connection is dropped when
     the head of its first request has not come in `head_s`
     it had no request for `idle_s`, or the head of the next has not come in that time
     it takes nothing of an answer for STALLED_S, or what is left of one for LEFT_S once all is said
-    a head is larger than HEAD_BYTES_MAX, in however many pieces it comes
 
 When all places are taken, those that have been without a request for longest make room for new ones: a crowd
 that only sits there shuts nobody out. One address has a share of the places alone. Behind a trusted proxy it
 is the proxy's connections that are counted, so there the share does not apply.
 
 Bodies have their own pace (`bitcache.api.bodies`, `files`), and so has content that the kernel sends
-(`content`). This file knows a few private names of aiohttp's protocol, whose version is pinned.
+(`content`). The connections themselves are `bitcache.api.connection`.
 """
 
 import asyncio
@@ -24,29 +23,21 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-import msgspec
-from aiohttp import web
-
-from bitcache.api import parser_log
 from bitcache.api.client_address import Network
-from bitcache.api.problems import CONTENT_TYPE, PROBLEMS, problem_view
 from bitcache.config import LimitsConfig
-from bitcache.errors import ServerBusy
 from bitcache.rate_limits import Monotonic
 
 log = logging.getLogger(__name__)
 
-HEAD_BYTES_MAX = 32 * 1024
 SWEEP_S = 1
 STALLED_S = 300
 """As for content: who reads less than the write buffer in that time reads nothing."""
 LEFT_S = 30
 GROUP_SHARES = 4
 """So many shares has an IPv6 /48, the least that a customer of a provider mostly gets."""
-BACKLOG = 1_024
-"""Connections that the system keeps until we take them; Linux has its own maximum, 4,096 mostly."""
 EVICTED_AT_ONCE = 64
 """Looking for the idle ones among all costs a millisecond or two: not for each that comes."""
 FILES_KEPT = 256
@@ -54,7 +45,27 @@ FILES_KEPT = 256
 TOLD_EVERY_S = 60
 AT_ONCE = struct.pack("ii", 1, 0)
 """For SO_LINGER."""
-RETRY_AFTER_S = 10
+
+
+class Placed(Protocol):
+    """A connection, as far as its place is concerned."""
+
+    shares: tuple[str, ...]
+    """The names under which it is counted."""
+    overdue: bool
+    """Its head should have come; this was seen once before."""
+
+    @property
+    def has_asked(self) -> bool:
+        """A whole head of a request has come."""
+
+    @property
+    def is_idle(self) -> bool:
+        """It waits for a request."""
+
+    @property
+    def idle_since(self) -> float:
+        """In order only; of one that is idle."""
 
 
 class Connections:
@@ -72,12 +83,12 @@ class Connections:
         self._proxies = proxies
         self._count_max = count_max
         self._monotonic = monotonic
-        self._open: dict[Connection, asyncio.Transport] = {}
-        self._young: dict[Connection, float] = {}
+        self._open: dict[Placed, asyncio.Transport] = {}
+        self._young: dict[Placed, float] = {}
         """Those that have sent no request yet, in order, and when they came."""
-        self._stalled: dict[Connection, float] = {}
+        self._stalled: dict[Placed, float] = {}
         """Those whose answer is not being taken, in order, and since when."""
-        self._closing: dict[Connection, float] = {}
+        self._closing: dict[Placed, float] = {}
         self._shares: Counter[str] = Counter()
         self._told_at = -float(TOLD_EVERY_S)
 
@@ -110,7 +121,7 @@ class Connections:
         for connection in [one for one, since in self._closing.items() if since <= now - LEFT_S]:
             self._abort(connection)
 
-    def admit(self, connection: "Connection", transport: asyncio.Transport) -> bool:
+    def admit(self, connection: Placed, transport: asyncio.Transport) -> bool:
         """Whether there is a place for it; then it has it until `leave`."""
         shares = self._shares_of(transport.get_extra_info("peername"))
         share = self._limits.connections_per_client
@@ -124,7 +135,7 @@ class Connections:
         self._young[connection] = self._monotonic()
         return True
 
-    def leave(self, connection: "Connection") -> None:
+    def leave(self, connection: Placed) -> None:
         if self._open.pop(connection, None) is None:
             return
         for waiting in (self._young, self._stalled, self._closing):
@@ -134,10 +145,10 @@ class Connections:
             if not self._shares[name]:
                 del self._shares[name]
 
-    def stalled(self, connection: "Connection") -> None:
+    def stalled(self, connection: Placed) -> None:
         self._stalled[connection] = self._monotonic()
 
-    def flows(self, connection: "Connection") -> None:
+    def flows(self, connection: Placed) -> None:
         self._stalled.pop(connection, None)
 
     def _make_room(self) -> bool:
@@ -160,7 +171,7 @@ class Connections:
                 "idle ones are dropped for new ones" if evicted_count else "new ones are refused",
             )
 
-    def _abort(self, connection: "Connection") -> None:
+    def _abort(self, connection: Placed) -> None:
         transport = self._open[connection]
         # Closed softly, the system would keep what is unsent, some MiB, for a reader that never comes.
         if (line := transport.get_extra_info("socket")) is not None:
@@ -181,130 +192,6 @@ class Connections:
             (str(ipaddress.IPv6Network((address, 64), strict=False)), 1),
             (str(ipaddress.IPv6Network((address, 48), strict=False)), GROUP_SHARES),
         ]
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's protocol of one connection, counted and watched."""
-
-    __slots__ = ("_connections", "_head_bytes", "on_lost", "overdue", "shares")
-
-    def __init__(self, connections: Connections, server: web.Server, **options: object) -> None:
-        super().__init__(server, **options)  # type: ignore[arg-type]
-        self._connections = connections
-        self._head_bytes = 0
-        self.shares: tuple[str, ...] = ()
-        self.overdue = False
-        self.on_lost: Callable[[], None] | None = None
-        """For the request under way: the other side has left."""
-
-    @property
-    def has_asked(self) -> bool:
-        """A whole head of a request has come."""
-        return self._request_count > 0
-
-    @property
-    def is_idle(self) -> bool:
-        """It waits for a request."""
-        return self._waiter is not None and not self._waiter.done()
-
-    @property
-    def idle_since(self) -> float:
-        """In order only; of one that is idle."""
-        return self._next_keepalive_close_time
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        if self._connections.admit(self, transport):
-            super().connection_made(transport)
-        else:
-            transport.write(REFUSAL)
-            transport.close()
-
-    def data_received(self, data: bytes) -> None:
-        known, of_head = self._request_count, self.is_idle or self._is_read
-        super().data_received(data)
-        if self._request_count == known:
-            if of_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES_MAX:
-                    self._refuse_head()
-            return
-        if self._head_bytes + len(data) > HEAD_BYTES_MAX and any(
-            _head_size(message) > HEAD_BYTES_MAX for message, _ in self._messages
-        ):
-            self._refuse_head()
-        self._head_bytes = 0
-
-    @property
-    def _is_read(self) -> bool:
-        """The request under way has come to its end: what comes now is the head of another."""
-        return self._current_request is not None and self._current_request.content.is_eof()
-
-    def _refuse_head(self) -> None:
-        if self.transport is not None:
-            self.transport.write(HEAD_TOO_LARGE)
-        self._messages.clear()
-        self.force_close()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._connections.leave(self)
-        super().connection_lost(exc)
-        if self.on_lost is not None:
-            self.on_lost()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Of what could not be read. Raises ConnectionError if an answer has begun."""
-        super().handle_error(request, status, exc, message)
-        return parser_log.refusal(status)
-
-    def pause_writing(self) -> None:
-        self._connections.stalled(self)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connections.flows(self)
-        super().resume_writing()
-
-
-class Site(web.BaseSite):
-    """A place to listen whose connections are `connections`'s; `options` are those of aiohttp's protocol."""
-
-    __slots__ = ("_connections", "_host", "_options", "_port")
-
-    def __init__(
-        self,
-        runner: web.AppRunner,
-        connections: Connections,
-        host: str,
-        port: int,
-        **options: object,
-    ) -> None:
-        super().__init__(runner)
-        self._connections = connections
-        self._host = host
-        self._port = port
-        self._options = options
-
-    @property
-    def name(self) -> str:
-        return f"http://{self._host}:{self._port}"
-
-    async def start(self) -> None:
-        await super().start()
-        server = self._runner.server
-        assert server is not None
-        loop = asyncio.get_running_loop()
-
-        def made() -> Connection:
-            return Connection(self._connections, server, loop=loop, **self._options)
-
-        self._server = await loop.create_server(made, self._host, self._port, backlog=BACKLOG)
 
 
 def count_max(wanted: int) -> int:
@@ -329,7 +216,7 @@ def count_max(wanted: int) -> int:
     return min(allowed, wanted)
 
 
-def _before(waiting: dict[Connection, float], moment: float) -> list[Connection]:
+def _before(waiting: dict[Placed, float], moment: float) -> list[Placed]:
     """Those that wait since `moment` or longer, of a dict in the order of its times."""
     found = []
     for connection, since in waiting.items():
@@ -337,31 +224,3 @@ def _before(waiting: dict[Connection, float], moment: float) -> list[Connection]
             break
         found.append(connection)
     return found
-
-
-def _head_size(message: object) -> int:
-    fields: Sequence[tuple[bytes, bytes]] = getattr(message, "raw_headers", ())
-    return sum(len(name) + len(value) for name, value in fields)
-
-
-def _answer(name: str, error: Exception | None = None) -> bytes:
-    """A whole answer, for where no handler can give one."""
-    view = problem_view(PROBLEMS[name], error)
-    body = msgspec.json.encode(view)
-    retry_after = f"Retry-After: {view.retry_after_s}\r\n" if view.retry_after_s is not None else ""
-    head = (
-        f"HTTP/1.1 {view.status} {view.title}\r\nContent-Type: {CONTENT_TYPE}\r\n"
-        f"Content-Length: {len(body)}\r\n{retry_after}Connection: close\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-REFUSAL = _answer(
-    "server-busy",
-    ServerBusy(
-        "Too many connections are open, from your address or in total. Use fewer at a time, or try again "
-        "soon.",
-        retry_after_s=RETRY_AFTER_S,
-    ),
-)
-HEAD_TOO_LARGE = _answer("head-too-large")

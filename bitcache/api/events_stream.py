@@ -3,22 +3,21 @@
 The full state comes first whatever `Last-Event-ID` says, so a reader that lost the line has missed nothing
 that still matters. Each `data` is a whole InvoiceView; the id is the event's place among all. Comments keep
 idle lines open, all from one timer, which also looks whether the node went away or came back. A reader that
-does not take its events is told the state again later; it delays nobody.
+does not take its events is cut off, and is told the whole state when it comes again; it delays nobody.
 
-Thousands may listen at the same time, so a stream that waits is one future and nothing else: no task, no
-timer, no queue. A few at a time read the database: a crowd that opens streams leaves room for who pays.
+Thousands may listen at the same time, so an open stream is its connection and a few numbers: no request, no
+task, no timer, no queue. A few at a time read the database: a crowd that opens streams leaves room for who
+pays.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from msgspec import json
 
 from bitcache.access import TOPIC, InvoiceEvent
-from bitcache.api.connections import Connection
+from bitcache.api.connection import Connection, Endless
 from bitcache.api.wire import InvoiceView
 from bitcache.errors import DatabaseUnavailable, TooManyRequests
 from bitcache.events import Event, EventFeed, last_seq
@@ -27,70 +26,81 @@ from bitcache.purchases import Purchases
 from payments.ports import Clock, Store, Transaction
 
 CONTENT_TYPE = "text/event-stream"
+HEADERS = {
+    "Content-Type": f"{CONTENT_TYPE}; charset=utf-8",
+    "Cache-Control": "no-store",
+    # nginx would hold events back until its buffer is full.
+    "X-Accel-Buffering": "no",
+}
 PING_INTERVAL_S = 15
-WRITE_S_MAX = 30
-"""A line that takes nothing for so long is dead."""
 RETRY_S = 60
-EVENTS_WAITING_MAX = 64
-"""A reader further behind is told the state instead."""
+UNSENT_BYTES_MAX = 128 * 1024
+"""A hundred events or so that the reader did not take."""
 READING_AT_ONCE = 2
 PINGED_AT_ONCE = 100
+DATABASE_RETRY_S = 1
 
 PING = b": ping\n\n"
 
 
-class _Listener:
-    """What an open stream has been told and has not passed on."""
+class _Stream:
+    """One reader, of one invoice."""
 
-    __slots__ = ("_waiter", "ended", "events", "lost", "online", "pinged", "stale")
+    __slots__ = ("_chunked", "_transport", "client", "invoice_id", "online", "seq", "stale", "streams")
 
-    def __init__(self) -> None:
-        self.events: tuple[Event, ...] = ()
+    def __init__(self, streams: "InvoiceStreams", invoice_id: str, client: str, *, chunked: bool) -> None:
+        self.streams = streams
+        self.invoice_id = invoice_id
+        self.client = client
+        self.seq = 0
+        """The last event told."""
         self.online = False
         """The node, as the reader knows it."""
         self.stale = False
         """The state must be told anew."""
-        self.pinged = self.ended = self.lost = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._chunked = chunked
+        self._transport: asyncio.Transport | None = None
+        """None while the stream is being opened."""
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """The head and the first state are sent."""
+        self._transport = transport
 
     def put(self, event: Event) -> None:
         """For the feed."""
-        if event.topic != TOPIC:
+        if event.topic != TOPIC or event.seq <= self.seq:
             return
-        if len(self.events) >= EVENTS_WAITING_MAX:
-            self.events, self.stale = (), True
-        self.events += (event,)
-        self._wake()
+        if not self.is_open:
+            self.stale = True
+            return
+        self.seq = event.seq
+        self.send(_frame(event.seq, bytes(_view_in(event))))
 
-    def pulse(self, *, online: bool) -> None:
-        self.pinged = True
-        self.stale |= online != self.online
-        self._wake()
+    def send(self, octets: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(b"%x\r\n%b\r\n" % (len(octets), octets) if self._chunked else octets)
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            self._transport.abort()
 
     def end(self) -> None:
-        self.ended = True
-        self._wake()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+        self._transport.close()
 
-    def lose(self) -> None:
-        """The reader is gone."""
-        self.lost = True
-        self.end()
-
-    async def news(self) -> bool:
-        """Whether there is any; False at the end."""
-        if not (self.events or self.pinged or self.ended):
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        return not self.ended
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def lost(self) -> None:
+        """The reader has left."""
+        self.streams.forget(self)
 
 
 class InvoiceStreams:
-    """All open streams of this process. `run` must be running for them to be pinged."""
+    """All open streams of this process. `run` must be running for them to be kept open."""
 
     def __init__(
         self,
@@ -110,135 +120,120 @@ class InvoiceStreams:
         self._stopping = stopping
         self._count_max = count_max
         self._per_client_max = per_client_max
-        self._open: set[_Listener] = set()
+        self._all: set[_Stream] = set()
         self._by_client: Counter[str] = Counter()
         self._somebody = asyncio.Event()
         self._reading = asyncio.Semaphore(READING_AT_ONCE)
+        self._stale: dict[_Stream, None] = {}
+        """In order."""
+        self._some_stale = asyncio.Event()
 
     @property
     def count(self) -> int:
-        return len(self._open)
+        return len(self._all)
 
     async def run(self) -> None:
-        """Ping for ever, while there is somebody."""
-        while True:
-            await self._somebody.wait()
-            await asyncio.sleep(PING_INTERVAL_S)
-            await self._pulse()
+        """Ping those who listen, and tell the state anew where it must be, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ping())
+            tasks.create_task(self._renew())
 
     def end(self) -> None:
         """The server stops: every stream comes to its end."""
-        for listener in self._open:
-            listener.end()
+        for stream in tuple(self._all):
+            stream.end()
 
     async def serve(self, request: web.Request, invoice_id: str, client: str) -> web.StreamResponse:
-        """Stream until the reader leaves or the server stops. Raises InvoiceNotFound, TooManyRequests."""
-        with self._place(client) as listener, _told_when_lost(request, listener):
-            # Attached first and read second: what happens in between comes twice rather than never.
-            self._feed.attach(invoice_id, listener)
-            try:
-                return await self._stream(request, invoice_id, listener)
-            except (ConnectionError, TimeoutError) as exc:
-                raise ConnectionResetError("the reader left") from exc
-            finally:
-                self._feed.detach(invoice_id, listener)
-
-    async def _stream(self, request: web.Request, invoice_id: str, listener: _Listener) -> web.StreamResponse:
-        seq, frame = await self._state(invoice_id, listener)
-        response = await opened(request)
-        await write(response, frame)
-        # It is some kB, and this may wait for days.
-        del frame
-        while not self._stopping.is_set() and await listener.news():
-            if listener.pinged:
-                listener.pinged = False
-                await write(response, PING)
-            events, listener.events = listener.events, ()
-            for event in events:
-                if event.seq > seq:
-                    seq = event.seq
-                    await write(response, _frame(seq, bytes(_view_in(event))))
-            if listener.stale:
-                # A database that is away is no reason to hang up: the state comes with a later pulse.
-                with suppress(DatabaseUnavailable):
-                    seq, frame = await self._state(invoice_id, listener)
-                    listener.stale = False
-                    await write(response, frame)
-                    del frame
-        if listener.lost:
-            raise ConnectionResetError("the reader left")
+        """Open a stream; it goes on by itself. Raises InvoiceNotFound, TooManyRequests."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        stream = self._placed(invoice_id, client, chunked=request.version >= HttpVersion11)
+        try:
+            seq, frame = await self._state(stream)
+            response = Endless(headers=HEADERS)
+            await response.prepare(request)
+            await response.write(frame)
+            stream.seq = seq
+            stream.begin(connection.hold(stream.lost))
+        except BaseException:
+            self.forget(stream)
+            raise
+        if stream.stale:
+            self._note_stale(stream)
+        if self._stopping.is_set():
+            stream.end()
         return response
 
-    async def _state(self, invoice_id: str, listener: _Listener) -> tuple[int, bytes]:
+    def forget(self, stream: _Stream) -> None:
+        """Give its place back. Again is harmless."""
+        if stream not in self._all:
+            return
+        self._all.discard(stream)
+        self._stale.pop(stream, None)
+        self._feed.detach(stream.invoice_id, stream)
+        if not self._all:
+            self._somebody.clear()
+        self._by_client[stream.client] -= 1
+        if not self._by_client[stream.client]:
+            del self._by_client[stream.client]
+
+    def _placed(self, invoice_id: str, client: str, *, chunked: bool) -> _Stream:
+        if len(self._all) >= self._count_max or self._by_client[client] >= self._per_client_max:
+            raise TooManyRequests("Too many event streams are open. Poll the invoice.", retry_after_s=RETRY_S)
+        stream = _Stream(self, invoice_id, client, chunked=chunked)
+        self._all.add(stream)
+        self._by_client[client] += 1
+        self._somebody.set()
+        # Attached first and read second: what happens in between is told twice rather than never.
+        self._feed.attach(invoice_id, stream)
+        return stream
+
+    async def _state(self, stream: _Stream) -> tuple[int, bytes]:
         """(the last event it knows of, as it is told)."""
 
         async def read(tx: Transaction) -> tuple[int, InvoiceView]:
-            return await last_seq(tx), await self._purchases.view_in(tx, invoice_id)
+            return await last_seq(tx), await self._purchases.view_in(tx, stream.invoice_id)
 
         async with self._reading:
             seq, view = await self._store.read(read)
-        listener.online = view.node_online
+        stream.online = view.node_online
         return seq, _frame(seq, json.encode(view))
 
-    async def _pulse(self) -> None:
-        try:
-            online = (await self._store.read(lambda tx: node_state(tx, self._clock()))).online
-        except DatabaseUnavailable:
-            online = False
-        for number, listener in enumerate(tuple(self._open), start=1):
-            listener.pulse(online=online)
-            if number % PINGED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+    async def _ping(self) -> None:
+        while True:
+            await self._somebody.wait()
+            await asyncio.sleep(PING_INTERVAL_S)
+            try:
+                online = (await self._store.read(lambda tx: node_state(tx, self._clock()))).online
+            except DatabaseUnavailable:
+                online = False
+            for number, stream in enumerate(tuple(self._all), start=1):
+                if stream.is_open:
+                    stream.send(PING)
+                    if stream.online != online:
+                        self._note_stale(stream)
+                if number % PINGED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
-    @contextmanager
-    def _place(self, client: str) -> Iterator[_Listener]:
-        if len(self._open) >= self._count_max or self._by_client[client] >= self._per_client_max:
-            raise TooManyRequests("Too many event streams are open. Poll the invoice.", retry_after_s=RETRY_S)
-        listener = _Listener()
-        self._open.add(listener)
-        self._somebody.set()
-        self._by_client[client] += 1
-        try:
-            yield listener
-        finally:
-            self._open.discard(listener)
-            if not self._open:
-                self._somebody.clear()
-            self._by_client[client] -= 1
-            if not self._by_client[client]:
-                del self._by_client[client]
+    def _note_stale(self, stream: _Stream) -> None:
+        self._stale[stream] = None
+        self._some_stale.set()
 
-
-@contextmanager
-def _told_when_lost(request: web.Request, listener: _Listener) -> Iterator[None]:
-    """A reader that leaves is known at once, and not when something is written to it."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)
-    connection.on_lost = listener.lose
-    try:
-        yield
-    finally:
-        connection.on_lost = None
-
-
-async def opened(request: web.Request) -> web.StreamResponse:
-    """An event stream, its head sent."""
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": f"{CONTENT_TYPE}; charset=utf-8",
-            "Cache-Control": "no-store",
-            # nginx would hold events back until its buffer is full.
-            "X-Accel-Buffering": "no",
-        }
-    )
-    await response.prepare(request)
-    return response
-
-
-async def write(response: web.StreamResponse, frame: bytes) -> None:
-    """Raises TimeoutError, ConnectionError: the reader is gone."""
-    async with asyncio.timeout(WRITE_S_MAX):
-        await response.write(frame)
+    async def _renew(self) -> None:
+        while True:
+            await self._some_stale.wait()
+            self._some_stale.clear()
+            while self._stale:
+                stream = next(iter(self._stale))
+                try:
+                    seq, frame = await self._state(stream)
+                except DatabaseUnavailable:
+                    # No reason to hang up: the state comes when it is back.
+                    await asyncio.sleep(DATABASE_RETRY_S)
+                    continue
+                self._stale.pop(stream, None)
+                stream.seq = max(seq, stream.seq)
+                stream.send(frame)
 
 
 def _frame(seq: int, view_json: bytes) -> bytes:

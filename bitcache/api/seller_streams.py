@@ -12,13 +12,15 @@ from aiohttp import web
 from msgspec import Struct, json
 
 from bitcache.access import TOPIC as INVOICE_TOPIC
-from bitcache.api.events_stream import PING, PING_INTERVAL_S, RETRY_S, opened, write
+from bitcache.api.events_stream import HEADERS, PING, PING_INTERVAL_S, RETRY_S
 from bitcache.errors import DatabaseUnavailable, TooManyRequests
 from bitcache.events import Event, EventFeed
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import TOPIC as PAYOUT_TOPIC
 from payments.ports import Clock, Store
 
+WRITE_S_MAX = 30
+"""A line that takes nothing for so long is dead."""
 CHANGES_INTERVAL_S = 0.5
 """A burst of events is one change."""
 CHANGED = b"event: changed\ndata: \n\n"
@@ -59,7 +61,8 @@ class SellerStreams:
         with self._place(seller_id) as changed:
             online = await self._online()
             try:
-                response = await opened(request)
+                response = web.StreamResponse(headers=HEADERS)
+                await response.prepare(request)
                 await self._follow(response, changed, online, signed_in)
             except (ConnectionError, TimeoutError) as exc:
                 raise ConnectionResetError("the reader left") from exc
@@ -69,7 +72,7 @@ class SellerStreams:
         self, response: web.StreamResponse, changed: asyncio.Event, online: bool, signed_in: SignedIn
     ) -> None:
         loop = asyncio.get_running_loop()
-        await write(response, PING)
+        await _write(response, PING)
         pulse_at = loop.time() + PING_INTERVAL_S
         stopped = asyncio.ensure_future(self._stopping.wait())
         change = asyncio.ensure_future(changed.wait())
@@ -86,10 +89,10 @@ class SellerStreams:
                         was_online, online = online, await self._online()
                         if online != was_online:
                             changed.set()
-                    await write(response, PING)
+                    await _write(response, PING)
                 if changed.is_set():
                     changed.clear()
-                    await write(response, CHANGED)
+                    await _write(response, CHANGED)
                     await asyncio.sleep(CHANGES_INTERVAL_S)
                 if change.done():
                     change = asyncio.ensure_future(changed.wait())
@@ -127,3 +130,9 @@ class SellerStreams:
             return
         for changed in self._open.get(seller_id, ()):
             changed.set()
+
+
+async def _write(response: web.StreamResponse, frame: bytes) -> None:
+    """Raises TimeoutError, ConnectionError: the reader is gone."""
+    async with asyncio.timeout(WRITE_S_MAX):
+        await response.write(frame)
