@@ -19,6 +19,7 @@ help:
 	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
 	@echo 'make soak-drill  ten sellers, a hundred buyers and random faults; then the books (SECONDS=600 SEED=n)'
 	@echo 'make soak-crash  SIGKILL at every commit point of a sale, then the client goes on (SEED=n)'
+	@echo 'make soak-fuzz   requests, forms, tokens, links, blocks that nobody sane would send (CASES=12000 SEED=n)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
 	@echo 'make format  mend formatting and what the linter can mend'
@@ -45,6 +46,9 @@ soak-drill: .venv/installed-dev
 
 soak-crash: .venv/installed-dev
 	SOAK_CRASH=1 SEED='$(SEED)' $(RUN) -m pytest -s tests/functional_crash_points.py
+
+soak-fuzz: .venv/installed-dev
+	$(RUN) -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
 
 soak-pages: .venv/installed-dev
 	SOAK_PAGES=1 $(RUN) -m pytest tests/functional_pages_tour.py
@@ -77,4 +81,4 @@ clean:
 distclean: clean
 	rm -rf .venv
 
-.PHONY: help demo serve test screens bench soak-drill soak-crash soak-pages check format vectors venv clean distclean
+.PHONY: help demo serve test screens bench soak-drill soak-crash soak-fuzz soak-pages check format vectors venv clean distclean

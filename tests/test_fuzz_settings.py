@@ -90,7 +90,9 @@ days = st.builds(
 @fuzzed
 @given(st.lists(days, max_size=20))
 def test_spreadsheet_runs_nothing_and_is_read_back(listed: list[EarningsDay]) -> None:
-    view = EarningsView(since=0, until=1, received_sat=0, pending_sat=0, owed_sat=0, sales=0, days=listed)
+    view = EarningsView(
+        since=0, until=1, received_sat=0, pending_sat=0, owed_sat=0, unassigned_sat=0, sales=0, days=listed
+    )
     header, *lines = csv.reader(io.StringIO(earnings_csv(view), newline=""))
     assert [EarningsDay(day, parcel, int(sat), int(sales)) for day, parcel, sat, sales in lines] == listed
     for cell in (*header, *(cell for line in lines for cell in line)):

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 HANG_MS = 5_000
 """A parser that takes longer over one input is a way to stop the server."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from collections import Counter
 from random import Random
 
 CLOSE_S_MAX = 5.0
@@ -72,6 +73,22 @@ def conversation(random: Random) -> bytes:
     if random.random() < 0.2:
         said = _hurt(random, said)
     return said + LAST if random.random() < 0.6 else said
+
+
+def run(port: int, number: int, conversations: int) -> str:
+    """So many conversations; one line of what was seen. Raises AssertionError, TimeoutError."""
+    random = Random(number)
+    seen: Counter[int] = Counter()
+    slowest_s = 0.0
+    for _ in range(conversations):
+        octets = conversation(random)
+        started = time.monotonic()
+        statuses, said = answers(port, octets)
+        slowest_s = max(slowest_s, time.monotonic() - started)
+        assert all(status < 500 or status in {503, 507} for status in statuses), (octets, said)
+        seen.update(statuses)
+    told = ", ".join(f"{status}: {count}" for status, count in sorted(seen.items()))
+    return f"{conversations}, the slowest {slowest_s:.2f} s; {told}"
 
 
 def answers(port: int, octets: bytes) -> tuple[list[int], bytes]:

@@ -19,7 +19,11 @@ from tests.fuzz.wire import Answered, Sent, Wire
 
 KEPT_PER_KIND = 60
 ID_KINDS = ("file_id", "parcel_id", "offer_id", "invoice_id", "token_id")
-SECRET_KINDS = ("token", "grant_token", "root", "release_secret", "claim_secret", "claim_hash", "wrapped_key")
+SECRET_KINDS = (
+    "token", "grant_token", "root", "release_secret", "claim_secret", "claim_hash", "wrapped_key",
+    "credential", "payout_descriptor",
+)  # fmt: skip
+NEWEST_SCENES = 4
 FILE_BYTES = (56, 57, 1_000, 70_000)
 
 
@@ -30,7 +34,7 @@ class Stock:
         self._wire = wire
         self._random = random
         self._kept: dict[str, deque[str]] = {
-            kind: deque(maxlen=KEPT_PER_KIND) for kind in (*ID_KINDS, *SECRET_KINDS, "credential", "client")
+            kind: deque(maxlen=KEPT_PER_KIND) for kind in (*ID_KINDS, *SECRET_KINDS)
         }
         self._trades = 0
         self._scenes: deque[dict[str, str]] = deque(maxlen=KEPT_PER_KIND)
@@ -41,7 +45,9 @@ class Stock:
     def choose_scene(self) -> None:
         """What is picked from now on mostly belongs together."""
         if self._scenes:
-            self._scene = self._random.choice(self._scenes)
+            # Older ones have mostly been closed and deleted meanwhile.
+            newest = list(self._scenes)[-NEWEST_SCENES:]
+            self._scene = self._random.choice(newest if self._random.random() < 0.8 else self._scenes)
 
     def pick(self, kind: str) -> str | None:
         """Some real value of this kind."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ class Target:
     `settings` come on top of SETTINGS; without a node among them there is none.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None, *, ready: str = "/healthz") -> None:
+        """`ready`: the path that answers 200 once the server is as it is wanted."""
         self.port, node_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = Path(tempfile.mkdtemp(prefix="bitcache-fuzz-"))
@@ -45,6 +47,7 @@ class Target:
             "NODE_RPC_URL": f"http://127.0.0.1:{node_port}",
             **(settings or {}),
         }
+        self._ready = ready
         kept = {name: text for name, text in os.environ.items() if not name.startswith("BITCACHE_")}
         self._environment = {**kept, **{f"BITCACHE_{name}": text for name, text in chosen.items()}}
         self._process: GuardedProcess | None = None
@@ -61,7 +64,9 @@ class Target:
         deadline = time.monotonic() + START_S
         while not self._answers():
             if not self.running or time.monotonic() > deadline:
-                raise AssertionError(f"the server did not start:\n{self._process.log_tail()}")
+                said = self._process.log_tail()
+                self.__exit__()
+                raise AssertionError(f"the server did not start:\n{said}")
             time.sleep(0.05)
         return self
 
@@ -95,7 +100,10 @@ class Target:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
+            with urllib.request.urlopen(f"{self.url}{self._ready}", timeout=5):
                 return True
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
         except OSError:
-            return False
+            pass
+        return False

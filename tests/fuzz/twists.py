@@ -107,12 +107,13 @@ def mend_body(random: Random, stock: Stock, node: Any) -> Any:
     return mended
 
 
-def credentials(random: Random, stock: Stock) -> bytes | None:
-    """An Authorization header: good, of another kind, damaged, nonsense; or none."""
+def credentials(random: Random, stock: Stock, *, of_buyer: bool) -> bytes | None:
+    """An Authorization header: mostly of the kind that is wanted; or of another, damaged, nonsense, none."""
     roll = random.random()
     if roll < 0.1:
         return None
-    kind = random.choice(("token", "token", "token", "grant_token", "grant_token", "credential"))
+    kinds = ["grant_token", "grant_token", "credential"] if of_buyer else ["token"] * 10
+    kind = random.choice((*kinds, "token", "grant_token", "credential"))
     real = stock.pick(kind) or "bcs_" + "a" * 52
     scheme = "Payment" if kind == "credential" else "Bearer"
     if roll < 0.85:

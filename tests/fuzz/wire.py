@@ -108,12 +108,14 @@ class Wire:
             if broken is not None:
                 raise broken from None
             raise
-        if str(answer.headers.get("Content-Type", "")).startswith(EVENT_STREAM):
-            body = answer.read1(1 << 16)
-            self.close()
-        else:
-            body = answer.read(BODY_BYTES_READ)
-            if broken is not None or answer.will_close or not answer.isclosed():
+        done = False
+        try:
+            stream = str(answer.headers.get("Content-Type", "")).startswith(EVENT_STREAM)
+            body = answer.read1(1 << 16) if stream else answer.read(BODY_BYTES_READ)
+            done = not stream and broken is None and not answer.will_close and answer.isclosed()
+        finally:
+            if not done:
+                answer.close()
                 self.close()
         return Answered(answer.status, answer.headers, body, time.monotonic() - started)
 
