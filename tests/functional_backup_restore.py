@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from regtest.demo_cases import PRICE_SAT, Sale, Stall
 from regtest.node import wait_until
 from regtest.served import ServedBitcache
-from regtest.wallet import OutsideWallet
+from regtest.wallet import BitWallet, OutsideWallet
 from regtest.world import RegtestWorld
 from storage import base64url, digests
 from storage.ports import PART_SIZE_BYTES
@@ -41,6 +42,8 @@ class Shop:
 
     server: ServedBitcache
     stall: Stall
+    link: str
+    """Of the offer that the stall buys."""
     home: Path
     token: str
     folder: Path
@@ -87,7 +90,8 @@ async def open_shop(world: RegtestWorld, folder: Path) -> AsyncIterator[Shop]:
         await server.command("login", server.url, home=home, stdin=token)
         wallet = await OutsideWallet.create(world, "seller")
         await server.command("payout", "set", "-", "--yes", home=home, stdin=await wallet.descriptor())
-        yield Shop(server, await Stall.open(server, home, folder), home, token, folder)
+        link, stall = await _open_stall(server, home, folder)
+        yield Shop(server, stall, link, home, token, folder)
     finally:
         await server.close()
 
@@ -111,8 +115,7 @@ async def test_lost_and_restored(own_world: RegtestWorld, tmp_path: Path) -> Non
     async with open_shop(own_world, tmp_path) as shop:
         buyer = tmp_path / "buyer"
         buyer.mkdir()
-        link, song = await _sell_a_song(shop)
-        bought = await shop.server.command_json("get", link, "--no-wait", home=buyer)
+        bought = await shop.server.command_json("get", shop.link, "--no-wait", home=buyer)
         settled, waiting = await shop.stall.buy(), await shop.stall.buy()
         await shop.stall.payer.pay([(bought["address"], PRICE_SAT), (settled.address, PRICE_SAT)])
         await shop.stall.settle(settled)
@@ -133,7 +136,7 @@ async def test_lost_and_restored(own_world: RegtestWorld, tmp_path: Path) -> Non
             assert await risen.stall.download_status(waiting) == 200
             receipt = bought["receipt"].replace(shop.server.url, risen.server.url)
             await risen.server.command("get", receipt, "-o", str(tmp_path / "again"), home=buyer)
-            assert (tmp_path / "again").read_bytes() == song
+            assert (tmp_path / "again").read_bytes() == (tmp_path / "song").read_bytes()
             await upload.go_on(risen)
 
             found = await _searched(risen)
@@ -205,13 +208,19 @@ class Upload:
         return aiohttp.ClientSession(shop.server.url, headers={"Authorization": f"Bearer {self.token}"})
 
 
-async def _sell_a_song(shop: Shop) -> tuple[str, bytes]:
-    """(link, bytes)"""
-    song = shop.folder / "song"
+async def _open_stall(server: ServedBitcache, home: Path, folder: Path) -> tuple[str, Stall]:
+    """(link, who buys there)"""
+    song = folder / "song"
     song.write_bytes(random.Random(4).randbytes(SONG_BYTES))
     words = ("upload", str(song), "--price", f"{PRICE_SAT}sat")
-    uploaded = await shop.server.command_json(*words, home=shop.home)
-    return str(uploaded["link"]), song.read_bytes()
+    link = str((await server.command_json(*words, home=home))["link"])
+    offer_id = urlsplit(link).path.rsplit("/", 1)[-1]
+    offer = (await server.http("GET", f"/offers/{offer_id}")).json()
+    content = f"/offers/{offer_id}/files/{offer['files'][0]['file_id']}/content"
+    payer = await BitWallet.create(server.world, coin_sat=500_000, coin_count=10)
+    # Deep enough that the reorg does not undo the payer's own coins.
+    await server.world.mine(2)
+    return link, Stall(server, home, content, offer_id, payer)
 
 
 async def _back_up_under_load(shop: Shop) -> tuple[Upload, list[Sale]]:
