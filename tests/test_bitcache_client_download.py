@@ -109,6 +109,25 @@ async def test_nothing_is_overwritten_unasked(shop: Shop) -> None:
     assert tree(output / "goods") == tree(shop.folder / "goods")
 
 
+async def test_what_is_there_already_is_proven_and_kept(shop: Shop) -> None:
+    """A run that was killed just after the files got their names: the next one finds them."""
+    link = await shop.sell(shop.files("goods", {"a.bin": MIB + 1, "empty": 0, "b.bin": 10}))
+    output = shop.folder / "out"
+    await shop.fetch(link, output)
+    (output / "goods" / "b.bin").unlink()
+    progress = CountingProgress()
+    await shop.fetch(link, output, progress=progress)
+    assert tree(output / "goods") == tree(shop.folder / "goods")
+    assert progress.total_bytes < MIB, "only what was missing"
+
+    altered = output / "goods" / "a.bin"
+    content = altered.read_bytes()
+    altered.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(TargetExists):
+        await shop.fetch(link, output)
+    assert altered.read_bytes() != content
+
+
 async def test_permissions_follow_the_umask(shop: Shop) -> None:
     link = await shop.sell(shop.files("goods", {"a.bin": 10}))
     before = os.umask(0o027)

@@ -208,6 +208,20 @@ class PlainFile:
         return True
 
 
+def is_genuine(descriptor: int, file: ParcelFile, file_key: bytes) -> bool:
+    """Whether the plain file open in `descriptor` is the seller's: sealed again it has its root. Blocks."""
+    cipher = ContentCipher(file_key, file.header)
+    listed = bytearray()
+    for index in range(file.chunk_count):
+        offset, length = stream.plaintext_span(index, file.cipher_bytes)
+        plaintext = os.pread(descriptor, length, offset)
+        if len(plaintext) != length:
+            return False
+        chunk = cipher.seal_chunk(index, plaintext, last=index == file.chunk_count - 1)
+        listed += digest_list.chunk_digest(chunk)
+    return digest_list.root(listed) == file.root
+
+
 def _scratch() -> memoryview:
     """1 MiB that this thread uses again and again: fresh memory costs more than decrypting into it."""
     if not hasattr(_thread, "scratch"):

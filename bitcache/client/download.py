@@ -6,13 +6,14 @@ policy gives the bytes before the key, ciphertext flows into the work folder unt
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from bitcache.api import wire
 from bitcache.client.api import ServerApi
-from bitcache.client.chunk_files import PlainFile, SealedFile
-from bitcache.client.errors import PaymentPending, PaymentWithdrawn, ServerProblem, SpaceMissing
+from bitcache.client.chunk_files import PlainFile, SealedFile, is_genuine
+from bitcache.client.errors import PaymentPending, PaymentWithdrawn, ServerProblem, SpaceMissing, TargetExists
 from bitcache.client.filling import fill
 from bitcache.client.grant import Grant
 from bitcache.client.invoices import follow
@@ -72,15 +73,37 @@ class Download:
     async def _run(self, work: WorkFolder) -> None:
         files = [file for file in self._parcel.files if not work.is_placed(file)]
         self._target.check_room(sum(work.bytes_to_come(file) for file in files))
-        if not self._force:
-            for file in files:
-                self._target.check_free(file.path)
+        there = [] if self._force else [file for file in files if self._is_there(file)]
         release_secret = await self._wait_for_key(work)
         keys = file_keys(self._parcel, link_secret=self._receipt.link_secret, release_secret=release_secret)
+        for file in there:
+            await self._transfer.in_thread(self._check_same, file, keys[file.position])
+            files.remove(file)
         await self._fetch_plain(work, [file for file in files if not work.is_whole(file)], keys)
         for file in files:
             self._target.place(work.descriptor, work.whole_name(file), file.path, force=self._force)
         work.remove()
+
+    def _is_there(self, file: ParcelFile) -> bool:
+        """Whether a file is at its place that may be what we were to put there. Raises TargetExists."""
+        descriptor = self._target.open_there(file.path, size_bytes=file.plain_bytes)
+        if descriptor is None:
+            return False
+        os.close(descriptor)
+        return True
+
+    def _check_same(self, file: ParcelFile, file_key: bytes) -> None:
+        """Raises TargetExists unless the file at its place is the seller's, byte for byte.
+
+        A run that was killed once all files had their names left nothing else to know it by.
+        """
+        descriptor = self._target.open_there(file.path, size_bytes=file.plain_bytes)
+        try:
+            if descriptor is None or not is_genuine(descriptor, file, file_key):
+                raise TargetExists(str(self._target.shown(file.path)))
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     async def _wait_for_key(self, work: WorkFolder) -> bytes:
         """The release secret, as soon as the policy gives it; ciphertext flows meanwhile if it may."""

@@ -16,6 +16,8 @@ from bitcache.client.errors import SpaceMissing, TargetExists, TargetUnsafe
 WORK_PREFIX = ".bitcache-"
 """Of names of work folders. No file of a parcel may lie in one, to be taken for a part of a download."""
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Not blocking: a pipe of that name must not make us wait for its other end.
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -68,6 +70,29 @@ class Target:
         finally:
             os.close(parent)
         raise TargetExists(str(self.shown(path)))
+
+    def open_there(self, path: str, *, size_bytes: int) -> int | None:
+        """A descriptor of the file at the place of `path`, to be closed; None if nothing is there.
+
+        Raises TargetExists if it is anything else than a plain file of this size, TargetUnsafe.
+        """
+        try:
+            self.check_free(path)
+        except TargetExists:
+            parent = self._open_parent(path, create=False)
+        else:
+            return None
+        try:
+            descriptor = os.open(self._name(path), _FILE_FLAGS, dir_fd=parent)
+        except OSError as exc:
+            raise TargetExists(str(self.shown(path))) from exc
+        finally:
+            os.close(parent)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
+            os.close(descriptor)
+            raise TargetExists(str(self.shown(path)))
+        return descriptor
 
     def place(self, work: int, name: str, path: str, *, force: bool) -> None:
         """Move `name` of the folder `work` to its final place. Raises TargetExists, TargetUnsafe."""
