@@ -131,7 +131,9 @@ class Buyer:
                 return False
             if self.plan.way is Way.COMMAND:
                 words = ("get", str(self.receipt), "-o", "got", "--json")
-                code, _, _ = await self.drill.client(self.name, *words, home=self.folder)
+                code, out, err = await self.drill.client(self.name, *words, home=self.folder)
+                if code:
+                    self.drill.say(f"{self.name}: `get` ended with code {code}: {last_words(out, err)}")
                 return code == 0
             async with self.api() as api:
                 purchase = await recall(api, self.receipt)
