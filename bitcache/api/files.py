@@ -30,7 +30,7 @@ async def announce(call: Call) -> Answer | web.StreamResponse:
 
     async def make(tx: Transaction) -> Answer:
         stored = await services.uploads.announce(tx, call.seller.account_id, request.size_bytes)
-        return Answer(201, await _view(services, tx, stored))
+        return Answer(201, _view(services, stored, in_parcel=False, parts=[]))
 
     return await call.create(make)
 
@@ -39,7 +39,8 @@ async def show(call: Call) -> Answer:
     services = call.services
 
     async def look(tx: Transaction) -> FileView:
-        return await _view(services, tx, await uploads.load(tx, call.seller.account_id, call.path("file_id")))
+        stored = await uploads.load(tx, call.seller.account_id, call.path("file_id"))
+        return await _looked_up(services, tx, stored)
 
     return Answer(200, await services.database.read(look))
 
@@ -65,7 +66,7 @@ async def complete(call: Call) -> Answer:
     services, account_id, file_id = call.services, call.seller.account_id, call.path("file_id")
     root = octets(call.body(FileCompletion).root, "root")
     stored = await services.uploads.complete(account_id, file_id, root)
-    return Answer(200, await services.database.read(lambda tx: _view(services, tx, stored)))
+    return Answer(200, await services.database.read(lambda tx: _looked_up(services, tx, stored)))
 
 
 async def remove(call: Call) -> Answer:
@@ -73,14 +74,18 @@ async def remove(call: Call) -> Answer:
     return Answer(204)
 
 
-async def _view(services: Services, tx: Transaction, stored: StoredFile) -> FileView:
+async def _looked_up(services: Services, tx: Transaction, stored: StoredFile) -> FileView:
     in_parcel = await uploads.is_in_parcel(tx, stored.id)
+    return _view(services, stored, in_parcel=in_parcel, parts=await uploads.parts_present(tx, stored))
+
+
+def _view(services: Services, stored: StoredFile, *, in_parcel: bool, parts: list[int]) -> FileView:
     return FileView(
         file_id=stored.id,
         state="uploading" if stored.completed_at is None else "complete",
         size_bytes=stored.size_bytes,
         part_size_bytes=PART_SIZE_BYTES,
-        parts_present=await uploads.parts_present(tx, stored),
+        parts_present=parts,
         root=base64url.encode(stored.root) if stored.root else None,
         created_at=stored.created_at,
         expires_at=services.uploads.expires_at(stored, in_parcel=in_parcel),
