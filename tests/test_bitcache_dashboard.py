@@ -248,9 +248,9 @@ async def test_money_of_lost_invoices_is_named(nodeless: Till, browser: SellerBr
         await tx.execute(insert(descriptors).values(wallet))
         await tx.execute(update(accounts).values(descriptor_id="wallet"))
         for credit, amount_sat in (("unassigned:wallet", 4_321), ("unassigned:another", 99)):
-            booked = {"id": f"{credit}/in/0", "debit": "chain", "credit": credit, "code": "received"}
-            booked |= {"amount_msat": amount_sat * 1_000, "reference": credit, "created_at": 0}
-            await tx.execute(insert(transfers_table).values(booked))
+            words = {"id": f"{credit}/in/0", "debit": "chain", "credit": credit, "code": "received"}
+            booked = insert(transfers_table).values(**words, reference=credit, created_at=0)
+            await tx.execute(booked.values(amount_msat=amount_sat * 1_000))
 
     await nodeless.server.services.database.write(book)
     await browser.get("/dashboard")
