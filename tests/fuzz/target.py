@@ -24,6 +24,10 @@ SETTINGS = {
     "OPEN_INVOICES_PER_SELLER_MAX": "100000",
     # Each case comes from an address of its own, or all that is fuzzed would be the limits per client.
     "TRUSTED_PROXIES": "127.0.0.1",
+    # Nor those of all together.
+    "LIMITS_ACCOUNTS_PER_HOUR_IN_TOTAL": "1000000",
+    "LIMITS_REPORTS_PER_HOUR_IN_TOTAL": "1000000",
+    "LIMITS_INVOICES_PER_MINUTE_IN_TOTAL": "1000000",
 }
 """BITCACHE_* variables without the prefix."""
 _TROUBLE = re.compile(r"Traceback|\bfailed$| ERROR |CRITICAL|never (awaited|retrieved)", re.MULTILINE)
