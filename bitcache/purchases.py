@@ -89,14 +89,14 @@ class Purchases:
         # Free invoices are under no cap of unpaid ones, and every invoice stays for ever.
         self._limits.invoices.check(client)
         with self._clients.asking(client) as asker:
-            record, created = await self._bought(_Order(offer_id, claim_hash, asker, solution))
-            if created:
+            record, purchase = await self._bought(_Order(offer_id, claim_hash, asker, solution))
+            if purchase.created:
                 self._limits.invoices_in_total.note()
-            if created and record.address:
+            if purchase.created and record.address:
                 asker.invoice_ids = [*asker.invoice_ids, record.invoice.id][-INVOICES_REMEMBERED_MAX:]
         if record.script_pubkey:
             self._watcher.watch(record.script_pubkey, record.invoice.id)
-        return Purchase(await self.view(record.invoice.id), created)
+        return purchase
 
     async def view(self, invoice_id: str) -> InvoiceView:
         """The invoice as it stands now. Raises InvoiceNotFound."""
@@ -135,7 +135,7 @@ class Purchases:
 
         return await self._store.read(listed)
 
-    async def _bought(self, order: "_Order") -> tuple[InvoiceRecord, bool]:
+    async def _bought(self, order: "_Order") -> tuple[InvoiceRecord, Purchase]:
         for _ in range(ADDRESS_ATTEMPTS_MAX):
             try:
                 return await self._store.write(lambda tx: self._buy(tx, order))
@@ -152,11 +152,11 @@ class Purchases:
         except NodeUnavailable as exc:
             raise NodeOffline from exc
 
-    async def _buy(self, tx: Transaction, order: "_Order") -> tuple[InvoiceRecord, bool]:
+    async def _buy(self, tx: Transaction, order: "_Order") -> tuple[InvoiceRecord, Purchase]:
         now = self._clock()
         known = await self._registry.find(tx, subject=order.offer_id, claim_hash=order.claim_hash, now=now)
         if known is not None:
-            return known, False
+            return known, Purchase(await self.view_in(tx, known.invoice.id), created=False)
         offer = await selling_offer(tx, order.offer_id, self._registry.sold, now)
         descriptor_id = await self._payable(tx, offer, order.asker, now) if offer.price_msat else None
         bits = await self._bits_needed(tx, offer.seller_id, descriptor_id)
@@ -182,8 +182,9 @@ class Purchases:
             issued=issued,
             now=now,
         )
-        await self._access.open(tx, record)
-        return record, True
+        permitted = await self._access.permission(tx, record, await self._access.open(tx, record))
+        view = invoice_view(record, permitted, await node_state(tx, now), now)
+        return record, Purchase(view, created=True)
 
     async def _payable(self, tx: Transaction, offer: SaleOffer, asker: "_Asker", now: int) -> str:
         """The descriptor to be paid, if a payment can be asked for now at all."""

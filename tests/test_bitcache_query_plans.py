@@ -71,7 +71,9 @@ QUERIES: dict[str, Query] = {
     ),
     "unconfirmed exposure": lambda _, tx: access._unconfirmed_exposure_sat(tx, "i", NOW),
     "the wallet's gap": lambda till, tx: till.server.services.descriptors.usage(tx, "d"),
-    "earnings of a month": lambda _, tx: earnings.earnings(tx, "s", parse_period(None, None, None, now=NOW)),
+    "earnings of a month": lambda till, tx: earnings.earnings(
+        tx, till.account.account_id, parse_period(None, None, None, now=NOW)
+    ),
     "the dashboard": lambda till, tx: dashboard._overview(
         tx, till.server.services, till.account.account_id, chosen_span({}, now=NOW)[0], None, NOW
     ),
