@@ -39,7 +39,10 @@ class Report:
 async def file_report(
     tx: Transaction, offer_id: str, *, reason: str, message: str, contact: str, kept_max: int, now: int
 ) -> str:
-    """Keep a report, unless so many wait that one more says nothing; its id. Raises NotFound, ValueRefused."""
+    """Keep a report, unless so many wait that one more says nothing; its id.
+
+    Raises NotFound, ValueRefused.
+    """
     if await tx.scalar(select(offers.c.id).where(offers.c.id == offer_id)) is None:
         raise NotFound("offer", offer_id)
     if reason not in REASONS:
