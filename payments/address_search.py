@@ -49,6 +49,8 @@ class _Pass:
     next_height: int
     last_height: int
     """The watcher scans what comes after it."""
+    same_wallet: dict[str, set[str]]
+    """For each descriptor, all that have its addresses: two spellings of one wallet."""
 
 
 class AddressSearch:
@@ -109,8 +111,7 @@ class AddressSearch:
             watch_list.add(one.payments)
         self._pass.next_height += len(found)
         if self._pass.next_height > self._pass.last_height:
-            ids = self._pass.descriptor_ids
-            await self._store.write(partial(_end_those_found, descriptor_ids=ids, now=self._clock()))
+            await self._store.write(partial(_end_those_found, read=self._pass, now=self._clock()))
             self._pass = None
 
     async def _end_decided(self, decided: list[Search], watch_list: WatchList) -> None:
@@ -187,17 +188,22 @@ async def _begin(
     tx: Transaction, *, searched: list[Search], derived: dict[str, list[DerivedAddress]]
 ) -> _Pass:
     """Keep the addresses that are to be watched. What the node's next blocks hold, the watcher sees."""
-    for search in searched:
-        await unassigned.add_addresses(tx, search.descriptor_id, derived[search.descriptor_id])
+    same_wallet = {
+        search.descriptor_id: await unassigned.add_addresses(
+            tx, search.descriptor_id, derived[search.descriptor_id]
+        )
+        for search in searched
+    }
     tip = await chain_facts.tip(tx)
     last_height = tip.height if tip else 0
     if not any(search.lost for search in searched):
         last_height = min(last_height, await restores.last_height(tx))
     return _Pass(
-        scripts=await unassigned.scripts_of(tx, [search.descriptor_id for search in searched]),
+        scripts=await unassigned.scripts_of(tx, set().union(*same_wallet.values())),
         descriptor_ids={search.descriptor_id for search in searched},
         next_height=min(search.from_height for search in searched if search.from_height is not None) + 1,
         last_height=last_height,
+        same_wallet=same_wallet,
     )
 
 
@@ -210,7 +216,7 @@ async def _end_decided(
     return await unassigned.scripts_of(tx, [search.descriptor_id for search in decided])
 
 
-async def _end_those_found(tx: Transaction, *, descriptor_ids: set[str], now: int) -> None:
-    for search in await restores.searches(tx):
-        if search.descriptor_id in descriptor_ids and search.found_all:
+async def _end_those_found(tx: Transaction, *, read: _Pass, now: int) -> None:
+    for search in await restores.searches(tx, read.same_wallet):
+        if search.descriptor_id in read.descriptor_ids and search.found_all:
             await restores.end_search(tx, search, now=now)

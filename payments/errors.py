@@ -56,6 +56,14 @@ class StartIndexUsed(PaymentsError):
         self.first_unused = first_unused
 
 
+class StartIndexTooHigh(PaymentsError):
+    """So many addresses are never skipped: each is derived, and watched for ever."""
+
+    def __init__(self, highest: int) -> None:
+        super().__init__(f"{highest} is the highest index that can be chosen now: look for a digit too many")
+        self.highest = highest
+
+
 class InvoiceNotFound(PaymentsError):
     """No invoice has this id."""
 

@@ -4,26 +4,30 @@ Between the backup and the loss more addresses were handed out, which the databa
 descriptor gives an address until `payments.address_search` has found the used ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import BigInteger, delete, func, insert, literal, select, update
 
 from payments import chain_facts, unassigned
-from payments.errors import StartIndexUsed
+from payments.errors import StartIndexTooHigh, StartIndexUsed
 from payments.ports import Transaction
 from payments.tables import (
     address_searches,
     blocks,
     descriptors,
     restores,
-    unassigned_addresses,
     watcher_state,
 )
 
 ADDRESSES_AHEAD = 1_000
 LATE_PAYMENTS_S = 7 * 86_400
 """A descriptor set after the restore is searched for in blocks up to so long after it."""
+INDEXES_SKIPPED_MAX = 100_000
+"""By the operator's decision. The node derives so many in half a minute, and no more than ten times that."""
+
+
+_NONE_SHARED: Mapping[str, Set[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Search:
 
     @property
     def first_unused(self) -> int:
-        return self.from_index if self.highest_used is None else self.highest_used + 1
+        return max(self.from_index, 0 if self.highest_used is None else self.highest_used + 1)
 
     @property
     def found_all(self) -> bool:
@@ -57,19 +61,35 @@ async def note_restore(tx: Transaction, *, taken_at: int, now: int) -> None:
     """The database in this transaction is a backup that was taken at `taken_at`, put back now."""
     tip = await chain_facts.tip(tx)
     from_height = tip.height if tip else None
+    # A search that the backup was taken in the middle of has older blocks to read, or none to read in.
+    pending = select(address_searches).where(address_searches.c.ended_at.is_(None))
+    unfinished = {row.descriptor_id: row.from_height for row in (await tx.execute(pending)).all()}
+    # So have wallets that are set soon: they may be of the server that was lost first.
+    previous = (await tx.execute(select(restores))).one_or_none()
+    set_later_from = from_height
+    if previous is not None and previous.restored_at + LATE_PAYMENTS_S >= taken_at:
+        set_later_from = previous.from_height
+    # The database is as old as the backup's end, and every descriptor in it was in use.
+    newest = await tx.scalar(select(func.max(descriptors.c.created_at)))
     await tx.execute(delete(restores))
     await tx.execute(
-        insert(restores).values(id=1, restored_at=now, taken_at=taken_at, from_height=from_height)
+        insert(restores).values(
+            id=1, restored_at=now, taken_at=max(taken_at, newest or 0), from_height=set_later_from
+        )
     )
     await tx.execute(delete(address_searches))
     await tx.execute(
         insert(address_searches).from_select(
             ["descriptor_id", "from_index", "from_height"],
-            select(descriptors.c.id, descriptors.c.next_index, restores.c.from_height).join(
-                restores, restores.c.id == 1
-            ),
+            select(descriptors.c.id, descriptors.c.next_index, literal(from_height, BigInteger)),
         )
     )
+    for descriptor_id, older_height in unfinished.items():
+        await tx.execute(
+            update(address_searches)
+            .where(address_searches.c.descriptor_id == descriptor_id)
+            .values(from_height=older_height)
+        )
     # What the watcher saw before the backup says nothing about now.
     await tx.execute(
         update(watcher_state).values(trouble="restored from a backup: the node was not asked yet")
@@ -99,45 +119,48 @@ async def in_doubt(tx: Transaction, descriptor_id: str) -> bool:
     return await tx.scalar(pending) is not None
 
 
-async def searches(tx: Transaction) -> list[Search]:
-    """Those that have not ended, by descriptor."""
-    known_to_be_ours = and_(
-        unassigned_addresses.c.descriptor_id == address_searches.c.descriptor_id,
-        unassigned_addresses.c.address_index >= address_searches.c.from_index,
-    )
-    end = func.coalesce(func.max(unassigned_addresses.c.address_index) + 1, address_searches.c.from_index)
+async def searches(tx: Transaction, same_wallet: Mapping[str, Set[str]] = _NONE_SHARED) -> list[Search]:
+    """Those that have not ended, by descriptor.
+
+    `same_wallet`: where descriptors give the same addresses, all that do; an index means the same in each.
+    """
     rows = await tx.execute(
-        select(address_searches, descriptors.c.created_at, restores.c.taken_at, end.label("end_index"))
+        select(address_searches, descriptors.c.created_at, restores.c.taken_at)
         .join(descriptors, descriptors.c.id == address_searches.c.descriptor_id)
         .join(restores, restores.c.id == 1)
-        .join(unassigned_addresses, known_to_be_ours, isouter=True)
         .where(address_searches.c.ended_at.is_(None))
-        .group_by(*address_searches.c, descriptors.c.created_at, restores.c.taken_at)
         .order_by(address_searches.c.descriptor_id)
     )
-    return [
-        Search(
-            descriptor_id=row.descriptor_id,
-            from_index=row.from_index,
-            from_height=row.from_height,
-            decided_index=row.decided_index,
-            end_index=row.end_index,
-            highest_used=await unassigned.highest_used(tx, row.descriptor_id),
-            lost=row.created_at <= row.taken_at,
+    found = []
+    for row in rows.all():
+        wallet = same_wallet.get(row.descriptor_id, {row.descriptor_id})
+        watched = await unassigned.highest_watched(tx, wallet)
+        found.append(
+            Search(
+                descriptor_id=row.descriptor_id,
+                from_index=row.from_index,
+                from_height=row.from_height,
+                decided_index=row.decided_index,
+                end_index=max(row.from_index, 0 if watched is None else watched + 1),
+                highest_used=await unassigned.highest_used(tx, *wallet),
+                lost=row.created_at <= row.taken_at,
+            )
         )
-        for row in rows.all()
-    ]
+    return found
 
 
 async def decide(tx: Transaction, descriptor_ids: Iterable[str], *, start_index: int) -> int:
     """Have the watcher end the searches for these, without more blocks; how many there were.
 
-    Nobody but the operator can know that no later address was handed out. Raises StartIndexUsed.
+    Nobody but the operator can know that no later address was handed out. Raises StartIndexUsed,
+    StartIndexTooHigh.
     """
     chosen = [search for search in await searches(tx) if search.descriptor_id in set(descriptor_ids)]
     for search in chosen:
         if start_index < search.first_unused:
             raise StartIndexUsed(search.first_unused)
+        if start_index > search.first_unused + INDEXES_SKIPPED_MAX:
+            raise StartIndexTooHigh(search.first_unused + INDEXES_SKIPPED_MAX)
         await tx.execute(
             update(address_searches)
             .where(address_searches.c.descriptor_id == search.descriptor_id)

@@ -40,13 +40,20 @@ class UnassignedOutput:
     output: ReceivedOutput
 
 
-async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence[DerivedAddress]) -> None:
-    """Watch these addresses of a descriptor for ever. Those of another one of the same wallet stay its."""
+async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence[DerivedAddress]) -> set[str]:
+    """Watch these addresses of a descriptor for ever. Those of another one of the same wallet stay its.
+
+    The ids of all descriptors that have them then.
+    """
+    owners = {descriptor_id}
     for start in range(0, len(addresses), ADDRESSES_PER_QUERY):
         some = addresses[start : start + ADDRESSES_PER_QUERY]
         scripts = [address.script_pubkey for address in some]
         of_these = unassigned_addresses.c.script_pubkey.in_(scripts)
-        known = set((await tx.scalars(select(unassigned_addresses.c.script_pubkey).where(of_these))).all())
+        known_rows = select(unassigned_addresses.c.script_pubkey, unassigned_addresses.c.descriptor_id)
+        rows_found = (await tx.execute(known_rows.where(of_these))).all()
+        known = {row.script_pubkey: row.descriptor_id for row in rows_found}
+        owners |= set(known.values())
         rows = [
             {
                 "script_pubkey": address.script_pubkey,
@@ -59,6 +66,7 @@ async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence
         ]
         if rows:
             await tx.execute(insert(unassigned_addresses), rows)
+    return owners
 
 
 async def scripts_of(tx: Transaction, descriptor_ids: Iterable[str]) -> set[bytes]:
@@ -106,12 +114,22 @@ async def raise_next_index(tx: Transaction, descriptor_id: str, next_index: int)
     )
 
 
-async def highest_used(tx: Transaction, descriptor_id: str) -> int | None:
+async def highest_watched(tx: Transaction, descriptor_ids: Iterable[str]) -> int | None:
+    """The highest index that is watched without an invoice."""
+    highest: int | None = await tx.scalar(
+        select(func.max(unassigned_addresses.c.address_index)).where(
+            unassigned_addresses.c.descriptor_id.in_(list(descriptor_ids))
+        )
+    )
+    return highest
+
+
+async def highest_used(tx: Transaction, *descriptor_ids: str) -> int | None:
     """The highest index without an invoice that was ever paid."""
     highest: int | None = await tx.scalar(
         select(func.max(unassigned_addresses.c.address_index))
         .join(unassigned_outputs, unassigned_outputs.c.script_pubkey == unassigned_addresses.c.script_pubkey)
-        .where(unassigned_addresses.c.descriptor_id == descriptor_id)
+        .where(unassigned_addresses.c.descriptor_id.in_(descriptor_ids))
     )
     return highest
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +61,16 @@ class RestoredShop:
         tpub = str(CBase58Data.from_bytes(key[1:], key[0]))
         return await normalise_descriptor(self.shop.node, tpub, "regtest")
 
+    async def spellings(self) -> tuple[PayoutDescriptor, PayoutDescriptor]:
+        """One wallet, by the key of its account and by that of its receive branch (BIP32, public)."""
+        chain_code, public_key = os.urandom(32), PrivateKey().public_key
+        mac = hmac.digest(chain_code, public_key.format() + bytes(4), "sha512")
+        child = public_key.add(mac[:32]).format()
+        account = _tpub(bytes(9) + chain_code + public_key.format())
+        branch = _tpub(bytes(9) + mac[32:] + child)
+        normalise = partial(normalise_descriptor, self.shop.node, network="regtest")
+        return await normalise(f"wpkh({account}/0/*)"), await normalise(f"wpkh({branch}/*)")
+
     async def descriptor(self, *, start_index: int = 0) -> PayoutDescriptor:
         """As `new_descriptor`, registered with the shop."""
         found = await self.new_descriptor()
@@ -111,13 +123,26 @@ class RestoredShop:
         raise AssertionError("the search has no end")
 
 
-@pytest_asyncio.fixture
-async def restored(world: RegtestWorld, tmp_path: Path, each_database: str) -> AsyncIterator[RestoredShop]:
-    async with open_shop(world, tmp_path, database_url=each_database) as shop:
+def _tpub(octets: bytes) -> str:
+    key = bytes.fromhex("043587cf") + octets
+    return str(CBase58Data.from_bytes(key[1:], key[0]))
+
+
+@asynccontextmanager
+async def open_restored(
+    world: RegtestWorld, folder: Path, *, database_url: str | None = None
+) -> AsyncIterator[RestoredShop]:
+    async with open_shop(world, folder, database_url=database_url) as shop:
         store = DescriptorStore(seal=lambda text, _: text, unseal=lambda sealed, _: sealed)
         buyer = await BitWallet.create(world, coin_count=5)
         await shop.watcher.poll_once()
         yield RestoredShop(shop, store, AddressBook(shop.node), buyer)
+
+
+@pytest_asyncio.fixture
+async def restored(world: RegtestWorld, tmp_path: Path, each_database: str) -> AsyncIterator[RestoredShop]:
+    async with open_restored(world, tmp_path, database_url=each_database) as restored:
+        yield restored
 
 
 async def test_used_addresses_are_found_and_never_given_again(restored: RestoredShop) -> None:
