@@ -164,21 +164,12 @@ async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) 
         )
         return False
     if online and state.online_at and now - state.online_at > OUTAGE_S_MIN:
-        await _add_outage(tx, started_at=state.online_at, ended_at=now)
-    # Also back, where our clock was set back: what it misses until it is set right is an outage too.
-    online_at = now if online else state.online_at
+        await tx.execute(insert(outages).values(started_at=state.online_at, ended_at=now))
+    # Never back, though our clock be set back: an outage that began before would move deadlines by which
+    # payments were judged already.
+    online_at = max(now, state.online_at) if online else state.online_at
     await tx.execute(update(watcher_state).values(beat_at=now, online_at=online_at, trouble=trouble))
     return now < state.beat_at - OUTAGE_S_MIN
-
-
-async def _add_outage(tx: Transaction, *, started_at: int, ended_at: int) -> None:
-    """A clock that was set back lives the same second twice: the longer outage that begins then stands."""
-    known = await tx.scalar(select(outages.c.ended_at).where(outages.c.started_at == started_at))
-    if known is None:
-        await tx.execute(insert(outages).values(started_at=started_at, ended_at=ended_at))
-    elif known < ended_at:
-        same = outages.c.started_at == started_at
-        await tx.execute(update(outages).where(same).values(ended_at=ended_at))
 
 
 async def _recorded(tx: Transaction, txid: str) -> set[int]:

@@ -207,13 +207,16 @@ class InvoiceRegistry:
         return list((await tx.scalars(select(invoices.c.id).where(invoices.c.review_at < now))).all())
 
     async def lately_expired(self, tx: Transaction, *, now: int) -> list[str]:
-        """Expired invoices that may be open again, now that the clock was set back."""
-        expired = (
+        """Invoices whose deadline may be to come again, now that the clock was set back."""
+        chosen = (
             select(invoices.c.id)
             .join(invoice_terms, invoice_terms.c.invoice_id == invoices.c.id)
-            .where(invoices.c.status == Status.EXPIRED, invoice_terms.c.valid_until >= now - OUTAGES_S)
+            .where(
+                invoices.c.status.in_((Status.EXPIRED, Status.SEEN)),
+                invoice_terms.c.valid_until >= now - OUTAGES_S,
+            )
         )
-        return list((await tx.scalars(expired.distinct())).all())
+        return list((await tx.scalars(chosen.distinct())).all())
 
     async def all_ids(self, tx: Transaction) -> list[str]:
         """Every invoice, for a full recomputation."""

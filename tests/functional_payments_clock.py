@@ -9,12 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
 
 from bitcache.node_state import node_state
-from payments import tables
 from payments.chain_facts import OUTAGE_S_MIN
-from payments.invoice import Flag, Outage, Status
+from payments.invoice import Flag, Status
 from payments.ledger import chain, direct
 from payments.records import InvoiceRecord
 from regtest.wallet import BitWallet
@@ -41,13 +39,6 @@ def address_of(record: InvoiceRecord) -> str:
     return record.address
 
 
-async def outages(shop: Shop) -> list[Outage]:
-    rows = await shop.database.read(
-        lambda tx: tx.execute(select(tables.outages).order_by(tables.outages.c.started_at))
-    )
-    return [Outage(row.started_at, row.ended_at) for row in rows.all()]
-
-
 async def test_money_for_an_invoice_from_the_future_counts(shop: Shop, buyer: BitWallet) -> None:
     shop.offset_s = JUMP_S
     record = await shop.invoice()
@@ -62,21 +53,38 @@ async def test_money_for_an_invoice_from_the_future_counts(shop: Shop, buyer: Bi
     assert await shop.balances() == {chain(): -PRICE_MSAT, direct(SELLER): PRICE_MSAT}
 
 
-async def test_a_price_made_in_the_past_is_held_when_the_clock_is_set_right(
-    shop: Shop, buyer: BitWallet
-) -> None:
-    record = await shop.invoice()
-    await shop.look(record)
+async def test_money_after_the_clock_was_set_right_counts(shop: Shop, buyer: BitWallet) -> None:
+    """The price ends with the past it was made in; money that comes has today's, and is in time for it."""
+    await shop.look(await shop.invoice())
     shop.offset_s = -JUMP_S
     record = await shop.invoice()
     await shop.look(record)
     shop.offset_s = 0
-    assert (await shop.look(record)).standing.status is Status.OPEN
     payment = await buyer.pay([(address_of(record), PRICE_SAT)])
     await shop.world.mempool_wait(payment.txid)
-    record = await shop.look(record)
-    assert record.standing.status is Status.SEEN
-    assert Flag.LATE not in record.standing.flags
+    assert (await shop.look(record)).standing.status is Status.SEEN
+    await shop.world.mine()
+    assert (await shop.look(record)).standing.status is Status.SETTLED
+
+
+async def test_what_was_late_stays_late(own_world: RegtestWorld, tmp_path: Path) -> None:
+    """No outage is noted between a clock that was behind and the right time: it would reach into the past."""
+    async with open_shop(own_world, tmp_path) as shop:
+        buyer = await BitWallet.create(own_world)
+        shop.hold_s = OUTAGE_S_MIN // 2
+        record = await shop.invoice()
+        await shop.look(record)
+        await shop.pass_time(OUTAGE_S_MIN - 1)
+        payment = await buyer.pay([(address_of(record), PRICE_SAT)])
+        await shop.world.mempool_wait(payment.txid)
+        before = (await shop.look(record)).standing
+        assert Flag.LATE in before.flags
+        for offset_s in (-JUMP_S, OUTAGE_S_MIN - 1):
+            shop.offset_s = offset_s
+            await shop.watcher.poll_once()
+        ids = [record.invoice.id]
+        assert await shop.database.write(lambda tx: shop.registry.refresh(tx, ids, now=shop.clock())) == 0
+        assert (await shop.load(record)).standing == before
 
 
 async def test_what_expired_in_the_future_is_open_again(shop: Shop) -> None:
@@ -92,21 +100,6 @@ async def test_what_expired_in_the_future_is_open_again(shop: Shop) -> None:
     assert (await shop.look(record)).standing.status is Status.OPEN
     ids = [record.invoice.id]
     assert await shop.database.write(lambda tx: shop.registry.refresh(tx, ids, now=shop.clock())) == 0
-
-
-async def test_two_outages_may_begin_at_one_time(shop: Shop) -> None:
-    """A clock that is set back lives the same second twice."""
-    now = shop.clock()
-    shop.clock = lambda: now + shop.offset_s  # type: ignore[method-assign]
-    shop.restart()
-    await shop.watcher.poll_once()
-    before = await outages(shop)
-    for away_s in (JUMP_S, 2 * JUMP_S, OUTAGE_S_MIN + 1):
-        shop.offset_s = away_s
-        await shop.watcher.poll_once()
-        shop.offset_s = 0
-        await shop.watcher.poll_once()
-    assert await outages(shop) == [*before, Outage(now, now + 2 * JUMP_S)]
 
 
 async def test_a_sign_of_life_from_the_future_is_none(shop: Shop) -> None:
