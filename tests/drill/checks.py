@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 MSAT = 1_000
 CHUNK_BYTES = 1 << 20
@@ -62,10 +63,23 @@ class Evidence:
     """Of each file of each parcel whose upload was acknowledged: its root as its seller sealed it."""
 
 
+class Stored(NamedTuple):
+    invoice_id: str
+    status: str
+    review_at: int | None
+    """When time alone changes the standing."""
+
+
 def addresses(folder: Path) -> set[str]:
     """Every address that was ever handed out."""
     with closing(sqlite3.connect(folder / "bitcache.db")) as rows:
         return {address for (address,) in rows.execute("SELECT address FROM invoices WHERE address NOT NULL")}
+
+
+def standings(folder: Path) -> list[Stored]:
+    """What is kept of each invoice's standing, of a server that may run."""
+    with closing(sqlite3.connect(folder / "bitcache.db")) as rows:
+        return [Stored(*row) for row in rows.execute("SELECT id, status, review_at FROM invoices")]
 
 
 def everything(folder: Path, evidence: Evidence) -> list[str]:

@@ -34,6 +34,8 @@ BLOCK_EVERY_S = 2.0
 PAYING_TIMEOUT_S = 120
 FETCHING_TIMEOUT_S = 180
 DAY_S = 86_400
+LAG_S = 5
+"""The watcher looks for deadlines with each poll."""
 REQUEST_FAILED = "the request failed"
 
 
@@ -186,17 +188,24 @@ async def _evidence(drill: Drill, on_sale: Sequence[OnSale], buyers: Sequence[Bu
 
 
 async def _doctor(drill: Drill) -> None:
-    """What the server wrote down as things went is what follows from the facts now."""
-    words = ("doctor", "--recompute", "--json", "--data", str(drill.server.data_folder))
+    """What the server wrote down as things went is what follows from the facts now.
+
+    A deadline that passes just then is time going by, not a difference.
+    """
+    data, began_at = drill.server.data_folder, now()
+    before = checks.standings(data)
+    words = ("doctor", "--recompute", "--json", "--data", str(data))
     _, out, err = await drill.client("doctor", *words, home=drill.folder)
     report = json.loads(out)
     if report["recomputed"] is None:
         drill.blame(f"doctor could not recompute: {out}{err}")
         return
     count, changed = report["recomputed"]
-    drill.say(f"doctor --recompute: {count} invoices, {changed} changed")
-    if changed:
-        drill.blame(f"doctor --recompute changed {changed} of {count} invoices")
+    due = [one for one in before if one.review_at is not None and began_at - LAG_S <= one.review_at <= now()]
+    drill.say(f"doctor --recompute: {count} invoices, {changed} changed, {len(due)} at their deadline")
+    if changed > len(due):
+        differences = sorted(set(checks.standings(data)) - set(before) - set(due))
+        drill.blame(f"doctor --recompute changed {changed} of {count} invoices: {differences}")
     for finding in report["findings"]:
         if finding["verdict"] == "wrong":
             drill.blame(f"doctor: {finding['check']}: {finding['words']}")
