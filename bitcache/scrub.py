@@ -36,7 +36,7 @@ async def scrub_file(services: Services, file_id: str, *, pace: Pace) -> Scrubbe
 async def scrub(services: Services, *, pace: Pace, after: str = "") -> AsyncIterator[ScrubbedFile]:
     """Every complete file whose id comes after `after`, in order of ids, as it is read.
 
-    What is found damaged is not sold from then on; what is found whole again, is.
+    What is found damaged is not sold from then on; what is found whole again, is. Raises StoreUnavailable.
     """
     while found := await services.database.read(partial(_stored_file, chosen=files.c.id > after)):
         after = found.id
@@ -49,6 +49,8 @@ async def _scrubbed(services: Services, file: Row[Any, Any, Any], pace: Pace) ->
     damaged = await damaged_chunks(
         services.blobs, file.id, size_bytes=file.size_bytes, digests=file.digests, pace=pace
     )
+    if damaged:
+        await services.blobs.check()
     if not await services.database.read(partial(damage.is_kept, file_id=file.id)):
         return None
     noted = partial(damage.note, file_id=file.id, damaged=bool(damaged), now=services.clock())

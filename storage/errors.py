@@ -207,5 +207,5 @@ class StoreUnavailable(StorageError):
     def __init__(self) -> None:
         super().__init__(
             "The server's disk does not work at the moment. What was acknowledged is safe, what was just "
-            "sent was not kept: tell the operator, and send it again later."
+            "sent was not kept: tell the operator, and try again later."
         )

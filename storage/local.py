@@ -48,9 +48,10 @@ _FILE_ID = re.compile(r"[a-z2-7]{26}")
 _UPLOADING_SUFFIX = ".uploading"
 _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Broken, read-only, over a limit of the file system or the process, unplugged, another's.
+# Broken, read-only, over a limit of the file system or the process, unplugged, another's, or far away.
 _DISK_FAILS = frozenset(
     {errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EACCES}
+    | {errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}
 )
 
 T = TypeVar("T")
@@ -94,6 +95,9 @@ class LocalBlobStore:
         if offset < 0 or length < 1 or offset + length > size_bytes:
             raise RangeOutside(offset=offset, length=length, size_bytes=size_bytes)
         return LocalRange(finished, offset, length)
+
+    async def check(self) -> None:
+        await self._run(self._check)
 
     async def delete(self, file_id: str) -> None:
         await self._run(lambda: self._delete(file_id))
@@ -143,6 +147,7 @@ class LocalBlobStore:
             try:
                 stored_bytes = present.stat().st_size
             except FileNotFoundError as exc:
+                self._check_still_there()
                 raise BlobMissing(file_id) from exc
             if stored_bytes != size_bytes:
                 raise BlobIncomplete(file_id, size_bytes=size_bytes, stored_bytes=stored_bytes)
@@ -171,11 +176,27 @@ class LocalBlobStore:
         if free_bytes - length < self._reserve_bytes:
             raise DiskFull(free_bytes=free_bytes, reserve_bytes=self._reserve_bytes)
         shard = uploading.parent
-        if shard not in self._durable_shards:
+        self._check_still_there()
+        if shard not in self._durable_shards or not shard.exists():
             shard.mkdir(mode=FOLDER_MODE, exist_ok=True)
             sync_folder(self._folder)
             self._durable_shards.add(shard)
         return os.open(uploading, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+
+    def _check(self) -> None:
+        """A disk that is not mounted leaves an empty folder; a blob that is lost leaves its shard."""
+        with _disk_trouble_named():
+            try:
+                if any(path.is_dir() for path in self._folder.iterdir()):
+                    return
+            except FileNotFoundError:
+                pass
+        raise StoreUnavailable
+
+    def _check_still_there(self) -> None:
+        """What would be written under a disk that was unmounted is hidden when it comes back."""
+        if self._durable_shards:
+            self._check()
 
     def _disk_free_bytes(self) -> int:
         disk = os.statvfs(self._folder)
@@ -195,7 +216,8 @@ def blob_paths(folder: Path, file_id: str) -> tuple[Path, Path]:
 
 def _finished_size(finished: Path, file_id: str) -> int:
     try:
-        return finished.stat().st_size
+        with _disk_trouble_named():
+            return finished.stat().st_size
     except FileNotFoundError as exc:
         raise BlobMissing(file_id) from exc
 

@@ -70,7 +70,13 @@ class BlobStore(Protocol):
         """
 
     async def open_range(self, file_id: str, offset: int, length: int) -> LocalRange | StreamRange:
-        """Bytes [offset, offset + length) of a finished blob. Raises BlobMissing, RangeOutside."""
+        """Bytes [offset, offset + length) of a finished blob.
+
+        Raises BlobMissing, RangeOutside, StoreUnavailable.
+        """
+
+    async def check(self) -> None:
+        """Raises StoreUnavailable if the store itself is not there: no blob that is missed is lost then."""
 
     async def delete(self, file_id: str) -> None:
         """Forget the blob, finished or not. Deleting what is not there is harmless."""

@@ -4,15 +4,19 @@ Disks lose bytes without a word, and a buyer would be the first to hear of it.
 """
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from storage.digests import DIGEST_SIZE_BYTES, chunk_digests
-from storage.errors import BlobMissing, RangeOutside
+from storage.errors import BlobMissing, RangeOutside, StoreUnavailable
 from storage.ports import BlobStore, LocalRange, StreamRange
 from storage.stream import CHUNK_SIZE_BYTES, chunk_count
+
+_BYTES_LOST = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EISDIR, errno.ENOTDIR, errno.ENOENT})
+"""What disks say of bad sectors and file systems of themselves, and what something else in a blob's place."""
 
 
 class Pace:
@@ -41,7 +45,8 @@ async def damaged_chunks(
 ) -> list[int]:
     """Numbers of the chunks of a finished blob that are not as they were: altered, unreadable or missing.
 
-    `digests`: 32 bytes for each chunk, in order.
+    `digests`: 32 bytes for each chunk, in order. Raises StoreUnavailable where it is not the file's fault
+    that its bytes cannot be had.
     """
     damaged = []
     for chunk_no in range(chunk_count(size_bytes)):
@@ -63,8 +68,13 @@ async def _digest(blobs: BlobStore, file_id: str, offset: int, length: int) -> b
                 return await asyncio.to_thread(_local_digest, source.path, offset, length)
             case StreamRange():
                 return chunk_digests(b"".join([piece async for piece in source.pieces]))
-    except (BlobMissing, RangeOutside, OSError):
+    except (BlobMissing, RangeOutside):
         return None
+    except (StoreUnavailable, OSError) as exc:
+        cause = exc.__cause__ if isinstance(exc, StoreUnavailable) else exc
+        if isinstance(cause, OSError) and cause.errno in _BYTES_LOST:
+            return None
+        raise StoreUnavailable from exc
 
 
 def _local_digest(path: Path, offset: int, length: int) -> bytes:

@@ -14,9 +14,12 @@ import pytest_asyncio
 from bitcache import doctor
 from bitcache.db.tables import files, parcel_files
 from bitcache.doctor import Verdict
+from bitcache.ids import new_id
 from bitcache.scrub import scrub, scrub_file
 from payments.ports import Transaction
 from regtest.node import wait_until
+from storage.errors import StoreUnavailable
+from storage.local import LocalBlobStore
 from storage.scrub import Pace
 from storage.stream import CHUNK_SIZE_BYTES
 from tests.test_storage_scrub import flip
@@ -166,3 +169,51 @@ async def test_the_command_reads_names_and_fails(tmp_path: Path) -> None:
         assert await state_of(till, sold) == "damaged"
         code, _ = await doctor_says("--file", sold.file_id, "--data", str(config.data_folder))
         assert code == 2, "without --scrub it would be left out without a word"
+
+
+@pytest.mark.parametrize("served_before", [False, True])
+async def test_a_disk_that_is_away_for_a_moment_damages_no_file(till: Till, served_before: bool) -> None:
+    """An empty mount point has none of the files: that is not their loss, and sales go on with the disk."""
+    sold = await till.offer(price_sat=0, sizes=(5000, 6000))
+    token = await till.token(await till.buy(sold))
+    blobs = till.server.services.config.blobs
+    if served_before:
+        assert (await till.status_of(sold.content, token))[0] == 200
+    blobs.rename(blobs.with_name("unplugged"))
+    blobs.mkdir()
+    try:
+        if served_before:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                async with till.http.get(sold.content, headers=token) as answer:
+                    await answer.read()
+        else:
+            assert await till.status_of(sold.content, token) == (503, "storage-unavailable")
+        with pytest.raises(StoreUnavailable):
+            await scrubbed(till)
+    finally:
+        blobs.rmdir()
+        blobs.with_name("unplugged").rename(blobs)
+    assert await state_of(till, sold) == "open"
+    async with till.http.get(sold.content, headers=token) as answer:
+        assert await answer.read() == sold.blobs[sold.file_id]
+
+
+async def test_what_is_uploaded_goes_to_the_disk_or_nowhere(tmp_path: Path) -> None:
+    """Under a disk that is not mounted it would be hidden when that comes back."""
+    folder = tmp_path / "blobs"
+    store = LocalBlobStore(folder)
+    first, second = new_id(), new_id()
+    await store.write_part(first, 0, b"kept")
+    folder.rename(tmp_path / "unplugged")
+    folder.mkdir()
+    for file_id in (first, second):
+        with pytest.raises(StoreUnavailable):
+            await store.write_part(file_id, 0, b"lost")
+    with pytest.raises(StoreUnavailable):
+        await store.finish(first, 4)
+    assert not any(folder.iterdir())
+    folder.rmdir()
+    (tmp_path / "unplugged").rename(folder)
+    await store.write_part(second, 0, b"lost")
+    await store.finish(first, 4)
+    await store.close()

@@ -1,13 +1,16 @@
 """Reading stored chunks again: what is damaged is named, what is whole is not, at the pace asked for."""
 
 import os
+import resource
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bitcache.ids import new_id
 from storage.digests import chunk_digests
+from storage.errors import StoreUnavailable
 from storage.local import LocalBlobStore
 from storage.scrub import Pace, damaged_chunks
 from storage.stream import CHUNK_SIZE_BYTES
@@ -99,3 +102,21 @@ async def test_a_pause_is_not_made_up_for(blobs: LocalBlobStore) -> None:
     waiting.now = 1000.0
     await pace(100)
     assert waiting.now == pytest.approx(1001)
+
+
+async def test_a_process_without_room_for_another_file_calls_nothing_damaged(blobs: LocalBlobStore) -> None:
+    file_id, digests = await stored(blobs)
+    await blobs.open_range(file_id, 0, 1)  # its threads are up
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(StoreUnavailable):
+            await damaged_chunks(blobs, file_id, size_bytes=SIZE, digests=digests, pace=Pace(UNHURRIED))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in taken:
+            os.close(file)

@@ -27,7 +27,7 @@ from bitcache.errors import FileDamaged, OfferGone
 from bitcache.grants import Passage
 from bitcache.ids import id_text
 from bitcache.services import Services
-from storage.errors import BlobMissing, RangeOutside, StorageError
+from storage.errors import BlobMissing, RangeOutside, StorageError, StoreUnavailable
 from storage.ports import LocalRange, StreamRange
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ async def get_content(call: Call) -> web.StreamResponse:
 async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     """What the request asks for of the file.
 
-    Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone, FileDamaged.
+    Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone, FileDamaged, StoreUnavailable.
     """
     request, services = call.http, call.services
     file_id = call.path("file_id")
@@ -105,14 +105,18 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
             if request.transport is not None:
                 request.transport.abort()
             if isinstance(exc, BlobShort | FileNotFoundError):
-                with suppress(OfferGone):
+                with suppress(OfferGone, StoreUnavailable):
                     await _note_damage(services, file_id)
             raise ConnectionResetError("a download broke off") from exc
     return response
 
 
 async def _note_damage(services: Services, file_id: str) -> None:
-    """The operator hears of it, and nothing that holds the file is sold any more. Raises OfferGone."""
+    """The operator hears of it, and nothing that holds the file is sold any more.
+
+    Raises OfferGone; StoreUnavailable, and nothing is noted, if every file is away with its disk.
+    """
+    await services.blobs.check()
     if not await services.database.read(lambda tx: damage.is_kept(tx, file_id)):
         raise OfferGone("The files were kept as long as promised, and are gone now.")
     now = services.clock()
@@ -232,6 +236,7 @@ CONTENT_PROBLEMS = (
     "grant-exhausted",
     "taken-down",
     "disk-full",
+    "storage-unavailable",
 )
 
 
