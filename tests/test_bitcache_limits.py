@@ -211,7 +211,8 @@ async def test_a_browser_that_was_signed_in_is_not_locked_out_by_strangers(tmp_p
             statuses = [await attempt(mine, "wrong " * 3) for _ in range(3)]
             assert statuses[-1] == 429
             # The cookie is for this account, and nobody makes one.
-            for forged in (cookie[:-1] + ("A" if cookie[-1] != "A" else "B"), "", "!", "A" * 98):
+            altered = cookie[:-9] + ("A" if cookie[-9] != "A" else "B") + cookie[-8:]
+            for forged in (altered, cookie[:-2], "", "!", "A" * 98):
                 new.keep("bitcache_known", forged)
                 assert await attempt(new, PASSWORD) == 429
             till.server.clock.advance(900)

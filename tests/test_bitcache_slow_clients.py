@@ -115,20 +115,6 @@ async def test_a_head_is_limited_in_all(tmp_path: Path, in_one_piece: bool) -> N
         assert await line.is_dropped()
 
 
-async def test_a_head_is_limited_behind_a_request_that_runs(tmp_path: Path) -> None:
-    """Whoever keeps an answer running sends the head of another request without end."""
-    async with open_nodeless_till(tmp_path) as till, line_to(till.server) as line:
-        bought = await till.buy(await till.offer(price_sat=0))
-        await line.send(f"GET /api/v1/invoices/{bought.id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        await asyncio.wait_for(line.reader.readuntil(b"event: invoice"), PATIENCE_S)
-        await line.send(b"GET /healthz HTTP/1.1\r\n")
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            for n in range(100):
-                await line.send(b"X-%d: %b\r\n" % (n, b"x" * 1_000))
-                await asyncio.sleep(0.01)
-            await asyncio.wait_for(line.reader.readuntil(b"never"), PATIENCE_S)
-
-
 async def test_fields_and_lines_of_a_head_are_limited(tmp_path: Path) -> None:
     async with running_server(tmp_path) as server:
         for fields in (b"X: y\r\n" * 100, b"X: " + b"x" * 20_000 + b"\r\n"):
