@@ -109,7 +109,7 @@ def check(
     snapshot = folder / manifest.snapshot
     for name, entry in manifest.files.items():
         path = snapshot / name
-        if not path.is_file() or entry_of(path) != entry:
+        if not _is_plain_file(path) or entry_of(path) != entry:
             raise RestoreRefused(
                 f"{path} is not the file that the backup was made with. Take another backup."
             )
@@ -151,13 +151,18 @@ def _check_blobs(folder: Path, manifest: Manifest, files: Iterable[NamedFile]) -
         there = (
             is_whole(folder / BLOBS_FOLDER_NAME, file.id, file.size_bytes)
             if file.complete
-            else (folder / manifest.snapshot / UPLOADS_FOLDER_NAME / file.id).is_file()
+            else _is_plain_file(folder / manifest.snapshot / UPLOADS_FOLDER_NAME / file.id)
         )
         if not there:
             raise RestoreRefused(
                 f"The backup lacks file {file.id} of {file.size_bytes} bytes. Take another backup, or copy "
                 "what is missing into this one."
             )
+
+
+def _is_plain_file(path: Path) -> bool:
+    """No link, which could put a file of this machine into what is served."""
+    return path.is_file() and not path.is_symlink()
 
 
 async def _check_database(checked: CheckedBackup) -> None:

@@ -16,6 +16,7 @@ from storage.durable import sync_folder
 
 STAGED_SUFFIX = ".restoring"
 STAGING_FOLDER_NAME = ".restoring"
+SQLITE_SUFFIXES = ("-wal", "-shm", "-journal")
 
 
 class Places:
@@ -37,6 +38,9 @@ class Places:
     def check_free(self) -> None:
         """Raises RestoreRefused."""
         remains = [self._data_folder, *(part for part in self._parts if not self._inside(part))]
+        if self.database is not None:
+            # SQLite would play back the journal of the database that was here into the one that comes.
+            remains += [self.database.with_name(self.database.name + suffix) for suffix in SQLITE_SUFFIXES]
         for place in [*remains, *(self.staged(part) for part in self._parts if not self._inside(part))]:
             if place.exists() and not (place.is_dir() and not any(place.iterdir())):
                 raise RestoreRefused(

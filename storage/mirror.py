@@ -6,6 +6,7 @@ under another name, flushed, and renamed: a file with a blob's name is whole, wh
 
 import os
 import shutil
+import stat
 from collections.abc import Set
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def mirror_blob(source: Path, target: Path, file_id: str, size_bytes: int) -> bo
     there, here = (blob_paths(folder, file_id)[0] for folder in (source, target))
     if is_whole(target, file_id, size_bytes):
         return False
-    if there.stat().st_size != size_bytes:
+    if not is_whole(source, file_id, size_bytes):
         raise FileNotFoundError(f"{there} does not have {size_bytes} bytes")
     here.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
     copy_durably(there, here, link=True)
@@ -32,11 +33,15 @@ def mirror_blob(source: Path, target: Path, file_id: str, size_bytes: int) -> bo
 
 
 def is_whole(folder: Path, file_id: str, size_bytes: int) -> bool:
-    """Whether the folder holds the finished blob with this size. Raises FileIdInvalid."""
+    """Whether the folder holds the finished blob with this size, and no link to something else.
+
+    Raises FileIdInvalid.
+    """
     try:
-        return blob_paths(folder, file_id)[0].stat().st_size == size_bytes
+        found = blob_paths(folder, file_id)[0].lstat()
     except FileNotFoundError:
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size_bytes
 
 
 def copy_durably(source: Path, target: Path, *, link: bool = False) -> None:

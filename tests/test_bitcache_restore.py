@@ -115,6 +115,19 @@ def _short_blob(stored: Stored) -> None:
     blob.write_bytes(blob.read_bytes()[:-1])
 
 
+def _linked(pattern: str) -> Callable[[Stored], None]:
+    """As one who can write to the backup, and not read what the server can, might alter it."""
+
+    def alter(stored: Stored) -> None:
+        found = max(stored.backup.glob(pattern), key=lambda path: path.stat().st_size)
+        secret = stored.backup.parent / "secret"
+        shutil.copyfile(found, secret)
+        found.unlink()
+        found.symlink_to(secret)
+
+    return alter
+
+
 def _full_folder(stored: Stored) -> None:
     stored.target.mkdir()
     (stored.target / "precious").write_text("mine")
@@ -138,6 +151,8 @@ def _full_folder(stored: Stored) -> None:
         (_one_bit_of("files"), "not the file"),
         (_no_blob, "lacks file"),
         (_short_blob, "lacks file"),
+        (_linked("blobs/*/*"), "lacks file"),
+        (_linked("snapshot-*/bitcache.toml"), "not the file"),
         (_full_folder, "is there already"),
     ],
 )
@@ -147,6 +162,24 @@ async def test_refused(stored: Stored, alter: Callable[[Stored], None], words: s
     with pytest.raises(RestoreRefused, match=words):
         await stored.restore()
     assert tree(stored.target) == before
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+async def test_a_journal_that_another_database_left_is_not_played_back(
+    stored: Stored, tmp_path: Path, suffix: str
+) -> None:
+    database = tmp_path / "elsewhere.db"
+    database.with_name(database.name + suffix).touch()
+    before = tree(tmp_path)
+    with pytest.raises(RestoreRefused, match=f"elsewhere.db{suffix} is there already"):
+        await restore(
+            stored.backup,
+            stored.target,
+            master_key_file=stored.key,
+            environment={"BITCACHE_DATABASE_URL": f"sqlite+aiosqlite:///{database}"},
+            now=NOW + 60,
+        )
+    assert tree(tmp_path) == before
 
 
 async def test_another_key_is_refused(stored: Stored, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def restore(
     )
     print_text(f"bitcache serve --data {data}")
     say("New invoices wait until the addresses in use since the backup are found: see `bitcache unassigned`.")
+    if restored.config.accel_redirect_prefix:
+        say("nginx cannot read the restored files yet: open them to it, see docs/OPERATING.md.")
     say("Passwords, tokens, wallets and offers that were changed since the backup are as they were.")
 
 
