@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from payments import restores, tables
+from payments import restores, tables, unassigned
 from payments.errors import AddressesInDoubt, StartIndexTooHigh
 from payments.restores import INDEXES_SKIPPED_MAX
 from payments.unassigned import INDEX_MARGIN
 from regtest.world import RegtestWorld
 from tests.functional_payments_restored import RestoredShop, open_restored
+from tests.money_shop import PRICE_SAT
 
 
 @pytest_asyncio.fixture
@@ -104,3 +105,51 @@ async def test_an_index_far_beyond_any_sale_is_a_slip(restored: RestoredShop) ->
     with pytest.raises(StartIndexTooHigh):
         await restored.shop.database.write(partial(decide, start_index=3 + INDEXES_SKIPPED_MAX + 1))
     assert await restored.shop.database.write(partial(decide, start_index=3 + INDEXES_SKIPPED_MAX)) == 1
+
+
+async def test_money_without_an_invoice_is_booked_while_the_chain_has_it(restored: RestoredShop) -> None:
+    """One transaction to an invoice and to a lost one; a reorg, a double spend; newly mined coins."""
+    shop, world = restored.shop, restored.shop.world
+    descriptor = await restored.descriptor()
+    account = f"unassigned:{descriptor.id}"
+    await restored.put_back()
+    await restored.search()
+    index = await shop.database.read(lambda tx: restored.store.next_index(tx, descriptor.id))
+    await restored.book.ensure(descriptor, index)
+    issued = await shop.database.write(lambda tx: restored.store.issue(tx, descriptor.id, restored.book))
+    record = await shop.invoice(issued=issued)
+    addresses = [one.address for one in await restored.book.derive(descriptor, start=3, count=3)]
+    first = await restored.buyer.pay(
+        [(issued.address, PRICE_SAT), (addresses[0], 7_000), (addresses[1], 600)]
+    )
+    await world.mempool_wait(first.txid)
+    await shop.watcher.poll_once()
+    assert await shop.balances() == {}, "a payment that is in no block is nobody's yet"
+    await world.mine()
+    await shop.until(record, lambda r: r.standing.status == "settled", "settled")
+    booked = {"chain": -(PRICE_SAT + 7_600) * 1000, "direct:seller": PRICE_SAT * 1000, account: 7_600_000}
+    assert await shop.balances() == booked
+
+    # A reorg without it, and its coins go to a third skipped address instead.
+    rival = await restored.buyer.pay(
+        [(addresses[2], 9_000)], fee_sat=50_000, inputs=first.inputs, broadcast=False
+    )
+    await world.reorg(1, drop=[first.txid])
+    await shop.watcher.poll_once()
+    assert await shop.balances() == {}
+    await restored.buyer.send(rival)
+    await world.mempool_wait(rival.txid)
+    await shop.watcher.poll_once()
+    await world.mine()
+    await shop.until(record, lambda r: r.standing.status != "settled", "not settled")
+    assert await shop.balances() == {"chain": -9_000_000, account: 9_000_000}
+    assert await shop.database.write(partial(unassigned.book, now=shop.clock())) is False
+
+    # Newly mined coins are no money for 100 blocks.
+    await world.mine(to=addresses[0])
+    await shop.watcher.poll_once()
+    assert (await shop.balances())[account] == 9_000_000
+    await world.mine(99)
+    await shop.watcher.poll_once()
+    assert (await shop.balances())[account] > 9_000_000
+    assert await restored.issue(descriptor) > 5 + INDEX_MARGIN
