@@ -1,6 +1,7 @@
 """Requests made up from the served OpenAPI document by schemathesis, with real values put in and oddities.
 
-The rules: no status 5xx but 503 and 507, no answer that the document does not describe, none later than 5 s.
+The rules: no status 5xx but 503 and 507, no answer that the document does not describe, none later than 5 s
+(but to a payment's credential, which may wait 25 s for its money, as docs/PROTOCOL.md says).
 Honest trades go on in between, and must work.
 """
 

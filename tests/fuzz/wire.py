@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 
+from bitcache.api.payment_gate import HOLD_S
 from tests.openapi_check import JSON_TYPES
 
 ANSWER_S_MAX = 5.0
@@ -18,7 +19,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class NoAnswer(AssertionError):
-    """The server said nothing within ANSWER_S_MAX, or closed the connection without a word."""
+    """The server said nothing within `Sent.answer_s_max`, or closed the connection without a word."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Sent:
     headers: Headers
     body: bytes | None
     chunked: bool = False
+
+    @property
+    def answer_s_max(self) -> float:
+        """Within which the answer must come: a payment's credential may wait for its money."""
+        names_payment = any(
+            name.lower() == "authorization" and text[:7].lower() == b"payment" for name, text in self.headers
+        )
+        return ANSWER_S_MAX + (HOLD_S if names_payment and "/content" in self.target else 0)
 
     def __str__(self) -> str:
         head = "".join(f"\n  {name}: {text.decode('latin-1')!r:.300}" for name, text in self.headers)
@@ -74,7 +83,7 @@ class Wire:
             return self._exchange(sent, started)
         except TimeoutError as exc:
             self.close()
-            raise NoAnswer(f"no answer within {ANSWER_S_MAX:g} s") from exc
+            raise NoAnswer(f"no answer within {sent.answer_s_max:g} s") from exc
         except (OSError, HTTPException) as exc:
             self.close()
             if fresh:
@@ -84,8 +93,10 @@ class Wire:
 
     def _exchange(self, sent: Sent, started: float) -> Answered:
         if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_S_MAX)
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._port)
+            self._connection.connect()
         connection = self._connection
+        connection.sock.settimeout(sent.answer_s_max)
         names = {name.lower() for name, _ in sent.headers}
         connection.putrequest(sent.method, sent.target, skip_host="host" in names, skip_accept_encoding=True)
         for name, text in sent.headers:
