@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 ADDRESSES_WATCHED = 2 * restores.ADDRESSES_AHEAD
 """So that old blocks are read again only where more than half of them prove used."""
 BLOCKS_PER_TURN = 144
+NEW_WALLETS_PER_PASS = 2
+"""Half a second of deriving each, while no payment is seen: a seller may set as many wallets as they like."""
 
 
 class _Found(NamedTuple):
@@ -88,6 +90,8 @@ class AddressSearch:
             self._pass = None
         if self._pass is not None or not searched:
             return bool(decided)
+        new = [search for search in searched if not search.lost]
+        searched = [search for search in searched if search.lost] + new[:NEW_WALLETS_PER_PASS]
         derived = {search.descriptor_id: await self._derive(search) for search in searched}
         self._pass = await self._store.write(partial(_begin, searched=searched, derived=derived))
         watch_list.watch_unassigned(self._pass.scripts)

@@ -120,7 +120,7 @@ async def in_doubt(tx: Transaction, descriptor_id: str) -> bool:
 
 
 async def searches(tx: Transaction, same_wallet: Mapping[str, Set[str]] = _NONE_SHARED) -> list[Search]:
-    """Those that have not ended, by descriptor.
+    """Those that have not ended, in the order in which the descriptors were set.
 
     `same_wallet`: where descriptors give the same addresses, all that do; an index means the same in each.
     """
@@ -129,7 +129,7 @@ async def searches(tx: Transaction, same_wallet: Mapping[str, Set[str]] = _NONE_
         .join(descriptors, descriptors.c.id == address_searches.c.descriptor_id)
         .join(restores, restores.c.id == 1)
         .where(address_searches.c.ended_at.is_(None))
-        .order_by(address_searches.c.descriptor_id)
+        .order_by(descriptors.c.created_at, address_searches.c.descriptor_id)
     )
     found = []
     for row in rows.all():

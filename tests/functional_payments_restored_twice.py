@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import func, select
 
 from payments import restores, tables, unassigned
+from payments.address_search import NEW_WALLETS_PER_PASS
 from payments.errors import AddressesInDoubt, StartIndexTooHigh
 from payments.restores import INDEXES_SKIPPED_MAX
 from payments.unassigned import INDEX_MARGIN
@@ -96,6 +98,18 @@ async def test_two_spellings_of_one_wallet_end_their_searches(restored: Restored
     await restored.search()
     first, second = await restored.issue(account), await restored.issue(branch)
     assert min(first, second) >= 8 + INDEX_MARGIN
+
+
+async def test_a_seller_who_sets_wallet_after_wallet_keeps_nobody_waiting(restored: RestoredShop) -> None:
+    """Each is searched, since the lost server may have known it, but only a few while payments wait."""
+    await restored.put_back()
+    for _ in range(NEW_WALLETS_PER_PASS + 1):
+        await restored.descriptor()
+    counted = select(func.count(tables.unassigned_addresses.c.descriptor_id.distinct()))
+    await restored.shop.watcher.poll_once()
+    assert await restored.shop.database.read(lambda tx: tx.scalar(counted)) == NEW_WALLETS_PER_PASS
+    await restored.search()
+    assert await restored.shop.database.read(lambda tx: tx.scalar(counted)) == NEW_WALLETS_PER_PASS + 1
 
 
 async def test_an_index_far_beyond_any_sale_is_a_slip(restored: RestoredShop) -> None:
