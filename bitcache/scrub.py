@@ -50,7 +50,7 @@ async def _scrubbed(services: Services, file: Row[Any, Any, Any], pace: Pace) ->
         services.blobs, file.id, size_bytes=file.size_bytes, digests=file.digests, pace=pace
     )
     if damaged:
-        await services.blobs.check()
+        await services.blobs.check(file.id)
     if not await services.database.read(partial(damage.is_kept, file_id=file.id)):
         return None
     noted = partial(damage.note, file_id=file.id, damaged=bool(damaged), now=services.clock())

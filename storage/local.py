@@ -96,7 +96,8 @@ class LocalBlobStore:
             raise RangeOutside(offset=offset, length=length, size_bytes=size_bytes)
         return LocalRange(finished, offset, length)
 
-    async def check(self) -> None:
+    async def check(self, file_id: str) -> None:
+        self._finished_sizes.pop(file_id, None)
         await self._run(self._check)
 
     async def delete(self, file_id: str) -> None:

@@ -75,8 +75,11 @@ class BlobStore(Protocol):
         Raises BlobMissing, RangeOutside, StoreUnavailable.
         """
 
-    async def check(self) -> None:
-        """Raises StoreUnavailable if the store itself is not there: no blob that is missed is lost then."""
+    async def check(self, file_id: str) -> None:
+        """To be called when a finished blob was missed, or was short: what is remembered of it is forgotten.
+
+        Raises StoreUnavailable if the store itself is not there: then no blob is lost.
+        """
 
     async def delete(self, file_id: str) -> None:
         """Forget the blob, finished or not. Deleting what is not there is harmless."""

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -123,6 +124,20 @@ async def test_a_blob_that_ends_early_is_found_while_it_is_sent(till: Till) -> N
         async with till.http.get(sold.content, headers=token) as answer:
             await answer.read()
     await wait_until(damaged, "the damage to be written down")
+    assert await till.status_of(sold.content, token) == (503, "file-damaged"), "no second answer breaks off"
+
+
+async def test_a_blob_that_is_lost_is_not_sought_by_nginx(tmp_path: Path) -> None:
+    """Its 404 would be the buyer's answer, who paid, and nobody would hear of it."""
+    behind: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "accel_redirect_prefix": "/inside"}
+    async with open_nodeless_till(tmp_path, **behind) as till:
+        sold = await till.offer(price_sat=0)
+        headers = await till.token(await till.buy(sold)) | {"X-Forwarded-For": "203.0.113.9"}
+        async with till.http.get(sold.content, headers=headers) as answer:
+            assert answer.headers["X-Accel-Redirect"].startswith("/inside/")
+        path_of(till, sold.file_id).unlink()
+        assert await till.status_of(sold.content, headers) == (503, "file-damaged")
+        assert await state_of(till, sold) == "damaged"
 
 
 async def test_what_the_sweep_took_is_no_damage(till: Till) -> None:

@@ -80,12 +80,16 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     with services.grants.passage(grant, chosen.length) as passage:
         try:
             source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
+            for_nginx = source if isinstance(source, LocalRange) and _proxy_sends(call, chosen) else None
+            # The store may remember a blob that is gone, and of nginx's 404 nobody would hear.
+            if for_nginx is not None and not await asyncio.to_thread(for_nginx.path.is_file):
+                raise BlobMissing(file_id)
         except (BlobMissing, RangeOutside) as exc:
             await _note_damage(services, file_id)
             raise FileDamaged(file_id) from exc
-        if isinstance(source, LocalRange) and _proxy_sends(call, chosen):
+        if for_nginx is not None:
             passage.sent(chosen.length)
-            place = source.path.relative_to(services.config.blobs).as_posix()
+            place = for_nginx.path.relative_to(services.config.blobs).as_posix()
             return _redirected(
                 stored,
                 f"{services.config.accel_redirect_prefix}/{place}?{id_text(grant.grant_id)}",
@@ -116,7 +120,7 @@ async def _note_damage(services: Services, file_id: str) -> None:
 
     Raises OfferGone; StoreUnavailable, and nothing is noted, if every file is away with its disk.
     """
-    await services.blobs.check()
+    await services.blobs.check(file_id)
     if not await services.database.read(lambda tx: damage.is_kept(tx, file_id)):
         raise OfferGone("The files were kept as long as promised, and are gone now.")
     now = services.clock()
