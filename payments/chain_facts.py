@@ -6,7 +6,7 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import literal, select, true
+from sqlalchemy import Row, literal, select, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from payments.invoice import ChainView, Outage, Status
@@ -132,16 +132,7 @@ async def payments_to(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, 
     outputs: dict[str, list[ReceivedOutput]] = {invoice_id: [] for invoice_id in invoice_ids}
     unfit: set[str] = set()
     for row in rows:
-        output = ReceivedOutput(
-            outpoint=OutPoint(row.txid, row.vout),
-            amount_sat=Sat(row.amount_sat),
-            first_seen_at=row.first_seen_at,
-            presence=Presence(row.presence),
-            height=row.height,
-            coinbase=row.coinbase,
-            reorged=row.reorged,
-            inputs=frozenset(inputs.get(row.txid, ())),
-        )
+        output = received_output(row, inputs=frozenset(inputs.get(row.txid, ())))
         outputs[row.invoice_id].append(output)
         if output.presence in (Presence.MEMPOOL, Presence.MISSING) and not row.prefetch_fit:
             unfit.add(row.invoice_id)
@@ -149,6 +140,22 @@ async def payments_to(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, 
         invoice_id: Payments(tuple(received), prefetch_fit=invoice_id not in unfit)
         for invoice_id, received in outputs.items()
     }
+
+
+def received_output(
+    row: Row[tuple[object, ...]], *, inputs: frozenset[OutPoint] = frozenset()
+) -> ReceivedOutput:
+    """A row of an output joined to `paying_transactions`, as the rules know it."""
+    return ReceivedOutput(
+        outpoint=OutPoint(row.txid, row.vout),
+        amount_sat=Sat(row.amount_sat),
+        first_seen_at=row.first_seen_at,
+        presence=Presence(row.presence),
+        height=row.height,
+        coinbase=row.coinbase,
+        reorged=row.reorged,
+        inputs=inputs,
+    )
 
 
 async def unconfirmed(tx: Transaction) -> list[Unconfirmed]:

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from sqlalchemy import Row, exists, func, insert, select, update
+from sqlalchemy import exists, func, insert, select, update
 
 from payments import books, chain_facts, ledger
 from payments.addresses import DerivedAddress
 from payments.chain_facts import PaidOutput
-from payments.money import Sat
-from payments.outputs import OutPoint, Presence, ReceivedOutput
+from payments.outputs import ReceivedOutput
 from payments.ports import Transaction
 from payments.tables import (
     descriptors,
@@ -163,7 +162,15 @@ async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -
     )
     if descriptor_ids is not None:
         chosen = chosen.where(unassigned_addresses.c.descriptor_id.in_(list(descriptor_ids)))
-    return [_unassigned_output(row) for row in (await tx.execute(chosen)).all()]
+    return [
+        UnassignedOutput(
+            descriptor_id=row.descriptor_id,
+            address_index=row.address_index,
+            address=row.address,
+            output=chain_facts.received_output(row),
+        )
+        for row in (await tx.execute(chosen)).all()
+    ]
 
 
 async def book(tx: Transaction, *, now: int) -> bool:
@@ -179,20 +186,3 @@ async def book(tx: Transaction, *, now: int) -> bool:
         standing = (await books.booked(tx, [reference]))[reference]
         booked |= await books.append_missing(tx, desired, standing, reference=reference, now=now)
     return booked
-
-
-def _unassigned_output(row: Row[tuple[object, ...]]) -> UnassignedOutput:
-    return UnassignedOutput(
-        descriptor_id=row.descriptor_id,
-        address_index=row.address_index,
-        address=row.address,
-        output=ReceivedOutput(
-            outpoint=OutPoint(row.txid, row.vout),
-            amount_sat=Sat(row.amount_sat),
-            first_seen_at=row.first_seen_at,
-            presence=Presence(row.presence),
-            height=row.height,
-            coinbase=row.coinbase,
-            reorged=row.reorged,
-        ),
-    )
