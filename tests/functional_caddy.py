@@ -1,7 +1,6 @@
 """The shipped deploy/Caddyfile before the real server, with the real Caddy: only name and ports differ."""
 
 import asyncio
-import hashlib
 import io
 import os
 import re
@@ -99,12 +98,7 @@ async def test_paid_through_caddy(world: RegtestWorld, tmp_path: Path) -> None:
         # Whoever invents an X-Forwarded-For is no other client: the third unpaid invoice is refused.
         statuses = []
         for number in range(3):
-            claim_hash = base64url.encode(hashlib.sha256(os.urandom(32)).digest())
-            async with http.post(
-                f"/api/v1/offers/{sold.offer_id}/invoices",
-                json={"claim_hash": claim_hash},
-                headers={"X-Forwarded-For": f"203.0.113.{number}"},
-            ) as answer:
+            async with till.ask(sold, os.urandom(32), forwarded_for=f"203.0.113.{number}") as answer:
                 statuses.append(answer.status)
         assert statuses == [201, 201, 429]
 

@@ -291,28 +291,20 @@ async def test_paid_through_nginx(world: RegtestWorld, tmp_path: Path) -> None:
         status, headers, body = await fetched(front.http, sold.content, token | {"Range": "bytes=3-1002"})
         assert (status, body) == (206, sold.blobs[sold.file_id][3:1003])
         assert headers["content-range"] == f"bytes 3-1002/{SIZE}"
-        await _address_is_counted_once(front, sold, direct)
+        await _address_is_counted_once(till, sold, direct)
         logged = front.nginx.logs()
         assert " GET 206 1000 " in logged
         for secret in (token["Authorization"][-20:], bought.id, sold.offer_id, sold.file_id, "203.0.113"):
             assert secret not in logged
 
 
-async def _address_is_counted_once(front: Front, sold: Sold, direct: aiohttp.ClientSession) -> None:
+async def _address_is_counted_once(till: Till, sold: Sold, direct: aiohttp.ClientSession) -> None:
     """All clients of nginx here are 127.0.0.1; who invents an X-Forwarded-For is no other client."""
     statuses = []
     for number in range(3):
-        claim_hash = base64url.encode(hashlib.sha256(os.urandom(32)).digest())
-        async with front.http.post(
-            f"/api/v1/offers/{sold.offer_id}/invoices",
-            json={"claim_hash": claim_hash},
-            headers={"X-Forwarded-For": f"203.0.113.{number}"},
-        ) as answer:
+        async with till.ask(sold, os.urandom(32), forwarded_for=f"203.0.113.{number}") as answer:
             statuses.append(answer.status)
     assert statuses == [201, 201, 429]
-    async with direct.post(
-        f"/api/v1/offers/{sold.offer_id}/invoices",
-        json={"claim_hash": base64url.encode(hashlib.sha256(os.urandom(32)).digest())},
-        headers={"X-Forwarded-For": "203.0.113.7"},
-    ) as answer:
+    till.http = direct
+    async with till.ask(sold, os.urandom(32), forwarded_for="203.0.113.7") as answer:
         assert answer.status == 201  # as a proxy says it: another client

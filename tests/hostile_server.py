@@ -98,3 +98,19 @@ async def lying(honest_url: str, lies: Mapping[str, Lie]) -> AsyncIterator[str]:
         app.router.add_route("*", "/{path:.*}", handle)
         async with TestServer(app) as liar:
             yield str(liar.make_url("/")).rstrip("/")
+
+
+@asynccontextmanager
+async def sending_elsewhere(honest_url: str, kind: str) -> AsyncIterator[tuple[dict[str, Lie], list[str]]]:
+    """(lies that redirect to another server, the paths that were asked for there)."""
+    asked: list[str] = []
+
+    async def note(request: web.Request, answered: Answered) -> None:
+        asked.append(request.path)
+
+    async with lying(honest_url, {kind: note}) as other_url:
+
+        async def send_there(request: web.Request, answered: Answered) -> web.StreamResponse:
+            return web.Response(status=307, headers={"Location": f"{other_url}{request.path}"})
+
+        yield {kind: send_there}, asked

@@ -25,7 +25,7 @@ from storage.errors import MetadataAuthenticationFailed, MetadataInvalid, PathRe
 from storage.metadata import open_metadata, seal_metadata
 from tests.client_shop import Shop, open_shop, tree
 from tests.functional_client_crash import bitcache
-from tests.hostile_server import Answered, Lie, altered, lying, rewritten
+from tests.hostile_server import Answered, Lie, altered, lying, rewritten, sending_elsewhere
 
 # One honest server and one parcel for all lies.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -253,19 +253,10 @@ async def test_endless_answers_are_cut_off(buyer: Buyer, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["offer", "claim", "digests", "content"])
 async def test_redirects_are_refused_and_no_token_follows_them(buyer: Buyer, kind: str) -> None:
-    elsewhere: list[str] = []
-
-    async def catch(request: web.Request, answered: Answered) -> None:
-        elsewhere.append(request.path)
-
-    async with lying(buyer.shop.server.url, {kind: catch}) as other_url:
-
-        async def send_there(request: web.Request, answered: Answered) -> web.StreamResponse:
-            return web.Response(status=307, headers={"Location": f"{other_url}{request.path}"})
-
+    async with sending_elsewhere(buyer.shop.server.url, kind) as (lies, asked):
         with pytest.raises(ServerAnswerWrong):
-            await buyer.fetch({kind: send_there})
-    assert not elsewhere
+            await buyer.fetch(lies)
+    assert not asked
 
 
 async def another_range(request: web.Request, answered: Answered) -> None:

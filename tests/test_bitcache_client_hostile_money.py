@@ -23,7 +23,7 @@ from bitcache.client.upload_state import UploadState
 from bitcache.ids import new_id
 from tests.client_shop import CountingProgress, Shop, open_shop, tree
 from tests.functional_client_crash import bitcache, finished
-from tests.hostile_server import Answered, Lie, altered, lying
+from tests.hostile_server import Answered, Lie, altered, lying, sending_elsewhere
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -218,19 +218,10 @@ async def sold_whole(seller: Seller, lies: dict[str, Lie]) -> None:
 
 @pytest.mark.parametrize("kind", ["account", "files", "part", "complete", "parcels", "seal", "offers"])
 async def test_a_seller_is_not_led_elsewhere_and_shows_no_token_there(seller: Seller, kind: str) -> None:
-    elsewhere: list[Any] = []
-
-    async def catch(request: web.Request, answered: Answered) -> None:
-        elsewhere.append(request.headers)
-
-    async with lying(seller.shop.server.url, {kind: catch}) as other_url:
-
-        async def send_there(request: web.Request, answered: Answered) -> web.StreamResponse:
-            return web.Response(status=307, headers={"Location": f"{other_url}{request.path}"})
-
+    async with sending_elsewhere(seller.shop.server.url, kind) as (lies, asked):
         with pytest.raises(ServerAnswerWrong, match="elsewhere"):
-            await seller.sell({kind: send_there})
-    assert not elsewhere
+            await seller.sell(lies)
+    assert not asked
 
 
 @pytest.mark.parametrize(

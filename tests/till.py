@@ -158,9 +158,12 @@ class Till:
             assert answer.status in (200, 201), await answer.text()
             return Bought(await answer.json(), secret)
 
-    def ask(self, sold: Sold, secret: bytes) -> Any:
-        claim_hash = base64url.encode(hashlib.sha256(secret).digest())
-        return self.http.post(f"/api/v1/offers/{sold.offer_id}/invoices", json={"claim_hash": claim_hash})
+    def ask(self, sold: Sold, secret: bytes, *, forwarded_for: str | None = None) -> Any:
+        return self.http.post(
+            f"/api/v1/offers/{sold.offer_id}/invoices",
+            json={"claim_hash": base64url.encode(hashlib.sha256(secret).digest())},
+            headers={"X-Forwarded-For": forwarded_for} if forwarded_for else None,
+        )
 
     async def claim(self, bought: Bought, *, secret: bytes | None = None) -> tuple[int, dict[str, Any]]:
         body = {"claim_secret": base64url.encode(secret or bought.claim_secret)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,22 +128,3 @@ class Wire:
                 answer.close()
                 self.close()
         return Answered(answer.status, answer.headers, body, time.monotonic() - started)
-
-
-def raw_answer(port: int, octets: bytes, *, half_close: bool, wait_s: float = ANSWER_S_MAX) -> bytes:
-    """All that the server says to these bytes until it closes. Raises TimeoutError if it does not close."""
-    deadline = time.monotonic() + wait_s
-    said = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection:
-        try:
-            connection.sendall(octets)
-            if half_close:
-                connection.shutdown(socket.SHUT_WR)
-            while True:
-                connection.settimeout(max(0.01, deadline - time.monotonic()))
-                piece = connection.recv(1 << 16)
-                if not piece:
-                    return said
-                said += piece
-        except (BrokenPipeError, ConnectionResetError):
-            return said
