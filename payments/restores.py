@@ -68,7 +68,7 @@ async def note_restore(tx: Transaction, *, taken_at: int, now: int) -> None:
     previous = (await tx.execute(select(restores))).one_or_none()
     set_later_from = from_height
     if previous is not None and previous.restored_at + LATE_PAYMENTS_S >= taken_at:
-        set_later_from = previous.from_height
+        set_later_from = from_height if previous.from_height is None else previous.from_height
     # The database is as old as the backup's end, and every descriptor in it was in use.
     newest = await tx.scalar(select(func.max(descriptors.c.created_at)))
     await tx.execute(delete(restores))

@@ -62,6 +62,20 @@ async def test_a_search_that_a_second_restore_met_goes_on_from_its_old_blocks(re
     assert await restored.issue(descriptor) == 3_401 + INDEX_MARGIN
 
 
+async def test_a_wallet_of_the_server_that_was_lost_first_is_searched_in_its_blocks(
+    restored: RestoredShop,
+) -> None:
+    descriptor = await restored.new_descriptor()
+    await restored.put_back()
+    await restored.pay(descriptor, 4)
+    await restored.shop.world.mine()
+    await restored.shop.watcher.poll_once()
+    await restored.put_back()
+    await restored.register(descriptor)
+    await restored.search()
+    assert await restored.issue(descriptor) == 5 + INDEX_MARGIN
+
+
 async def test_a_wait_for_the_operator_outlasts_a_second_restore(restored: RestoredShop) -> None:
     descriptor = await restored.descriptor()
     await restored.put_back()
