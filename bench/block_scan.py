@@ -36,7 +36,6 @@ class Scan:
     ours_ms: float
     theirs_ms: float
     memory_mib: float
-    block_bytes: int
 
 
 def lines(*, scripts: int = SCRIPTS) -> list[Line]:
@@ -123,7 +122,7 @@ def measure(scripts: int) -> Scan:
     from bitcoin.core import CBlock  # not before: its own memory is none of ours
 
     reference_s = _median_s(lambda: len(CBlock.deserialize(raw).vtx), TRANSACTIONS)
-    return Scan(took_s * 1000, reference_s * 1000, memory_mib, len(raw))
+    return Scan(took_s * 1000, reference_s * 1000, memory_mib)
 
 
 def _median_s(what: Callable[[], int], expected: int) -> float:

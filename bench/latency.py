@@ -134,8 +134,6 @@ class Latencies:
     """From the node's ZMQ event of the block to our event stream."""
     key: list[float] = field(default_factory=list)
     """The same to the release secret in the answer to a claim."""
-    block_told: list[float] = field(default_factory=list)
-    """From handing the block to the node to its ZMQ event."""
 
 
 class NodesWord:

@@ -13,20 +13,17 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from bench.processes import cpu_s, resident_mib
-from bench.references import Reference
-from bench.report import PROJECT, Line
+from bench.references import Reference, beside
+from bench.report import Line
 from bench.stage import Stage, offer_of, open_stage
 from regtest.node import wait_until
-from regtest.processes import GuardedProcess, free_ports
 from storage import base64url
 
 LISTENERS = 10_000
@@ -99,14 +96,17 @@ class Crowd:
 
 
 async def lines(*, tiny: bool = False) -> list[Line]:
-    listeners, crowd, quiet_s = (200, 100, 1) if tiny else (LISTENERS, CROWD, QUIET_S)
+    listeners, crowd, quiet_s = (200, 100, 0.2) if tiny else (LISTENERS, CROWD, QUIET_S)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     settings = {
         "LIMITS_STREAMS_PER_CLIENT": str(2 * LISTENERS),
         "LIMITS_CONNECTIONS_PER_CLIENT": str(2 * LISTENERS),
     }
-    async with open_stage(settings) as stage, bare(stage.folder) as reference:
+    async with (
+        open_stage(settings) as stage,
+        beside("bench.listeners", log=stage.folder / "listeners.log") as reference,
+    ):
         server = Reference(int(stage.server.url.rpartition(":")[2]), stage.server.pid)
         path = f"/api/v1/invoices/{await _invoice(stage)}/events"
         idle_ms = await _health(server.port, asyncio.sleep(1))
@@ -200,29 +200,6 @@ async def _invoice(stage: Stage) -> str:
 
 def _percentile(values: list[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
-
-
-@asynccontextmanager
-async def bare(folder: Path) -> AsyncIterator[Reference]:
-    (port,) = free_ports(1)
-    process = GuardedProcess(
-        [sys.executable, "-m", "bench.listeners", str(port)], log=folder / "listeners.log", folder=PROJECT
-    )
-    try:
-
-        async def listening() -> bool:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                assert process.running, process.log_tail()
-                return False
-            writer.close()
-            return True
-
-        await wait_until(listening, "aiohttp to listen")
-        yield Reference(port, process.pid)
-    finally:
-        process.kill()
 
 
 async def _listen(request: web.Request) -> web.StreamResponse:

@@ -40,10 +40,15 @@ class Reference:
 @asynccontextmanager
 async def bare_aiohttp(folder: Path, files: Path) -> AsyncIterator[Reference]:
     """`bench.bare`: `FileResponse` of `files`, and a PUT that only reads."""
+    async with beside("bench.bare", files, log=folder / "bare.log") as reference:
+        yield reference
+
+
+@asynccontextmanager
+async def beside(module: str, *words: str | Path, log: Path) -> AsyncIterator[Reference]:
+    """`python -m MODULE PORT WORDS`, which serves at that port."""
     (port,) = free_ports(1)
-    process = GuardedProcess(
-        [sys.executable, "-m", "bench.bare", str(port), files], log=folder / "bare.log", folder=PROJECT
-    )
+    process = GuardedProcess([sys.executable, "-m", module, str(port), *words], log=log, folder=PROJECT)
     try:
 
         async def listening() -> bool:
@@ -54,7 +59,7 @@ async def bare_aiohttp(folder: Path, files: Path) -> AsyncIterator[Reference]:
                 assert process.running, process.log_tail()
                 return False
 
-        await wait_until(listening, "aiohttp to listen")
+        await wait_until(listening, f"{module} to listen")
         yield Reference(port, process.pid)
     finally:
         process.kill()

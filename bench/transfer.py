@@ -47,10 +47,11 @@ class Scale:
     size_bytes: int
     large_bytes: int
     rounds: int
+    access_checks: int
 
 
-FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=6)
-TINY = Scale(size_bytes=17 * MIB, large_bytes=33 * MIB, rounds=1)
+FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=6, access_checks=20_000)
+TINY = Scale(size_bytes=9 * MIB, large_bytes=9 * MIB, rounds=1, access_checks=100)
 
 
 async def lines(*, tiny: bool = False) -> list[Line]:
@@ -63,7 +64,7 @@ async def lines(*, tiny: bool = False) -> list[Line]:
         served = await _served(stage, claimed, scale)
         return [
             *served[:3],
-            await access_check(),
+            await access_check(scale.access_checks),
             *served[3:],
             *await _command_line(stage, free_link, file, scale),
             *await memory(stage, scale.large_bytes),

@@ -1,4 +1,4 @@
-"""The benchmarks of how money is seen and of how costs grow run, in a form of a few seconds."""
+"""What the benchmarks of the chain and of growth are made of: a block, and a plot."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ import xml.etree.ElementTree as ElementTree
 
 from bitcoin.core import CBlock
 
-from bench import block_scan, chain, growth
+from bench import block_scan
 from bench.plot import Series, svg
 from payments.block import parse_block
-from regtest.install import BitcoindInstallation
-
-
-async def test_latencies_a_block_a_mempool_and_invoices(bitcoind: BitcoindInstallation) -> None:
-    measured = await chain.lines(tiny=True)
-    told = " ".join(line.what for line in measured)
-    for what in ("broadcast to", "the key", "3,900 transactions", "2,000 mempool", "SQLite"):
-        assert what in told
-    assert all(line.measured for line in measured)
-
-
-async def test_growth(bitcoind: BitcoindInstallation) -> None:
-    measured = await growth.lines(tiny=True)
-    assert len(measured) == 9
-    assert measured[0].what == "start to ready, with 300 invoices"
 
 
 def test_the_block_that_is_scanned_is_one_for_others_too() -> None:
