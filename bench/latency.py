@@ -12,9 +12,8 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -22,9 +21,10 @@ import zmq
 import zmq.asyncio
 
 from bench.fill import put_copy
+from bench.stage import Stage, offer_of, open_server
 from bitcache.config import DATABASE_FILE_NAME
 from regtest.served import ServedBitcache
-from regtest.wallet import BitWallet, OutsideWallet
+from regtest.wallet import BitWallet
 from regtest.world import RegtestWorld
 from storage import base64url
 
@@ -53,8 +53,6 @@ class Shop:
     server: ServedBitcache
     http: aiohttp.ClientSession
     offer_id: str
-    token: str
-    """The seller's."""
     ready_s: float
     """From the start of the process until it gave invoices."""
 
@@ -83,33 +81,19 @@ async def open_shop(
 
     `filled_with` that many invoices of earlier years, of the seller who has `token`.
     """
-    async with AsyncExitStack() as closing:
-        world = await closing.enter_async_context(RegtestWorld())
-        server = ServedBitcache(world, settings=UNLIMITED | dict(settings or {}))
-        closing.push_async_callback(server.close)
+    async with open_server(UNLIMITED | dict(settings or {})) as server:
         await server.command("init", str(server.data_folder))
         if filled_with:
-            place = server.data_folder / DATABASE_FILE_NAME
-            await asyncio.to_thread(put_copy, filled_with, place)
+            await asyncio.to_thread(put_copy, filled_with, server.data_folder / DATABASE_FILE_NAME)
         started_at = time.perf_counter()
         await server.start()
-        http = await closing.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{server.port}"))
-        await _online(http)
-        ready_s = time.perf_counter() - started_at
-        if token is None:
-            data = ("--data", str(server.data_folder))
-            token = str((await server.command_json("account", "create", "Bench", *data))["token"])
-        home = server.folder / "seller"
-        home.mkdir()
-        await server.command("login", server.url, home=home, stdin=token)
-        wallet = await OutsideWallet.create(world, "bench")
-        await server.command("payout", "set", await wallet.descriptor(), "--yes", home=home)
-        goods = server.folder / "goods.bin"
-        goods.write_bytes(bytes(100_000))
-        words = ("upload", str(goods), "--price", f"{PRICE_SAT}sat")
-        link = str((await server.command_json(*words, home=home))["link"])
-        offer_id = Path(link.partition("#")[0]).name
-        yield Shop(world, server, http, offer_id, token, ready_s)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http:
+            await _online(http)
+            ready_s = time.perf_counter() - started_at
+            stage = Stage(server, server.folder)
+            await stage.prepare(token)
+            link, _ = await stage.upload(stage.file("goods.bin", 100_000), f"{PRICE_SAT}sat")
+            yield Shop(server.world, server, http, offer_of(link), ready_s)
 
 
 async def _online(http: aiohttp.ClientSession) -> None:

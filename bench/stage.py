@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,15 +36,18 @@ class Claimed:
 
 
 class Stage:
-    def __init__(self, world: RegtestWorld, server: ServedBitcache, folder: Path) -> None:
-        self.world, self.server, self.folder = world, server, folder
+    def __init__(self, server: ServedBitcache, folder: Path) -> None:
+        self.world, self.server, self.folder = server.world, server, folder
         self.home = folder / "seller"
         self.token = ""
 
-    async def prepare(self) -> None:
+    async def prepare(self, token: str | None = None) -> None:
+        """Sign a seller in and set their wallet: who has `token`, or a new one."""
         self.home.mkdir()
-        data = ("--data", str(self.server.data_folder))
-        self.token = (await self.server.command_json("account", "create", "Bench", *data))["token"]
+        if token is None:
+            data = ("--data", str(self.server.data_folder))
+            token = str((await self.server.command_json("account", "create", "Bench", *data))["token"])
+        self.token = token
         await self.server.command("login", self.server.url, home=self.home, stdin=self.token)
         wallet = await OutsideWallet.create(self.world, "bench")
         await self.server.command("payout", "set", await wallet.descriptor(), "--yes", home=self.home)
@@ -99,17 +102,25 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(settings: Mapping[str, str] | None = None) -> AsyncIterator[Stage]:
-    """A running server with a seller; `settings` are BITCACHE_* variables without the prefix."""
-    async with AsyncExitStack() as closing:
-        folder = Path(closing.enter_context(TemporaryDirectory(prefix="bitcache-bench-")))
-        world = await closing.enter_async_context(RegtestWorld())
+async def open_server(settings: Mapping[str, str] | None = None) -> AsyncIterator[ServedBitcache]:
+    """Not started yet, on a node of its own; `settings` are BITCACHE_* variables without the prefix."""
+    async with RegtestWorld() as world:
         server = ServedBitcache(world, settings=settings)
-        closing.push_async_callback(server.close)
-        await server.start()
-        stage = Stage(world, server, folder)
-        await stage.prepare()
-        yield stage
+        try:
+            yield server
+        finally:
+            await server.close()
+
+
+@asynccontextmanager
+async def open_stage(settings: Mapping[str, str] | None = None) -> AsyncIterator[Stage]:
+    """A running server with a seller."""
+    with TemporaryDirectory(prefix="bitcache-bench-") as folder:
+        async with open_server(settings) as server:
+            await server.start()
+            stage = Stage(server, Path(folder))
+            await stage.prepare()
+            yield stage
 
 
 def offer_of(link: str) -> str:
