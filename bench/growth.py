@@ -23,7 +23,7 @@ from bench.plot import Series, write_plot
 from bench.processes import resident_mib
 from bench.report import PROJECT, Line
 from bitcache.accounts import seller_of_token
-from bitcache.config import load
+from bitcache.config_file import load
 from bitcache.earnings import earnings, parse_period
 from bitcache.services import Services, open_services
 from bitcache.web import dashboard

@@ -25,7 +25,8 @@ from bitcache.backup_manifest import (
     Manifest,
     entry_of,
 )
-from bitcache.config import CONFIG_FILE_NAME, Config, parse
+from bitcache.config import CONFIG_FILE_NAME, Config
+from bitcache.config_file import parse
 from bitcache.db import dump, migrate
 from bitcache.db.dump import NamedFile
 from bitcache.db.engine import Database

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network, parse
+from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network
+from bitcache.config_file import parse
 from bitcache.db.engine import Database
 from bitcache.db.migrate import is_blank, upgrade
 from bitcache.errors import AlreadyInitialised, DatabaseMissing

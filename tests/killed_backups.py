@@ -20,8 +20,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bitcache import config as configuration
+from bitcache import config_file
 from bitcache.backup import back_up
+from bitcache.config import CONFIG_FILE_NAME
 from bitcache.db.dump import read_sqlite
 from bitcache.restore import check, restore
 
@@ -93,7 +94,7 @@ def restores_killed(work: Path, data: Path) -> int:
     for at in count(1):
         target = work / "restored"
         whole = not killed(lambda: _restore(base, data, target), at=at)  # noqa: B023  # it runs at once
-        if whole or (target / configuration.CONFIG_FILE_NAME).exists():
+        if whole or (target / CONFIG_FILE_NAME).exists():
             assert blobs_of(target) == blobs_of(data), f"killed at change {at}"
             assert (target / "master.key").read_bytes() == (data / "master.key").read_bytes()
             assert read_sqlite(target / "bitcache.db").execute(
@@ -106,7 +107,7 @@ def restores_killed(work: Path, data: Path) -> int:
 
 
 async def _back_up(data: Path, folder: Path) -> None:
-    config = configuration.load(data, {})
+    config = config_file.load(data, {})
     await back_up(config, folder, with_master_key=False, now=NOW)
 
 

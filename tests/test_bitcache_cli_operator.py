@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bitcache import accounts, config
+from bitcache import accounts, config_file
 from bitcache.accounts import IssuedToken, Seller
 from bitcache.config import Config
 from bitcache.db.engine import Database
@@ -51,7 +51,7 @@ async def test_a_server_does_not_begin_anew_on_old_blobs(tmp_path: Path) -> None
 
 async def test_blank_and_known_databases_are_prepared(tmp_path: Path) -> None:
     await initialise(tmp_path, network="regtest")
-    settings = config.load(tmp_path, {})
+    settings = config_file.load(tmp_path, {})
     (tmp_path / "blobs").mkdir()
     database = Database(settings.database)
     try:
@@ -72,7 +72,7 @@ async def test_blank_and_known_databases_are_prepared(tmp_path: Path) -> None:
 
 async def test_a_lost_token_is_replaced(tmp_path: Path) -> None:
     await initialise(tmp_path, network="regtest")
-    settings = config.load(tmp_path, {})
+    settings = config_file.load(tmp_path, {})
     database = Database(settings.database)
 
     async def made(tx: Transaction) -> IssuedToken:

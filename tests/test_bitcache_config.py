@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bitcache.config import SECTIONS, Config, known_keys, load, parse, section_of, warnings
+from bitcache.config import SECTIONS, Config, known_keys, section_of, warnings
+from bitcache.config_file import load, parse
 from bitcache.errors import AlreadyInitialised, ConfigInvalid, MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.setup import config_text, initialise

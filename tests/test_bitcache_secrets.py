@@ -13,7 +13,7 @@ SECRET = re.compile(
 )
 ALLOWED = {
     "bitcache/cli/operator.py: getpass('Once more: ') != password": "typed twice by one person",
-    "bitcache/config.py: secret in SECRETS": "names of keys",
+    "bitcache/config_file.py: secret in SECRETS": "names of keys",
     "bitcache/work.py: (offer, claim) != (raw_id(offer_id), claim_hash)": "the asker's own, under our MAC",
 }
 

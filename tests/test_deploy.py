@@ -14,7 +14,8 @@ from typer.main import get_command
 
 from bitcache.app import DRAIN_S
 from bitcache.cli.main import app as commands
-from bitcache.config import CONFIG_FILE_NAME, load
+from bitcache.config import CONFIG_FILE_NAME
+from bitcache.config_file import load
 from bitcache.metrics import Metrics
 from bitcache.setup import initialise
 

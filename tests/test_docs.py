@@ -16,7 +16,8 @@ from typer.main import get_command
 from bitcache import VERSION, backup_checks, doctor
 from bitcache.app import make_app
 from bitcache.cli.main import app as commands
-from bitcache.config import SECRETS, Config, known_keys, section_of
+from bitcache.config import Config, known_keys, section_of
+from bitcache.config_file import SECRETS
 from bitcache.db.migrate import upgrade
 from bitcache.master_key import write_master_key
 from bitcache.services import open_services

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bitcache import config
+from bitcache import config, config_file
 from bitcache.api.wire import EarningsDay, EarningsView
 from bitcache.earnings import earnings_csv
 from bitcache.errors import ConfigInvalid
@@ -65,7 +65,7 @@ def test_variable_is_usable_or_refused(variables: dict[str, str]) -> None:
 
 def _use(folder: Path, variables: dict[str, str]) -> None:
     """Load the configuration and ask it all that a server asks at its start."""
-    loaded = outcome(ConfigInvalid, config.load, folder, variables)
+    loaded = outcome(ConfigInvalid, config_file.load, folder, variables)
     if isinstance(loaded, ConfigInvalid):
         assert str(loaded)
         return

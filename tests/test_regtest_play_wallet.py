@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from bitcache.config import parse
+from bitcache.config_file import parse
 from bitcache.errors import ConfigInvalid
 from regtest.play_wallet import PlayWallet, parse_uri
 from regtest.wallet import OutsideWallet

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache import config as configuration
+from bitcache import config_file
 from bitcache.cli.common import show_count, show_time
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.operator import account_app
@@ -45,7 +45,7 @@ def backup(
     json_output: JsonFlag = False,
 ) -> None:
     """Back the whole server up, while it serves. Again into the same folder takes what is new."""
-    done = run(_back_up(configuration.load(data), folder, with_master_key=with_master_key))
+    done = run(_back_up(config_file.load(data), folder, with_master_key=with_master_key))
     manifest = done.manifest
     if json_output:
         print_json({"manifest": manifest, "copied": done.copied})
@@ -71,7 +71,7 @@ def backup_key(
     json_output: JsonFlag = False,
 ) -> None:
     """Copy the master key, and remember that it was copied: `bitcache doctor` warns until then."""
-    fingerprint = run(_back_up_key(configuration.load(data), file))
+    fingerprint = run(_back_up_key(config_file.load(data), file))
     if json_output:
         print_json({"file": str(file), "fingerprint": fingerprint})
     else:
@@ -113,7 +113,7 @@ def restore(
 @expected_errors
 def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) -> None:
     """List what was paid to addresses handed out between the backup and the loss: the invoices are lost."""
-    found = run(_list_unassigned(configuration.load(data)))
+    found = run(_list_unassigned(config_file.load(data)))
     if json_output:
         print_json(found)
         return
@@ -124,7 +124,10 @@ def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) ->
             f"{payment.presence}, {show_count(payment.confirmations, 'confirmation')}  {payment.outpoint}  "
             f"{show_time(payment.first_seen_at)}  {names}"
         )
-    print_text(f"{found.confirmed_sat:>14,} sat confirmed, in the sellers' wallets")
+    if not found.payments:
+        print_text("Nothing was paid to invoices that were lost.")
+    else:
+        print_text(f"{found.confirmed_sat:>14,} sat confirmed, in the sellers' wallets")
     for sellers in found.searching:
         names = ", ".join(printable(name) for name in sellers) or "a wallet no seller has now"
         print_text(f"No new invoices yet for: {names}. Used addresses are still searched for.")
@@ -141,7 +144,7 @@ def account_start_index(
     json_output: JsonFlag = False,
 ) -> None:
     """After a restore whose blocks cannot be had: end the search for used addresses, and sell on."""
-    decided = run(_decide(configuration.load(data), name, index))
+    decided = run(_decide(config_file.load(data), name, index))
     if not decided:
         raise CommandFailed(f"No wallet of {name!r} waits. `bitcache unassigned` says who does.")
     if json_output:

@@ -105,12 +105,11 @@ def _show(found: Examination) -> None:
 
 async def _examine(data: Path, wanted: Wanted) -> Examination:
     # The whole server is imported here and not above: a buyer's command must not wait for it.
-    from bitcache import backup_checks
-    from bitcache import config as configuration
+    from bitcache import backup_checks, config_file
     from bitcache import doctor as checks
     from bitcache.services import open_services
 
-    config = configuration.load(data)
+    config = config_file.load(data)
     key = checks.check_master_key(config)
     found = Examination([key, checks.check_public_url(config), checks.check_disk(config)])
     if key.verdict == "wrong":

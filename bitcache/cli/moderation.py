@@ -143,11 +143,11 @@ async def _take_down(data: Path, offer_id: str, reason: str | None) -> Reached:
 @asynccontextmanager
 async def _services(data: Path) -> AsyncIterator[Services]:
     """The server's, with its tables up to date, whether the server runs or not."""
-    from bitcache import config
+    from bitcache import config_file
     from bitcache.services import open_services
     from bitcache.setup import prepare_database
 
-    settings = config.load(data)
+    settings = config_file.load(data)
     async with open_services(settings) as services:
         await prepare_database(settings, services.database)
         yield services

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache import config, log
+from bitcache import config_file, log
 from bitcache.cli.common import read_text, show_count
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
@@ -26,7 +26,7 @@ from bitcache.cli.output import (
     run,
     say,
 )
-from bitcache.config import Config
+from bitcache.config import CONFIG_FILE_NAME, Config
 from bitcache.role import Role
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def init(
     from bitcache import setup
 
     run(setup.initialise(folder, network=network.value))
-    path = folder / config.CONFIG_FILE_NAME
+    path = folder / CONFIG_FILE_NAME
     if json_output:
         print_json({"data_folder": str(folder), "config": str(path), "network": network.value})
         return
@@ -83,7 +83,7 @@ def serve(
     """Run the server until it is told to stop (Ctrl-C or SIGTERM)."""
     from bitcache import app as server
 
-    settings = config.load(data)
+    settings = config_file.load(data)
     log.set_up(log_format=settings.log_format, level=settings.log_level)
 
     def ready() -> None:
@@ -104,7 +104,7 @@ def account_create(
     json_output: JsonFlag = False,
 ) -> None:
     """Open an account and print its token, this once."""
-    issued = run(_create_account(config.load(data), name))
+    issued = run(_create_account(config_file.load(data), name))
     if json_output:
         print_json(_token_facts(issued))
     else:
@@ -124,7 +124,7 @@ def account_token(
     json_output: JsonFlag = False,
 ) -> None:
     """Print a new token of an account whose tokens are lost, this once."""
-    issued, revoked = run(_issue_token(config.load(data), name, revoke_others=revoke_others))
+    issued, revoked = run(_issue_token(config_file.load(data), name, revoke_others=revoke_others))
     if json_output:
         print_json({**_token_facts(issued), "revoked": revoked})
         return
@@ -147,7 +147,7 @@ def account_password(
     json_output: JsonFlag = False,
 ) -> None:
     """Set the password of a seller who lost it. They are signed out everywhere; their tokens stay valid."""
-    settings = config.load(data)
+    settings = config_file.load(data)
     account_id = run(_set_password(settings, name, _new_password(password_file)))
     if json_output:
         print_json({"account_id": account_id})
@@ -159,7 +159,7 @@ def account_password(
 @expected_errors
 def account_list(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) -> None:
     """List the accounts and what they store."""
-    found = run(_list_accounts(config.load(data)))
+    found = run(_list_accounts(config_file.load(data)))
     if json_output:
         print_json(
             [

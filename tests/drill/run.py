@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from bitcache import config as configuration
+from bitcache import config_file
 from bitcache.client.api import ServerApi
 from bitcache.client.purchase import look
 from bitcache.services import now, open_services
@@ -223,7 +223,7 @@ def _read_log(drill: Drill) -> None:
 
 async def _sweep(server: DrillServer) -> None:
     """Two turns of the sweep, as far apart as it lets what nobody names lie."""
-    config = configuration.load(server.data_folder, {})
+    config = config_file.load(server.data_folder, {})
     for later_s in (0, ORPHAN_KEPT_S + DAY_S):
         async with open_services(config, clock=lambda later_s=later_s: now() + later_s) as services:
             await services.sweep.poll_once()
