@@ -1,4 +1,4 @@
-"""Money that a restored server knows no invoice for, as its operator sees it. Reads only."""
+"""Money that a restored server knows no invoice for, as its operator sees it, and what they decide."""
 
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ async def _sellers(tx: Transaction) -> dict[str, tuple[str, ...]]:
 async def decide_start_index(tx: Transaction, seller: str, start_index: int) -> int:
     """End the search for the used addresses of this seller's wallets; how many there are.
 
-    Raises StartIndexUsed.
+    Raises StartIndexUsed, StartIndexTooHigh.
     """
     ids = [descriptor_id for descriptor_id, names in (await _sellers(tx)).items() if seller in names]
     return await restores.decide(tx, ids, start_index=start_index)

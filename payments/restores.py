@@ -25,8 +25,6 @@ LATE_PAYMENTS_S = 7 * 86_400
 """A descriptor set after the restore is searched for in blocks up to so long after it."""
 INDEXES_SKIPPED_MAX = 100_000
 """By the operator's decision. The node derives so many in half a minute, and no more than ten times that."""
-
-
 _NONE_SHARED: Mapping[str, Set[str]] = {}
 
 

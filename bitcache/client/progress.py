@@ -11,13 +11,3 @@ class Progress(Protocol):
 
     def advance(self, length_bytes: int) -> None:
         """So many bytes are done; those of an earlier run come in one go at the beginning."""
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def start(self, what: str, total_bytes: int) -> None:
-        pass
-
-    def advance(self, length_bytes: int) -> None:
-        pass
