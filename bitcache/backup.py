@@ -109,6 +109,11 @@ def copy_master_key(config: Config, path: Path) -> str:
         create_private(path, master_key)
     except FileExistsError as exc:
         raise BackupRefused(f"{path} is there already and was not touched. Name a new file.") from exc
+    except OSError as exc:
+        reason = exc.strerror or type(exc).__name__
+        raise BackupRefused(
+            f"{path} cannot be written ({reason}). Name a new file, in a folder that is there."
+        ) from exc
     sync_folder(path.absolute().parent)
     return backup_manifest.fingerprint(Sealer(master_key))
 

@@ -25,12 +25,12 @@ TRY = """
 A Bitcache server runs at {url}. Its node is on regtest, and a block is mined every {block_every_s} seconds.
 
   In a browser
-    Buy a folder, 5,000 sat:        {link}
-    The same, downloaded early:     {prefetch_link}
+    Buy a folder, 5,000 sat:         {link}
+    The same, downloaded early:      {prefetch_link}
     Three confirmations, 21,000 sat: {slow_link}
-    For nothing:                    {free_link}
+    For nothing:                     {free_link}
     Every payment page has a button "Pay with the play wallet": its coins are worthless.
-    Sell, and see what you earn:    {url}/sign-in
+    Sell, and see what you earn:     {url}/sign-in
       name: {seller_name}   password: {password}
 
   On the command line (another terminal)

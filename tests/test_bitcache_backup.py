@@ -132,6 +132,8 @@ async def test_doctor_asks_for_a_copy_of_this_very_key(kept: Kept) -> None:
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     with pytest.raises(BackupRefused, match="is there already"):
         copy_master_key(kept.config, copy)
+    with pytest.raises(BackupRefused, match="in a folder that is there"):
+        copy_master_key(kept.config, kept.folder / "unplugged" / "copy")
     await services.database.write(lambda tx: note_key_backup(tx, "another", now=NOW))
     assert (await backup_checks.check_key_backup(services)).verdict is Verdict.WARNING
     await services.database.write(lambda tx: note_key_backup(tx, fingerprint, now=NOW))

@@ -1,6 +1,9 @@
 """The operator's commands on a data folder: what they refuse, and a new token for who lost theirs."""
 
+import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,19 @@ async def test_a_lost_token_is_replaced(tmp_path: Path) -> None:
     for token in (lost.token, second):
         with pytest.raises(TokenInvalid):
             await seller_of(settings, token)
+
+
+async def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    await initialise(tmp_path, network="regtest")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bitcache.cli.main", "unassigned", "--data", str(tmp_path)),
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"")

@@ -51,6 +51,8 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # `| head` has seen enough: click leaves without a word
         except (CommandFailed, ClientError, BitcacheError, StorageError, PaymentsError, OSError) as error:
             fail(error, as_json=bool(kwargs.get("json_output", False)))
         except (KeyboardInterrupt, typer.Abort, asyncio.CancelledError):
