@@ -7,19 +7,18 @@ Nothing of it is stored. A token says who asks; whether the payment still stands
 """
 
 import base64
-import hmac
 import struct
 from dataclasses import dataclass
 
 from bitcache.errors import GrantTokenInvalid
+from bitcache.signed import MAC_SIZE_BYTES, payload_of, sign
 from storage import base64url
 
 PREFIX = "bcg_"
 VERSION = 1
 
 _PAYLOAD = struct.Struct(">B16s16s16sQ")
-_MAC_SIZE_BYTES = 32
-_TOKEN_LENGTH = len(PREFIX) + -(-(_PAYLOAD.size + _MAC_SIZE_BYTES) * 4 // 3)
+_TOKEN_LENGTH = len(PREFIX) + -(-(_PAYLOAD.size + MAC_SIZE_BYTES) * 4 // 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,7 @@ class GrantClaims:
 
 def seal_token(key: bytes, claims: GrantClaims) -> str:
     payload = _PAYLOAD.pack(VERSION, claims.grant_id, claims.offer_id, claims.parcel_id, claims.expires_at)
-    octets = payload + hmac.digest(key, payload, "sha256")
-    return PREFIX + base64url.encode(octets)
+    return PREFIX + base64url.encode(sign(key, payload))
 
 
 def open_token(key: bytes, token: str, now: int) -> GrantClaims:
@@ -49,8 +47,8 @@ def open_token(key: bytes, token: str, now: int) -> GrantClaims:
         octets = base64.b64decode(token[len(PREFIX) :] + "=" * (-(_TOKEN_LENGTH - len(PREFIX)) % 4), b"-_")
     except ValueError as exc:
         raise GrantTokenInvalid("is damaged") from exc
-    payload, mac = octets[: _PAYLOAD.size], octets[_PAYLOAD.size :]
-    if not hmac.compare_digest(hmac.digest(key, payload, "sha256"), mac):
+    payload = payload_of(key, octets)
+    if payload is None:
         raise GrantTokenInvalid("is not one of this server")
     version, grant_id, offer_id, parcel_id, expires_at = _PAYLOAD.unpack(payload)
     if version != VERSION:

@@ -8,7 +8,6 @@ Nothing of a token is stored; its session is looked up at every use, so signing 
 session that was opened with a seller token lives no longer than that token.
 """
 
-import hmac
 import secrets
 import struct
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bitcache.accounts import Seller
 from bitcache.db.tables import accounts, sessions, tokens
 from bitcache.errors import TokenInvalid
 from bitcache.ids import id_text, new_id, raw_id, token_hash
+from bitcache.signed import MAC_SIZE_BYTES, payload_of, sign
 from payments.ports import Transaction
 from storage import base64url
 
@@ -29,8 +29,7 @@ MAC_PURPOSE = "web-token"
 
 _VERSION = 1
 _PAYLOAD = struct.Struct(">B16sQ")
-_MAC_SIZE_BYTES = 32
-_TOKEN_LENGTH = len(WEB_TOKEN_PREFIX) + -(-(_PAYLOAD.size + _MAC_SIZE_BYTES) * 4 // 3)
+_TOKEN_LENGTH = len(WEB_TOKEN_PREFIX) + -(-(_PAYLOAD.size + MAC_SIZE_BYTES) * 4 // 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,7 @@ async def issue_web_token(tx: Transaction, key: bytes, session_id: str, *, now: 
         raise _refusal()
     expires_at = min(now + WEB_TOKEN_LIFETIME_S, session_ends_at)
     payload = _PAYLOAD.pack(_VERSION, raw_id(session_id), expires_at)
-    sealed = payload + hmac.digest(key, payload, "sha256")
-    return WEB_TOKEN_PREFIX + base64url.encode(sealed), expires_at
+    return WEB_TOKEN_PREFIX + base64url.encode(sign(key, payload)), expires_at
 
 
 async def seller_of_web_token(tx: Transaction, key: bytes, token: str, *, now: int) -> Seller:
@@ -128,8 +126,8 @@ def _session_id(key: bytes, token: str, now: int) -> str:
         octets = base64url.decode(token.removeprefix(WEB_TOKEN_PREFIX))
     except ValueError as exc:
         raise _refusal() from exc
-    payload, mac = octets[: _PAYLOAD.size], octets[_PAYLOAD.size :]
-    if not hmac.compare_digest(hmac.digest(key, payload, "sha256"), mac):
+    payload = payload_of(key, octets)
+    if payload is None:
         raise _refusal()
     version, session_id, expires_at = _PAYLOAD.unpack(payload)
     if version != _VERSION or now >= expires_at:

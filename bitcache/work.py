@@ -11,13 +11,13 @@ the challenge says all, and is good for one claim hash, which always leads to th
 """
 
 import hashlib
-import hmac
 import struct
 from typing import NamedTuple
 
 from bitcache.config import LimitsConfig
 from bitcache.errors import WorkRequired
 from bitcache.ids import raw_id
+from bitcache.signed import payload_of, sign
 
 MAC_PURPOSE = "work-challenge"
 GAP_MARGIN = 5
@@ -32,7 +32,6 @@ NONCE_BYTES = 8
 
 _VERSION = 1
 _PAYLOAD = struct.Struct(">B16s32sQB")
-_MAC_BYTES = 32
 
 
 class Solution(NamedTuple):
@@ -82,7 +81,7 @@ class Work:
         """To be raised: a fresh challenge of `bits`."""
         expires_at = now + LIFETIME_S
         payload = _PAYLOAD.pack(_VERSION, raw_id(offer_id), claim_hash, expires_at, bits)
-        return WorkRequired(payload + self._mac(payload), bits=bits, expires_at=expires_at)
+        return WorkRequired(sign(self._key, payload), bits=bits, expires_at=expires_at)
 
     def check(
         self, solution: Solution | None, offer_id: str, claim_hash: bytes, *, bits: int, now: int
@@ -95,16 +94,13 @@ class Work:
     def _done(self, solution: Solution, offer_id: str, claim_hash: bytes, now: int) -> int:
         """Bits of a challenge of ours that is solved; 0 for any other."""
         challenge, nonce = solution
-        payload, mac = challenge[: _PAYLOAD.size], challenge[_PAYLOAD.size :]
-        if len(challenge) != _PAYLOAD.size + _MAC_BYTES or not hmac.compare_digest(self._mac(payload), mac):
+        payload = payload_of(self._key, challenge)
+        if payload is None:
             return 0
         version, offer, claim, expires_at, bits = _PAYLOAD.unpack(payload)
         if version != _VERSION or (offer, claim) != (raw_id(offer_id), claim_hash) or now >= expires_at:
             return 0
         return bits if zero_bits(attempt(challenge, nonce)) >= bits else 0
-
-    def _mac(self, payload: bytes) -> bytes:
-        return hmac.digest(self._key, payload, "sha256")
 
 
 def attempt(challenge: bytes, nonce: bytes) -> bytes:

@@ -7,13 +7,13 @@ Names are no secret, so attempts at one are counted together, whoever makes them
 use them all up. A browser that the password was right in has attempts of its own. The cookie opens nothing.
 """
 
-import hmac
 import os
 import struct
 
 from aiohttp import web
 
 from bitcache.ids import raw_id
+from bitcache.signed import payload_of, sign
 from bitcache.web.forms import cookie_name, set_cookie
 from storage import base64url
 
@@ -23,7 +23,6 @@ LIFETIME_S = 365 * 86_400
 
 _VERSION = 1
 _PAYLOAD = struct.Struct(">B16s16sQ")
-_MAC_BYTES = 32
 
 
 def keep(
@@ -37,7 +36,7 @@ def keep(
 ) -> None:
     """Remember that the account was signed in here; `browser` as `known_as` said it."""
     payload = _PAYLOAD.pack(_VERSION, raw_id(account_id), browser or os.urandom(16), now)
-    text = base64url.encode(payload + hmac.digest(key, payload, "sha256"))
+    text = base64url.encode(sign(key, payload))
     set_cookie(response, COOKIE, text, secure=secure, lifetime_s=LIFETIME_S)
 
 
@@ -45,13 +44,10 @@ def known_as(request: web.Request, key: bytes, account_id: str, *, now: int, sec
     """The browser's own name, if the account was signed in on it within a year."""
     text = request.cookies.get(cookie_name(COOKIE, secure=secure), "")
     try:
-        octets = base64url.decode(text)
+        payload = payload_of(key, base64url.decode(text))
     except ValueError:
         return None
-    payload, mac = octets[: _PAYLOAD.size], octets[_PAYLOAD.size :]
-    if len(octets) != _PAYLOAD.size + _MAC_BYTES:
-        return None
-    if not hmac.compare_digest(hmac.digest(key, payload, "sha256"), mac):
+    if payload is None:
         return None
     version, account, browser, made_at = _PAYLOAD.unpack(payload)
     if version != _VERSION or account != raw_id(account_id) or not 0 <= now - made_at < LIFETIME_S:
