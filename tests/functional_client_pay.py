@@ -24,6 +24,7 @@ from regtest.served import CommandFailed, ServedBitcache
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
 from tests.functional_client_crash import bitcache
+from tests.test_storage_scrub import flip
 
 PRICE_SAT = 25_000
 BUYER_WALLET = "market-buyer"
@@ -144,6 +145,21 @@ async def test_who_waits_to_pay_is_told_of_a_takedown(market: Market) -> None:
     assert "Do not pay" in failed.value.output
     with pytest.raises(CommandFailed, match="taken these files down"):
         await market.get(receipt, "--no-wait")
+
+
+async def test_nothing_is_paid_for_files_that_the_server_lost(market: Market) -> None:
+    link = await market.sell()
+    receipt = (await market.get(link, "--no-wait"))["receipt"]
+    blob = max(market.server.data_folder.glob("blobs/*/*"), key=lambda path: path.stat().st_mtime)
+    flip(blob, 0)
+    with pytest.raises(CommandFailed):
+        scrubbing = ("doctor", "--scrub", "--file", blob.name, "--data", str(market.server.data_folder))
+        await market.server.command(*scrubbing)
+    for bought in (link, receipt):
+        with pytest.raises(CommandFailed, match="do not pay until") as refused:
+            await market.get(bought, "--pay", market.wallet, "--yes")
+        assert refused.value.code == 1
+    assert (await market.invoice(receipt)).received_sat == 0
 
 
 async def test_prefetched_ciphertext_is_opened_after_the_block(market: Market, tmp_path: Path) -> None:

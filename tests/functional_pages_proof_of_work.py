@@ -38,7 +38,10 @@ async def test_the_page_says_what_it_is_at_and_stays_usable(new_visitor: NewVisi
     async with open_free_market(tmp_path, limits=LIMITS) as market:
         link = await market.sell()
         crowd(market)
-        for locale, words in (("en-US", "works for an address: 0 %"), ("fr-FR", "calcule pour une adresse : 0 %")):
+        for locale, words in (
+            ("en-US", "works for an address: 0 %"),
+            ("fr-FR", "calcule pour une adresse : 0 %"),
+        ):
             visitor = await new_visitor(locale=locale)
             page = await ready(await visitor.goto(link))
             await page.evaluate(WATCH_BUTTON)

@@ -54,6 +54,7 @@ class Get:
                     # Before anybody pays, not after.
                     self._check_target(target, parcel, where)
                     purchase = await buy(api, where, offer, parcel, self._book, on_work=self._show_work)
+                    _refuse_damaged(offer, purchase.invoice)
                     await self._finish(api, purchase, target)
             else:
                 purchase = await recall(api, where)
@@ -113,7 +114,9 @@ class Get:
             raise PaymentPending("The server's bitcoin node is away: do not pay now. Try again later.")
         network = purchase.network
         if network is None:
-            network = (await api.get(f"/offers/{invoice.offer_id}", wire.OfferView)).network
+            offer = await api.get(f"/offers/{invoice.offer_id}", wire.OfferView)
+            _refuse_damaged(offer, invoice)
+            network = offer.network
         question = f"Pay {show_sat(invoice.due_sat)} and the fee to {printable(invoice.address or '')}?"
         if not self._yes and not confirm(question):
             raise WalletRefused("Nothing was paid. Answer y, or add --yes.")
@@ -256,3 +259,13 @@ def _invoice_facts(invoice: wire.InvoiceView) -> dict[str, object]:
         "confirmations": invoice.confirmations,
         "node_online": invoice.node_online,
     }
+
+
+def _refuse_damaged(offer: wire.OfferView, invoice: wire.InvoiceView) -> None:
+    """An invoice from before the loss can still be paid, but nobody knows whether the files come back."""
+    paid = invoice.received_sat or invoice.bytes_allowed or invoice.key_allowed
+    if offer.state == "damaged" and not paid:
+        raise PaymentPending(
+            "The server has lost bytes of these files: do not pay until they are mended. If you did pay, keep "
+            "the receipt: it works once the payment is seen and the files are whole again."
+        )
