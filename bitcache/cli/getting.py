@@ -266,6 +266,6 @@ def _refuse_damaged(offer: wire.OfferView, invoice: wire.InvoiceView) -> None:
     paid = invoice.received_sat or invoice.bytes_allowed or invoice.key_allowed
     if offer.state == "damaged" and not paid:
         raise PaymentPending(
-            "The server has lost bytes of these files: do not pay until they are mended. If you did pay, keep "
-            "the receipt: it works once the payment is seen and the files are whole again."
+            "The server has lost bytes of these files: do not pay until they are mended. If you did pay, "
+            "keep the receipt: it works once the payment is seen and the files are whole again."
         )
