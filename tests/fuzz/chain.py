@@ -26,11 +26,18 @@ from payments.money import MAX_MONEY_SAT
 HEADER = bytes(80)
 NOBODYS = COutPoint()
 """What a coinbase spends."""
+REPEATED_BYTES_MAX = 500_000
+"""Four transactions with the largest of scripts, one of them repeated, stay below a block's 4 MB."""
 
 
 def _seldom(many: int, *, usually: int) -> st.SearchStrategy[int]:
     """One count in twenty is over 252, where it takes three octets; such blocks take long to read."""
     return st.integers(0, 19).map(lambda number: many if number == 19 else usually)
+
+
+def _within(times: int, size_bytes: int) -> int:
+    """So often, if that many octets leave a block within its limit; else not at all."""
+    return times if times * size_bytes <= REPEATED_BYTES_MAX else 0
 
 
 octets32 = st.binary(min_size=32, max_size=32)
@@ -62,7 +69,8 @@ def transactions(draw: st.DrawFn, *, coinbase: bool = False) -> bytes:
     inputs = [
         CTxIn(outpoint, CScript(draw(scripts)), draw(st.integers(0, 0xFFFF_FFFF))) for outpoint in spent
     ]
-    paid = draw(st.lists(outputs, min_size=1, max_size=4)) * draw(_seldom(90, usually=1))
+    paid = draw(st.lists(outputs, min_size=1, max_size=4))
+    paid *= _within(draw(_seldom(90, usually=1)), sum(len(out.scriptPubKey) for out in paid)) or 1
     witness = [CTxInWitness(CScriptWitness(draw(stacks))) for _ in spent] if draw(st.booleans()) else []
     made = CTransaction(
         inputs,
@@ -80,7 +88,7 @@ def blocks(draw: st.DrawFn) -> bytes:
     """A block valid in form, with up to some hundred transactions."""
     header = draw(st.binary(min_size=80, max_size=80))
     listed = [draw(transactions(coinbase=True)), *draw(st.lists(transactions(), max_size=3))]
-    listed += listed[-1:] * draw(_seldom(260, usually=0))
+    listed += listed[-1:] * _within(draw(_seldom(260, usually=0)), len(listed[-1]))
     count: bytes = VarIntSerializer.serialize(len(listed))
     return header + count + b"".join(listed)
 
