@@ -178,20 +178,28 @@ class Buyer:
 
     async def seen(self) -> None:
         """Wait a moment until the server says that something came: it may be down."""
+        if not await self.comes_to(lambda invoice: invoice.received_sat > 0, timeout_s=SEEN_TIMEOUT_S):
+            self.drill.say(f"{self.name}: the server has not seen the payment yet")
+
+    async def comes_to(self, holds: Callable[[wire.InvoiceView], bool], *, timeout_s: float) -> bool:
+        """Whether the invoice comes to what `holds` in this time, or the drill to its end."""
         assert self.receipt is not None
         invoice_id = self.receipt.invoice_id
 
-        async def received() -> bool:
+        async def reached() -> bool:
+            if self.drill.over.is_set():
+                return True
             try:
                 async with self.api() as api:
-                    return (await get_invoice(api, invoice_id)).received_sat > 0
+                    return holds(await get_invoice(api, invoice_id))
             except ClientError:
                 return False
 
         try:
-            await wait_until(received, "the payment to be seen", timeout_s=SEEN_TIMEOUT_S, poll_s=0.1)
+            await wait_until(reached, "the invoice", timeout_s=timeout_s, poll_s=0.2)
         except RegtestError:
-            self.drill.say(f"{self.name}: the server has not seen the payment yet")
+            return False
+        return True
 
 
 async def fetch_free(drill: Drill, on_sale: OnSale, link: Link, folder: Path) -> dict[str, str]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bitcache.client.errors import ClientError
-from bitcache.client.invoices import get_invoice
-from regtest.errors import RegtestError
-from regtest.node import wait_until
 from tests.drill.buyers import Buyer
 from tests.drill.schedule import Paying
 from tests.drill.server import PRICE_HOLD_S
@@ -53,21 +49,7 @@ async def _over(buyer: Buyer) -> None:
 
 
 async def _late(buyer: Buyer) -> None:
-    assert buyer.receipt is not None
-    invoice_id = buyer.receipt.invoice_id
-
-    async def expired() -> bool:
-        if buyer.drill.over.is_set():
-            return True
-        try:
-            async with buyer.api() as api:
-                return (await get_invoice(api, invoice_id)).status == "expired"
-        except ClientError:
-            return False
-
-    try:
-        await wait_until(expired, "the price to run out", timeout_s=LATE_TIMEOUT_S, poll_s=0.5)
-    except RegtestError:
+    if not await buyer.comes_to(lambda invoice: invoice.status == "expired", timeout_s=LATE_TIMEOUT_S):
         buyer.drill.say(f"{buyer.name}: the price still holds; outages have moved its end")
     await buyer.pay(buyer.price_sat)
 
