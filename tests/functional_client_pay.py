@@ -157,7 +157,7 @@ async def test_nothing_is_paid_for_files_that_the_server_lost(market: Market) ->
         await market.server.command(*scrubbing)
     for bought in (link, receipt):
         with pytest.raises(CommandFailed, match="do not pay until") as refused:
-            await market.get(bought, "--pay", market.wallet, "--yes")
+            await market.get(bought, "--no-wait", "--pay", market.wallet, "--yes")
         assert refused.value.code == 1
     assert (await market.invoice(receipt)).received_sat == 0
 
