@@ -19,12 +19,13 @@ from bitcache.ids import new_id
 from bitcache.scrub import scrub, scrub_file
 from payments.ports import Transaction
 from regtest.node import wait_until
+from regtest.world import RegtestWorld
 from storage.errors import StoreUnavailable
 from storage.local import LocalBlobStore
 from storage.scrub import Pace
 from storage.stream import CHUNK_SIZE_BYTES
 from tests.test_storage_scrub import flip
-from tests.till import Sold, Till, open_nodeless_till
+from tests.till import Sold, Till, open_nodeless_till, open_till
 
 PACE = Pace(1e12)
 
@@ -232,3 +233,17 @@ async def test_what_is_uploaded_goes_to_the_disk_or_nowhere(tmp_path: Path) -> N
     await store.write_part(second, 0, b"lost")
     await store.finish(first, 4)
     await store.close()
+
+
+async def test_an_open_payment_page_says_not_to_pay(world: RegtestWorld, tmp_path: Path) -> None:
+    async with open_till(world, tmp_path) as till:
+        sold = await till.offer()
+        receipt = f"/r/{(await till.buy(sold)).id}"
+        async with till.http.get(receipt) as page:
+            assert "bitcoin:" in await page.text()
+        path_of(till, sold.file_id).unlink()
+        await scrubbed(till)
+        async with till.http.get(receipt) as page:
+            text = await page.text()
+        assert "Do not pay: some of these files are damaged" in text
+        assert "bitcoin:" not in text

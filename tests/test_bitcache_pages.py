@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from bitcache import accounts
 from bitcache.api.wire import InvoiceView, PolicyView
+from bitcache.on_sale import SaleState
 from bitcache.role import Role
 from bitcache.web.forms import FORM_LIFETIME_S
 from bitcache.web.i18n import CATALOGUE, chosen_language
@@ -391,13 +392,15 @@ def test_every_state_has_its_words_and_a_tone() -> None:
         "suspended": {"suspended": True},
         "cancelled": {"status": "cancelled"},
         "offline": {"node_online": False},
+        "damaged": {},
         "taken_down": {"taken_down": True, "status": "settled"},
         "gone": {"status": "expired"},
         "owed": {"status": "expired", "received_sat": 10},
     }
+    offers: dict[str, SaleState] = {"gone": "sold_out", "owed": "closed", "damaged": "damaged"}
     for state, changes in cases.items():
-        on_sale = state not in {"gone", "owed"}
-        assert page_state(structs.replace(view, **changes), on_sale=on_sale) == state
+        offer = offers.get(state, "open")
+        assert page_state(structs.replace(view, **changes), offer=offer) == state
         assert f"s_{state}" in CATALOGUE["en"]
         assert f"h_{state}" in CATALOGUE["en"]
         assert tone_of(state) in {"ok", "bad", "info", "warn"}

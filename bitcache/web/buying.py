@@ -17,7 +17,7 @@ from aiohttp import web
 from bitcache.api.wire import InvoiceView
 from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
-from bitcache.on_sale import SaleOffer, load_sale_offer
+from bitcache.on_sale import SaleOffer, SaleState, load_sale_offer
 from bitcache.web.render import qr_code, sat_text
 from bitcache.web.session_cookie import signed_in
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
@@ -67,7 +67,7 @@ async def pay_page(visit: Visit) -> web.Response:
     claim_hash = hashlib.sha256(claim_secret).digest()
     purchase = await services.purchases.buy(offer_id, claim_hash, visit.call.client)
     receipt = _receipt_url(visit, purchase.invoice) + f"#1.{base64url.encode(claim_secret)}."
-    fields = _payment(visit, purchase.invoice, on_sale=True)
+    fields = _payment(visit, purchase.invoice, offer="open")
     return visit.page("receipt.html", {"receipt": receipt, **fields}, form=RENEW_FORM)
 
 
@@ -79,7 +79,7 @@ async def invoice_page(visit: Visit) -> web.Response:
         return invoice, await services.offers.load(tx, invoice.offer_id, now=visit.now())
 
     invoice, offer = await services.database.read(read)
-    fields = _payment(visit, invoice, on_sale=offer.state == "open")
+    fields = _payment(visit, invoice, offer=offer.state)
     return visit.page(
         "invoice.html",
         {
@@ -103,9 +103,9 @@ def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
     return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
 
 
-def _payment(visit: Visit, invoice: InvoiceView, *, on_sale: bool) -> dict[str, object]:
+def _payment(visit: Visit, invoice: InvoiceView, *, offer: SaleState) -> dict[str, object]:
     """What `payment.html` shows."""
-    state = page_state(invoice, on_sale=on_sale)
+    state = page_state(invoice, offer=offer)
     payable = state in PAYABLE and invoice.uri is not None
     wallet = visit.services.config.regtest_wallet_url
     return {

@@ -1,6 +1,7 @@
 """Which of the catalogue's states an invoice is in, for a person. Pure."""
 
 from bitcache.api.wire import InvoiceView
+from bitcache.on_sale import SaleState
 
 PAYABLE = frozenset({"waiting", "underpaid", "replaced"})
 UNLOCKED = frozenset({"paid", "overpaid"})
@@ -12,10 +13,10 @@ FINAL = UNLOCKED | {"taken_down", "cancelled", "gone", "owed"}
 _LOST = {"replaced", "conflicted"}
 
 
-def page_state(invoice: InvoiceView, *, on_sale: bool = True) -> str:
-    """What matters most to the buyer now. Where the node is away and money is due, that comes first.
+def page_state(invoice: InvoiceView, *, offer: SaleState = "open") -> str:
+    """What matters most to the buyer now. Where money is due that must not be paid now, that comes first.
 
-    `on_sale`: the offer takes new payments, so an expired price can be renewed.
+    `offer`: only where it is open can an expired price be renewed.
     """
     flags = set(invoice.flags)
     if invoice.taken_down:
@@ -28,17 +29,19 @@ def page_state(invoice: InvoiceView, *, on_sale: bool = True) -> str:
         return "missing"
     if not invoice.node_online and invoice.due_sat:
         return "offline"
+    if offer == "damaged" and invoice.due_sat:
+        return "damaged"
     match invoice.status:
         case "settled" | "confirming":
             return "confirming"
         case "seen":
             return "underpaid" if invoice.due_sat else "seen"
         case "expired" if invoice.received_sat:
-            if not on_sale:
+            if offer != "open":
                 return "owed"
             return "late" if "late" in flags else "lapsed"
         case "expired":
-            return "expired" if on_sale else "gone"
+            return "expired" if offer == "open" else "gone"
         case "cancelled":
             return "cancelled"
         case "open":

@@ -121,6 +121,8 @@ ENGLISH = {
     "h_cancelled": "This payment was called off before anything was sent. Do not pay.",
     "s_offline": "Do not pay now",
     "h_offline": "The bitcoin node of this server does not answer. What was already paid is safe.",
+    "s_damaged": "Do not pay: some of these files are damaged",
+    "h_damaged": "The server has lost bytes of them. Its operator may have a backup: keep the receipt and come back. What you already paid stays paid.",
     # What scripts say.
     "js_offer_cut": "This link is cut off",
     "js_offer_cut_hint": "The part after # is missing or damaged. Without it the files can never be opened: do not pay. Ask the seller for the whole link.",
@@ -282,6 +284,8 @@ FRENCH = {
     "h_cancelled": "Ce paiement a été annulé avant tout envoi. Ne payez pas.",
     "s_offline": "Ne payez pas maintenant",
     "h_offline": "Le nœud bitcoin de ce serveur ne répond pas. Ce qui est déjà payé est en sûreté.",
+    "s_damaged": "Ne payez pas : une partie de ces fichiers est abîmée",
+    "h_damaged": "Le serveur en a perdu des octets. L’opérateur a peut-être une sauvegarde : gardez le reçu et revenez. Ce que vous avez déjà payé reste payé.",
     "js_offer_cut": "Ce lien est coupé",
     "js_offer_cut_hint": "La partie après # manque ou est abîmée. Sans elle, les fichiers ne s’ouvriront jamais : ne payez pas. Demandez le lien entier au vendeur.",
     "js_offer_wrong": "Ce lien n’appartient pas à ces fichiers",
