@@ -291,6 +291,7 @@ def test_language_is_one_of_ours(asked: str | None, accepted: str | None) -> Non
 
 
 @fuzzed
+@example("fe80::%1", None)
 @given(
     st.none() | hurt_text(st.sampled_from(("127.0.0.1", "::1", "fe80::1%eth0"))),
     st.none()

@@ -3,6 +3,7 @@ connection left hanging, no bug in the log. The long form is `make soak-fuzz`.
 """
 
 import asyncio
+import gc
 import gzip
 import logging
 from collections.abc import AsyncIterator
@@ -88,6 +89,18 @@ async def test_chunks_that_are_none_are_refused_and_end_the_connection(
 ) -> None:
     head = b"POST /api/v1/accounts HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await answers(server, head + chunks + SMUGGLED) == [400]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_without_an_address_is_refused(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = b"CONNECT  \r\n\r\n"
+    assert await answers(server, nowhere + raw.LAST) == [400]
+    # Behind another request it ends the connection without a word of its own.
+    assert await answers(server, HEALTHZ + b"\r\n" + nowhere + raw.LAST) == [200]
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -21,7 +21,8 @@ def client_address(peer: str | None, forwarded_for: str | None, proxies: Sequenc
     if client is None:
         return UNKNOWN
     if client.version == 6:
-        return str(ipaddress.IPv6Network((client, 64), strict=False).network_address)
+        # Of the number alone: the zone of a link-local address would make a client of each interface's name.
+        return str(ipaddress.IPv6Network((int(client), 64), strict=False).network_address)
     return str(client)
 
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from bitcache.api import parser_log
 from bitcache.api.connections import Connections
@@ -113,6 +116,10 @@ class Connection(web.RequestHandler):
         ):
             self._refuse_head()
         self._head_bytes = 0
+        # `CONNECT` without an address gets through aiohttp's parser, and it would never be answered.
+        for place, (message, _) in enumerate(self._messages):
+            if getattr(message, "url", message) is None:
+                self._messages[place] = (UNREADABLE, EMPTY_PAYLOAD)
 
     @property
     def _is_read(self) -> bool:
@@ -123,6 +130,9 @@ class Connection(web.RequestHandler):
         if self.transport is not None:
             self.transport.write(HEAD_TOO_LARGE)
         self._messages.clear()
+        # It may have been woken for one of them already.
+        if self._task_handler is not None:
+            self._task_handler.cancel()
         self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -212,3 +222,4 @@ REFUSAL = _answer(
     ),
 )
 HEAD_TOO_LARGE = _answer("head-too-large")
+UNREADABLE = _ErrInfo(status=400, exc=BadHttpMessage("no address"), message="")
