@@ -6,7 +6,6 @@ then goes what the one before alone needed: whenever it is interrupted, the one 
 """
 
 import asyncio
-import fcntl
 import os
 import secrets
 import shutil
@@ -38,6 +37,7 @@ from bitcache.db.dump import Dump, NamedFile
 from bitcache.db.engine import Database
 from bitcache.db.tables import files, master_key_backups
 from bitcache.errors import BackupRefused
+from bitcache.file_lock import lock_or_refuse
 from bitcache.master_key import create_private, read_master_key
 from bitcache.sealing import Sealer
 from payments.ports import Transaction
@@ -150,10 +150,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Two backups at once into one folder would each delete what the other made."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise BackupRefused(f"Another backup into {folder} is under way. Wait for it.") from exc
+        lock_or_refuse(file, BackupRefused(f"Another backup into {folder} is under way. Wait for it."))
         yield
     finally:
         os.close(file)

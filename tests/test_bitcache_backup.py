@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -174,6 +175,18 @@ async def test_a_seller_waits_until_the_operator_decides_where_the_blocks_do_not
         assert await read(lambda tx: elsewhere.descriptors.next_index(tx, "wallet")) == 40
         waiting, _ = await backup_checks.check_restore(elsewhere)
         assert waiting.verdict is Verdict.OK
+
+
+async def test_a_second_backup_at_once_is_refused_and_the_folder_is_free_again(kept: Kept) -> None:
+    into = kept.folder / "busy"
+    into.mkdir(mode=0o700)
+    other = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(BackupRefused, match="is under way"):
+        await kept.back_up(into=into)
+    os.close(other)
+    await kept.back_up(into=into)
+    await kept.back_up(into=into)
 
 
 async def test_folders_that_no_backup_goes_into(kept: Kept) -> None:

@@ -3,13 +3,13 @@
 XDG base directories: configuration (tokens), data (receipts), state (uploads under way).
 """
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from bitcache.client.errors import AlreadyRunning
+from bitcache.file_lock import lock_or_refuse
 from storage.durable import make_folder, sync_folder
 
 APPLICATION = "bitcache"
@@ -65,10 +65,9 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     make_private_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise AlreadyRunning(f"{what} is already under way in another process. Wait for it.") from exc
+        lock_or_refuse(
+            descriptor, AlreadyRunning(f"{what} is already under way in another process. Wait for it.")
+        )
         yield
     finally:
         os.close(descriptor)

@@ -7,7 +7,6 @@ A full map without part and whole says that the file was given its final name.
 """
 
 import contextlib
-import fcntl
 import os
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ from bitcache.client.chunk_files import ChunkVerifier, PlainFile, SealedFile
 from bitcache.client.errors import AlreadyRunning
 from bitcache.client.parcel import ParcelFile
 from bitcache.client.target import WORK_PREFIX, Target
+from bitcache.file_lock import lock_or_refuse
 from storage import stream
 
 
@@ -30,10 +30,12 @@ class WorkFolder:
     def __enter__(self) -> Self:
         self.descriptor = self._target.open_work_folder(self._name)
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+            lock_or_refuse(
+                self.descriptor, AlreadyRunning("This download is already under way in another process.")
+            )
+        except AlreadyRunning:
             os.close(self.descriptor)
-            raise AlreadyRunning("This download is already under way in another process.") from exc
+            raise
         self._names = set(os.listdir(self.descriptor))
         return self
 
