@@ -124,7 +124,7 @@ class Access:
 
         `grant` is the row as last written, which knows what was once given.
         """
-        if record.invoice.revoked:
+        if record.invoice.withdrawn:
             return NOTHING
         offer = frozen_offer(record)
         return permission(

@@ -107,6 +107,51 @@ class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """seconds that a connection stays open without a request, and that the head of a further one may take"""
 
 
+class HostedConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hosted sales: buyers pay the operator's wallet, sellers are credited and paid out."""
+
+    descriptor: str = ""
+    """the wallet that hosted sales are paid to: its public descriptor or extended key, an account of its own;
+    empty: no hosted sales"""
+    gap_limit: Annotated[int, Meta(ge=20, le=1_000_000)] = 1_000
+    """unused addresses in a row that this wallet bridges: set it in the wallet, too"""
+    fee_percent: Annotated[str, Meta(pattern=r"^(100|[0-9]{1,2}(\.[0-9]{1,4})?)$")] = "0"
+    """the operator's part of each hosted sale, in percent, such as `"2.5"`"""
+    fee_sat: Count = 0
+    """and so many sats of each hosted sale"""
+    depth: Annotated[int, Meta(ge=1, le=100)] = 6
+    """confirmations from which received money is paid out, and from which a payout is done"""
+    payout_min_sat: Annotated[int, Meta(ge=1_000)] = 10_000
+    """the least payout a seller may ask for"""
+    wallet: str = ""
+    """a wallet of the node with the keys of `descriptor`, loaded only while it signs payouts; empty: they are
+    signed elsewhere (`bitcache payouts export`, `bitcache payouts import`)"""
+    wallet_passphrase: str = ""
+    """of that wallet, where it is encrypted"""
+    batch_every_h: Count = 0
+    """hours between batches of payouts that are built by themselves; 0: only by `bitcache payouts build`"""
+    feerate_sat_vb: Count = 0
+    """what payouts pay the network, sat/vB; 0: the node's estimate"""
+    feerate_blocks: Annotated[int, Meta(ge=1, le=1_008)] = 6
+    """blocks within which a payout should be mined, for that estimate"""
+    feerate_max_sat_vb: Positive = 100
+    """payouts never pay the network more, sat/vB"""
+    fee_share_percent_max: Annotated[int, Meta(ge=1, le=100)] = 10
+    """a payout of which more than this would go to the network waits for a lower feerate"""
+    bump_after_blocks: Count = 0
+    """a batch signed by `wallet` that is not mined within so many blocks is sent again with a higher feerate;
+    0: only by `bitcache payouts bump`"""
+    refund_policy: Literal["ask", "auto"] = "ask"
+    """`ask`: the seller or the operator approves refunds; `auto`: they need no approval"""
+    refund_delay_s: Count = 86_400
+    """a refund is not paid sooner after its address was named"""
+
+    @property
+    def fee_ppm(self) -> int:
+        whole, _, rest = self.fee_percent.partition(".")
+        return int(whole) * 10_000 + int(rest.ljust(4, "0"))
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator decides. Defaults are for one machine, SQLite and a local folder.
 
@@ -119,6 +164,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     error"""
     node: NodeConfig = NodeConfig()
     limits: LimitsConfig = LimitsConfig()
+    hosted: HostedConfig = HostedConfig()
 
     listen: str = "127.0.0.1:8421"
     """address and port of the HTTP server"""
@@ -213,7 +259,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return _networks(self.trusted_proxies)
 
 
-SECTIONS: Mapping[str, type[Struct]] = {"node": NodeConfig, "limits": LimitsConfig}
+SECTIONS: Mapping[str, type[Struct]] = {"node": NodeConfig, "limits": LimitsConfig, "hosted": HostedConfig}
 """Tables of the file, such as [node]."""
 
 

@@ -20,7 +20,7 @@ from bitcache.config import CONFIG_FILE_NAME, SECTIONS, Config, known_keys, sect
 from bitcache.errors import ConfigInvalid
 
 VARIABLE_PREFIX = "BITCACHE_"
-SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password"})
+SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password", "hosted_wallet_passphrase"})
 # Variables of the command line and the client, which share the prefix.
 FOREIGN_VARIABLES = frozenset(
     {"BITCACHE_DATA", "BITCACHE_PAY", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"}

@@ -309,6 +309,15 @@ class SellerNotPayable(BitcacheError):
         )
 
 
+class HostedSalesOff(BitcacheError):
+    """The operator has named no wallet for hosted sales."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server offers no hosted sales. Buyers pay your own wallet: `settlement` is `direct`."
+        )
+
+
 # --- claims and grants --------------------------------------------------------------------------------------
 
 

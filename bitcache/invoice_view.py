@@ -36,7 +36,7 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
     """The buyer's view of `record`; whoever holds the invoice's id may see it."""
     invoice, standing, offer = record.invoice, record.standing, frozen_offer(record)
     address = None if _address_hidden(record) else record.address
-    due_sat = 0 if invoice.revoked else standing.due_sat
+    due_sat = 0 if invoice.withdrawn else standing.due_sat
     return InvoiceView(
         invoice_id=invoice.id,
         reference=invoice.reference,
@@ -49,7 +49,7 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
         received_sat=standing.received_sat,
         confirmed_sat=standing.confirmed_sat,
         due_sat=due_sat,
-        owed_sat=owed_sat(standing, revoked=invoice.revoked),
+        owed_sat=owed_sat(standing, withdrawn=invoice.withdrawn),
         address=address,
         uri=payment_uri(address, Sat(due_sat), invoice.reference) if address and due_sat else None,
         valid_until=standing.valid_until,
@@ -80,17 +80,17 @@ def invoice_summary(record: InvoiceRecord) -> InvoiceSummary:
         price_sat=standing.price_sat,
         received_sat=standing.received_sat,
         due_sat=standing.due_sat,
-        owed_sat=owed_sat(standing, revoked=invoice.revoked),
+        owed_sat=owed_sat(standing, withdrawn=invoice.withdrawn),
         txids=sorted({output.outpoint.txid for output in record.outputs}),
     )
 
 
-def owed_sat(standing: Standing, *, revoked: bool) -> Sat:
+def owed_sat(standing: Standing, *, withdrawn: bool) -> Sat:
     """What the seller owes the buyer back: a surplus above a tip, or all that came and settled nothing.
 
-    After a takedown nobody meant any of it as a tip.
+    After a takedown, or once all is asked back, none of it is a tip.
     """
-    if revoked:
+    if withdrawn:
         return standing.received_sat
     if standing.covered:
         unsettling_sat = standing.surplus_sat
@@ -111,7 +111,7 @@ def payment_uri(address: str, due_sat: Sat, reference: str) -> str:
 
 
 def _address_hidden(record: InvoiceRecord) -> bool:
-    if record.invoice.revoked:
+    if record.invoice.withdrawn:
         return True
     nothing_came = not record.outputs
     return nothing_came and record.standing.status in (Status.EXPIRED, Status.CANCELLED)

@@ -10,7 +10,7 @@ from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferUnavailable, TakenDown
 from bitcache.payout_wallet import in_force
-from payments.invoice import Term
+from payments.invoice import Mode, Term
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
 
@@ -36,7 +36,9 @@ class SaleOffer:
     taken_down: bool
     damaged: bool
     descriptor_id: str | None
-    """Of the wallet in force now; None while the seller has set none."""
+    """Of the seller's wallet in force now; None while the seller has set none."""
+    mode: Mode
+    """Who is paid: the seller's wallet, or the operator's for the seller."""
 
 
 async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer:
@@ -52,6 +54,7 @@ async def sale_offers(tx: Transaction, chosen: ColumnElement[bool], now: int) ->
     joined = (
         select(offers, parcels.c.meterable, parcels.c.deleted_at, parcels.c.damaged)
         .add_columns(accounts.c.descriptor_id, accounts.c.pending_descriptor_id, accounts.c.pending_until)
+        .add_columns(accounts.c.settlement)
         .join(parcels, parcels.c.id == offers.c.parcel_id)
         .join(accounts, accounts.c.id == offers.c.account_id)
         .where(chosen)
@@ -75,6 +78,7 @@ def _sale_offer(row: Row[tuple[object, ...]], now: int) -> SaleOffer:
         taken_down=row.taken_down_at is not None,
         damaged=row.damaged,
         descriptor_id=wallet.descriptor_id if wallet else None,
+        mode=Mode(row.settlement),
     )
 
 

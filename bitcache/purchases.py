@@ -5,6 +5,7 @@ its script is watched before anybody is told of it. The same claim hash on the s
 invoice, so a buyer whose connection broke asks again and pays once.
 """
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from sqlalchemy import func, select
 from bitcache.access import Access, grant_of
 from bitcache.api.wire import InvoiceSummary, InvoiceView
 from bitcache.config import Config
-from bitcache.errors import NodeOffline, SellerNotPayable, TooManyOpenInvoices
+from bitcache.errors import HostedSalesOff, NodeOffline, SellerNotPayable, TooManyOpenInvoices
+from bitcache.hosted_wallet import HostedWallet
 from bitcache.ids import new_id
 from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
@@ -26,13 +28,22 @@ from bitcache.rate_limits import Limits
 from bitcache.work import Solution, Work, bits_needed, streak_counted_max
 from payments.addresses import AddressBook
 from payments.descriptors import GAP_LIMIT_DEFAULT, DescriptorStore
-from payments.errors import AddressesInDoubt, AddressesNotDerived, InvoiceNotFound, NodeUnavailable
-from payments.invoice import Invoice, Mode, Policy, Status
+from payments.errors import (
+    AddressesInDoubt,
+    AddressesNotDerived,
+    DescriptorInvalid,
+    InvoiceNotFound,
+    NodeUnavailable,
+)
+from payments.invoice import NO_FEE, Fee, Invoice, Mode, Policy, Status
+from payments.money import Sat
 from payments.ports import Clock, Store, Transaction
 from payments.records import InvoiceRecord
 from payments.registry import InvoiceRegistry
 from payments.tables import invoices
 from payments.watcher import Watcher
+
+log = logging.getLogger(__name__)
 
 REFERENCE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Without the characters that people confuse when they read them to each other."""
@@ -59,6 +70,7 @@ class Purchases:
         registry: InvoiceRegistry,
         access: Access,
         descriptors: DescriptorStore,
+        hosted: HostedWallet,
         addresses: AddressBook,
         watcher: Watcher,
         limits: Limits,
@@ -70,6 +82,7 @@ class Purchases:
         self._registry = registry
         self._access = access
         self._descriptors = descriptors
+        self._hosted = hosted
         self._addresses = addresses
         self._watcher = watcher
         self._clock = clock
@@ -139,11 +152,24 @@ class Purchases:
         for _ in range(ADDRESS_ATTEMPTS_MAX):
             try:
                 return await self._store.write(lambda tx: self._buy(tx, order))
+            except _HostedWalletUnknown:
+                await self._open_hosted_wallet()
             except AddressesNotDerived as missing:
                 await self._derive(missing)
             except AddressesInDoubt as exc:
                 raise NodeOffline from exc
         raise NodeOffline  # others took every address that was derived meanwhile
+
+    async def _open_hosted_wallet(self) -> None:
+        try:
+            await self._hosted.open()
+        except HostedSalesOff as exc:
+            raise SellerNotPayable from exc
+        except DescriptorInvalid as exc:
+            log.error("nobody can pay: [hosted] `descriptor` in the configuration: %s", exc)
+            raise SellerNotPayable from exc
+        except NodeUnavailable as exc:
+            raise NodeOffline from exc
 
     async def _derive(self, missing: AddressesNotDerived) -> None:
         descriptor = await self._store.read(lambda tx: self._descriptors.load(tx, missing.descriptor_id))
@@ -169,9 +195,10 @@ class Purchases:
             reference=new_reference(),
             created_at=now,
             seller_id=offer.seller_id,
-            mode=Mode.DIRECT,
+            mode=offer.mode,
             policy=Policy(bytes_at=offer.bytes_at, key_at=offer.key_at),
             terms=(sale_term(offer, self._config, now),),
+            fee=self._fee(offer.mode),
         )
         record = await self._registry.create(
             tx,
@@ -190,12 +217,20 @@ class Purchases:
         """The descriptor to be paid, if a payment can be asked for now at all."""
         if not (await node_state(tx, now)).online:
             raise NodeOffline
-        if offer.descriptor_id is None:
-            raise SellerNotPayable
         client_max = self._config.open_invoices_per_client_max
         if await _count_open(tx, asker.invoice_ids) + asker.under_way > client_max:
             raise TooManyOpenInvoices(client_max, retry_after_s=self._config.price_hold_s)
+        if offer.mode is Mode.HOSTED:
+            if self._hosted.known is None:
+                raise _HostedWalletUnknown
+            return self._hosted.known.id
+        if offer.descriptor_id is None:
+            raise SellerNotPayable
         return offer.descriptor_id
+
+    def _fee(self, mode: Mode) -> Fee:
+        hosted = self._config.hosted
+        return Fee(hosted.fee_ppm, Sat(hosted.fee_sat)) if mode is Mode.HOSTED else NO_FEE
 
     async def _bits_needed(self, tx: Transaction, seller_id: str, descriptor_id: str | None) -> int:
         """The proof of work that one more invoice costs; without a descriptor it takes no address."""
@@ -222,7 +257,7 @@ class Purchases:
             price_msat=offer.price_msat,
             bytes_at=offer.bytes_at,
             key_at=offer.key_at,
-            mode=Mode.DIRECT.value,
+            mode=offer.mode.value,
             paid_retention_days=self._config.paid_retention_days,
             meterable=offer.meterable,
         )
@@ -233,6 +268,10 @@ def new_reference() -> str:
     """Short and for humans, such as BC-7K3Q-9X2M: 39 random bits. Unique by the database's constraint."""
     letters = "".join(secrets.choice(REFERENCE_ALPHABET) for _ in range(8))
     return f"BC-{letters[:4]}-{letters[4:]}"
+
+
+class _HostedWalletUnknown(Exception):
+    """The node was not asked yet: not inside a transaction."""
 
 
 @dataclass(slots=True)

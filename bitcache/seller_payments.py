@@ -128,7 +128,7 @@ async def _newest(tx: Transaction, chosen: Select[tuple[object, ...]], limit: in
                 price_sat=standing.price_sat,
                 received_sat=standing.received_sat,
                 due_sat=standing.due_sat,
-                owed_sat=owed_sat(standing, revoked=row.revoked),
+                owed_sat=owed_sat(standing, withdrawn=row.revoked or row.refunded),
                 txids=tuple(dict.fromkeys(paid_by.get(row.id, ()))),
             )
         )

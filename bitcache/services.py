@@ -17,6 +17,7 @@ from bitcache.contents import Contents
 from bitcache.db.engine import Database
 from bitcache.events import EventFeed
 from bitcache.grants import GrantBook
+from bitcache.hosted_wallet import HostedWallet
 from bitcache.master_key import read_master_key
 from bitcache.metrics import Metrics
 from bitcache.offers import Offers
@@ -54,6 +55,7 @@ class Services:
     node: Bitcoind
     addresses: AddressBook
     descriptors: DescriptorStore
+    hosted: HostedWallet
     feed: EventFeed
     access: Access
     registry: InvoiceRegistry
@@ -114,12 +116,16 @@ async def open_services(
             node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
         )
         watcher = Watcher(node, database, registry, network=config.network, clock=clock, search=search)
+        hosted = HostedWallet(
+            config=config, node=node, store=database, descriptors=descriptor_store, clock=clock
+        )
         purchases = Purchases(
             config=config,
             store=database,
             registry=registry,
             access=access,
             descriptors=descriptor_store,
+            hosted=hosted,
             addresses=addresses,
             watcher=watcher,
             limits=limits,
@@ -150,6 +156,7 @@ async def open_services(
             node=node,
             addresses=addresses,
             descriptors=descriptor_store,
+            hosted=hosted,
             feed=feed,
             access=access,
             registry=registry,

@@ -113,6 +113,32 @@ rpc_cookie_file = "{cookie_file}"
 # connections_per_client = 1000
 # head_s = 15
 # idle_s = 75
+
+[hosted]
+# Buyers pay a wallet of yours, sellers are credited and paid out. docs/OPERATING.md, "Hosted sales".
+# The public descriptor or extended key of an account of its own; empty: no hosted sales.
+# descriptor = ""
+# gap_limit = 1000
+# Your part of each hosted sale.
+# fee_percent = "0"
+# fee_sat = 0
+# Confirmations from which money is paid out.
+# depth = 6
+# payout_min_sat = 10000
+# A wallet of the node that signs payouts, loaded only for that; empty: sign elsewhere, with a PSBT.
+# wallet = ""
+# wallet_passphrase = ""
+# Hours between batches of payouts; 0: only `bitcache payouts build`.
+# batch_every_h = 0
+# What payouts pay the network, sat/vB; 0: the node's estimate for so many blocks. Never above the maximum.
+# feerate_sat_vb = 0
+# feerate_blocks = 6
+# feerate_max_sat_vb = 100
+# fee_share_percent_max = 10
+# bump_after_blocks = 0
+# Refunds: "ask" (seller or operator approves) or "auto"; never paid sooner than so many seconds later.
+# refund_policy = "ask"
+# refund_delay_s = 86400
 """
 
 

@@ -27,6 +27,8 @@ def attention(invoice: Invoice, standing: Standing, *, released: bool) -> Attent
     """`released`: the key was given on this invoice before."""
     if invoice.revoked:
         return Attention.TAKEN_DOWN if standing.received_sat else None
+    if invoice.refunded:
+        return None  # the refund is listed by itself
     permitted = permission(
         invoice.policy, standing, released=released, zero_conf_key_allowed=False, prefetch_fit=False
     )

@@ -43,8 +43,10 @@ __all__ = [
     "COINBASE_MATURITY",
     "DEPTH_FREE",
     "DUST_SAT",
+    "NO_FEE",
     "TIP_SAT_MAX",
     "ChainView",
+    "Fee",
     "Flag",
     "Invoice",
     "Mode",
@@ -122,6 +124,22 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Fee:
+    """What the operator keeps of a hosted sale, frozen in the invoice: part of the price and so many sats."""
+
+    ppm: int = 0
+    """Parts per million of the price."""
+    sat: Sat = NOTHING_SAT
+
+    def of(self, price_sat: Sat) -> Sat:
+        """Of a sale at this price: whole sats, rounded down, and never more than the price."""
+        return Sat(min(price_sat, self.sat + price_sat * self.ppm // 1_000_000))
+
+
+NO_FEE = Fee()
+
+
+@dataclass(frozen=True, slots=True)
 class Outage:
     """A span in which we or our node could not see payments: [started_at, ended_at), Unix seconds."""
 
@@ -153,6 +171,20 @@ class Invoice:
     revoked: bool = False
     """What was sold may not be given any more. Its standing still follows the chain, but nothing is earned:
     all that came is the buyer's."""
+    refunded: bool = False
+    """The buyer asked for all of it back: what may go out again settles nothing any more."""
+    fee: Fee = NO_FEE
+
+    def __post_init__(self) -> None:
+        if self.mode is Mode.DIRECT and self.fee != NO_FEE:
+            raise ValueError(
+                f"invoice {self.id} is paid to the seller's own wallet: no fee can be kept of it"
+            )
+
+    @property
+    def withdrawn(self) -> bool:
+        """Nothing is given for it any more, whatever comes."""
+        return self.revoked or self.refunded
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,23 @@
 What should stand in the books follows from the chain (`desired_bookings`); what is written is the difference
 to what stands (`reconcile`). Nothing is ever edited: a booking that no longer holds is reversed.
 
-    leg in        chain -> owed:<invoice>              each output in the active chain, whatever its size
-    leg price     owed:<invoice> -> direct:<seller>    once settled, direct mode: a record, never payable
-    leg seller    owed:<invoice> -> seller:<seller>    once settled, hosted mode: payable
-    leg operator  owed:<invoice> -> operator           once settled, hosted mode: the fee
-    leg in        chain -> unassigned:<descriptor>     what a restored database knows no invoice for
+    leg in         chain -> owed:<invoice>             each output in the active chain, whatever its size
+    leg price      owed:<invoice> -> direct:<seller>   once settled, direct mode: a record, never payable
+    leg seller     owed:<invoice> -> seller:<seller>   once settled, hosted mode: payable
+    leg operator   seller:<seller> -> operator         and the fee of it
+    leg in         chain -> unassigned:<descriptor>    what a restored database knows no invoice for
+    leg in         chain -> operator                   what the operator put into the hosted wallet
 
-What stays in owed:<invoice> is the buyer's: of a revoked invoice, all. A transfer's id is
-`<txid>:<vout>/<leg>/<n>`, n counting the flips of that outpoint and leg: a retry makes the same transfer, a
-reorg and back a new one.
+    leg hold       seller, owed or operator -> payout:<payout>   from the request until paid or called off
+    leg paid       payout:<payout> -> chain            what arrives, once its transaction is in a block
+    leg fee        payout:<payout> -> chain            and its share of the network's fee
+    leg left       operator -> chain                   change of a batch that is too small for an output
+    leg spent      unexplained -> chain                left the hosted wallet by a transaction not ours
+    leg explained  operator, seller or owed -> unexplained       whose it was, as the operator says
+
+What stays in owed:<invoice> is the buyer's: of a revoked or refunded invoice, all. A transfer's id is
+`<subject>/<leg>/<n>`, of an outpoint `<txid>:<vout>`, a payout, a batch or a txid; n counts the flips of that
+subject and leg: a retry makes the same transfer, a reorg and back a new one.
 """
 
 import re
@@ -22,8 +30,8 @@ from typing import NamedTuple
 
 from payments.errors import LedgerImbalance
 from payments.invoice import TIP_SAT_MAX, ChainView, Invoice, Mode, Standing, Status
-from payments.money import NOTHING_MSAT, Msat, msat_from_sat
-from payments.outputs import OutPoint, ReceivedOutput, confirmations, predates, spendable
+from payments.money import Msat, Sat, msat_from_sat
+from payments.outputs import ReceivedOutput, confirmations, predates, spendable
 
 
 class Leg(StrEnum):
@@ -33,42 +41,56 @@ class Leg(StrEnum):
     PRICE = "price"
     SELLER = "seller"
     OPERATOR = "operator"
+    SPENT = "spent"
+    EXPLAINED = "explained"
+    HOLD = "hold"
+    PAID = "paid"
+    NETWORK_FEE = "fee"
+    LEFT = "left"
 
 
 class Code(StrEnum):
     RECEIVED = "received"
     SETTLED = "settled"
     FEE = "fee"
+    """The operator's."""
+    HELD = "held"
+    PAID_OUT = "paid_out"
+    NETWORK_FEE = "network_fee"
+    SPENT = "spent"
+    EXPLAINED = "explained"
     RECEIVED_REVERSED = "received_reversed"
     SETTLED_REVERSED = "settled_reversed"
     FEE_REVERSED = "fee_reversed"
+    HELD_REVERSED = "held_reversed"
+    PAID_OUT_REVERSED = "paid_out_reversed"
+    NETWORK_FEE_REVERSED = "network_fee_reversed"
+    SPENT_REVERSED = "spent_reversed"
+    EXPLAINED_REVERSED = "explained_reversed"
 
 
-_REVERSAL = {
-    Code.RECEIVED: Code.RECEIVED_REVERSED,
-    Code.SETTLED: Code.SETTLED_REVERSED,
-    Code.FEE: Code.FEE_REVERSED,
-}
+_REVERSAL = {code: Code(f"{code}_reversed") for code in Code if not code.endswith("_reversed")}
 _LEG_ORDER = {leg: place for place, leg in enumerate(Leg)}
-_ID = re.compile(rf"(?P<outpoint>[^/:]+:\d+)/(?P<leg>{'|'.join(Leg)})/(?P<n>\d+)")
+_ID = re.compile(rf"(?P<subject>[^/]+)/(?P<leg>{'|'.join(Leg)})/(?P<n>\d+)")
 
 
 class Place(NamedTuple):
     """What a booking is about: at most one stands for each."""
 
-    outpoint: str
-    """`<txid>:<vout>`."""
+    subject: str
+    """The outpoint `<txid>:<vout>`, or the id of the payout, the batch or the transaction."""
     leg: Leg
 
     def transfer_id(self, n: int) -> str:
-        return f"{self.outpoint}/{self.leg}/{n}"
+        return f"{self.subject}/{self.leg}/{n}"
 
 
 @dataclass(frozen=True, slots=True)
 class Booking:
     """What should stand in the books."""
 
-    outpoint: OutPoint
+    subject: str
+    """As in Place."""
     leg: Leg
     debit: str
     credit: str
@@ -114,22 +136,32 @@ def operator() -> str:
     return "operator"
 
 
+def payout(payout_id: str) -> str:
+    """Set aside for a payout that is not in a block yet."""
+    return f"payout:{payout_id}"
+
+
+def unexplained() -> str:
+    """Minus what left the hosted wallet by transactions that nobody has explained yet."""
+    return "unexplained"
+
+
 def unassigned(descriptor_id: str) -> str:
     """In the wallet of this descriptor, for invoices that were lost: whose it is, people must find out."""
     return f"unassigned:{descriptor_id}"
 
 
-def desired_unassigned(
-    descriptor_id: str, outputs: Iterable[ReceivedOutput], view: ChainView
+def desired_uninvoiced(
+    account: str, outputs: Iterable[ReceivedOutput], view: ChainView
 ) -> tuple[Booking, ...]:
-    """What should stand in the books for outputs to a descriptor's addresses that no invoice has."""
+    """What should stand in the books for outputs that no invoice has, and that are this account's."""
     in_chain = (output for output in outputs if _in_chain(output, view))
     return tuple(
         Booking(
-            output.outpoint,
+            str(output.outpoint),
             Leg.IN,
             chain(),
-            unassigned(descriptor_id),
+            account,
             msat_from_sat(output.amount_sat),
             Code.RECEIVED,
         )
@@ -142,25 +174,18 @@ def desired_bookings(
     outputs: Iterable[ReceivedOutput],
     standing: Standing,
     view: ChainView,
-    *,
-    fee_msat: Msat = NOTHING_MSAT,
 ) -> tuple[Booking, ...]:
     """What should stand in the books for the invoice now, in the order in which the money moves.
 
-    `standing` must follow from the same invoice, outputs and chain. `fee_msat` is the operator's share of it.
-    Raises ValueError for a fee on a direct sale: that money never passes the operator.
+    `standing` must follow from the same invoice, outputs and chain.
     """
-    if fee_msat and invoice.mode is Mode.DIRECT:
-        raise ValueError(
-            f"invoice {invoice.id} is paid to the seller's own wallet: no fee can be kept from it"
-        )
     in_chain = sorted(
         (output for output in outputs if _bookable(output, invoice, view)),
         key=lambda output: (output.height, output.first_seen_at, output.outpoint),
     )
     received = [
         Booking(
-            output.outpoint,
+            str(output.outpoint),
             Leg.IN,
             chain(),
             owed(invoice.id),
@@ -169,9 +194,9 @@ def desired_bookings(
         )
         for output in in_chain
     ]
-    if invoice.revoked or standing.status is not Status.SETTLED:
+    if invoice.withdrawn or standing.status is not Status.SETTLED:
         return tuple(received)
-    return (*received, *_earned(invoice, received, msat_from_sat(standing.price_sat), fee_msat))
+    return (*received, *_earned(invoice, received, standing.price_sat))
 
 
 def reconcile(
@@ -179,20 +204,20 @@ def reconcile(
 ) -> tuple[Transfer, ...]:
     """The transfers to append so that exactly `desired` stands; none if it does already.
 
-    `booked` is every transfer written for these outpoints so far, in any order; one whose id names no
-    outpoint and leg is left alone. Reversals come first, the last leg first: no owed balance dips below zero.
+    `booked` is every transfer written for these subjects so far, in any order; one whose id names no
+    subject and leg is left alone. Reversals come first, the last leg first: no owed balance dips below zero.
     Raises LedgerImbalance if `booked` has a gap or a wrong reversal, or `desired` names one place twice.
     """
     wanted: dict[Place, Booking] = {}
     for booking in desired:
-        place = Place(str(booking.outpoint), booking.leg)
+        place = Place(booking.subject, booking.leg)
         if place in wanted:
-            raise LedgerImbalance(f"two bookings for {place.outpoint}, leg {place.leg}")
+            raise LedgerImbalance(f"two bookings for {place.subject}, leg {place.leg}")
         wanted[place] = booking
     histories = _histories(booked)
     reversals: list[Transfer] = []
     bookings: list[Transfer] = []
-    for place in sorted(wanted.keys() | histories.keys(), key=_leg_then_outpoint):
+    for place in sorted(wanted.keys() | histories.keys(), key=_leg_then_subject):
         target = wanted.get(place)
         history = histories.get(place, [])
         n = len(history)
@@ -223,29 +248,31 @@ def _in_chain(output: ReceivedOutput, view: ChainView) -> bool:
     return confirmations(output, view.tip_height) >= 1 and spendable(output, view.tip_height)
 
 
-def _earned(
-    invoice: Invoice, received: Sequence[Booking], price_msat: Msat, fee_msat: Msat
-) -> Iterator[Booking]:
+def _earned(invoice: Invoice, received: Sequence[Booking], price_sat: Sat) -> Iterator[Booking]:
     """The price and the tip, taken from the received bookings in turn, the fee from the first of it."""
+    price_msat = msat_from_sat(price_sat)
     surplus_msat = sum(booking.amount_msat for booking in received) - price_msat
     # Money received beyond a tip is owed whole, not only the part above it.
     tip_msat = surplus_msat if 0 < surplus_msat <= msat_from_sat(TIP_SAT_MAX) else 0
-    left_msat, fee_left_msat = int(price_msat + tip_msat), int(fee_msat)
+    left_msat = int(price_msat + tip_msat)
+    fee_left_msat = int(msat_from_sat(invoice.fee.of(price_sat)))
     for booking in received:
         taken_msat = min(left_msat, booking.amount_msat)
         kept_msat = min(fee_left_msat, taken_msat)
         left_msat -= taken_msat
         fee_left_msat -= kept_msat
+        mine, theirs = owed(invoice.id), seller(invoice.seller_id)
         if invoice.mode is Mode.DIRECT:
-            shares = [(Leg.PRICE, direct(invoice.seller_id), taken_msat, Code.SETTLED)]
+            shares = [(Leg.PRICE, mine, direct(invoice.seller_id), taken_msat, Code.SETTLED)]
         else:
+            # The whole price passes the seller's account, so that it alone tells gross, fee and net.
             shares = [
-                (Leg.SELLER, seller(invoice.seller_id), taken_msat - kept_msat, Code.SETTLED),
-                (Leg.OPERATOR, operator(), kept_msat, Code.FEE),
+                (Leg.SELLER, mine, theirs, taken_msat, Code.SETTLED),
+                (Leg.OPERATOR, theirs, operator(), kept_msat, Code.FEE),
             ]
-        for leg, account, share_msat, code in shares:
+        for leg, debit, credit, share_msat, code in shares:
             if share_msat > 0:
-                yield Booking(booking.outpoint, leg, owed(invoice.id), account, Msat(share_msat), code)
+                yield Booking(booking.subject, leg, debit, credit, Msat(share_msat), code)
 
 
 def _histories(booked: Iterable[Transfer]) -> dict[Place, list[Transfer]]:
@@ -255,7 +282,7 @@ def _histories(booked: Iterable[Transfer]) -> dict[Place, list[Transfer]]:
         parts = _ID.fullmatch(transfer.id)
         if parts is None:
             continue
-        steps = numbered.setdefault(Place(parts["outpoint"], Leg(parts["leg"])), {})
+        steps = numbered.setdefault(Place(parts["subject"], Leg(parts["leg"])), {})
         if steps.setdefault(int(parts["n"]), transfer) != transfer:
             raise LedgerImbalance(f"two different transfers {transfer.id}")
     return {place: _checked(place, steps) for place, steps in numbered.items()}
@@ -264,7 +291,7 @@ def _histories(booked: Iterable[Transfer]) -> dict[Place, list[Transfer]]:
 def _checked(place: Place, steps: dict[int, Transfer]) -> list[Transfer]:
     """`steps` as a list. Raises LedgerImbalance unless they book and reverse in turn, without a gap."""
     if sorted(steps) != list(range(len(steps))):
-        raise LedgerImbalance(f"a transfer of {place.outpoint}, leg {place.leg}, is missing")
+        raise LedgerImbalance(f"a transfer of {place.subject}, leg {place.leg}, is missing")
     history = [steps[n] for n in range(len(steps))]
     for booking, reversal in zip(history[::2], history[1::2], strict=False):
         if reversal != _reversal(booking, reversal.id, reversal.reference, reversal.created_at):
@@ -305,5 +332,5 @@ def _transfer(booking: Booking, id_: str, reference: str, now: int) -> Transfer:
     )
 
 
-def _leg_then_outpoint(place: Place) -> tuple[int, str]:
-    return _LEG_ORDER[place.leg], place.outpoint
+def _leg_then_subject(place: Place) -> tuple[int, str]:
+    return _LEG_ORDER[place.leg], place.subject

@@ -16,6 +16,7 @@ from payments.chain_facts import Payments
 from payments.errors import InvoiceNotFound, InvoiceNotRenewable
 from payments.invoice import (
     ChainView,
+    Fee,
     Invoice,
     Mode,
     Policy,
@@ -75,6 +76,8 @@ class InvoiceRegistry:
                 frozen=frozen,
                 claim_hash=claim_hash,
                 cancelled=invoice.cancelled,
+                fee_ppm=invoice.fee.ppm,
+                fee_sat=invoice.fee.sat,
                 descriptor_id=issued.descriptor_id if issued else None,
                 address_index=issued.index if issued else None,
                 address=issued.address if issued else None,
@@ -164,6 +167,8 @@ class InvoiceRegistry:
             raise InvoiceNotRenewable("this invoice is cancelled; ask for a new one")
         if record.invoice.revoked:
             raise InvoiceNotRenewable("what this invoice was for may not be sold; do not pay it")
+        if record.invoice.refunded:
+            raise InvoiceNotRenewable("its money was asked back: ask for a new invoice, do not pay this one")
         if record.standing.covered:
             raise InvoiceNotRenewable("this invoice is paid; claim it")
         quote = await self._quote(tx, record.subject, now)
@@ -194,6 +199,16 @@ class InvoiceRegistry:
         """
         await _row(tx, invoice_id, lock=True)
         await tx.execute(update(invoices).where(invoices.c.id == invoice_id).values(revoked=revoked))
+        await self.refresh(tx, [invoice_id], now=now)
+        return await self.load(tx, invoice_id, now=now)
+
+    async def refund(self, tx: Transaction, invoice_id: str, *, now: int) -> InvoiceRecord:
+        """Nothing is earned on it any more: the buyer has asked for all of it back. For ever.
+
+        Raises InvoiceNotFound.
+        """
+        await _row(tx, invoice_id, lock=True)
+        await tx.execute(update(invoices).where(invoices.c.id == invoice_id).values(refunded=True))
         await self.refresh(tx, [invoice_id], now=now)
         return await self.load(tx, invoice_id, now=now)
 
@@ -243,6 +258,8 @@ class InvoiceRegistry:
         """The deadline holds the price, not the address: later money gets one term at today's price."""
         if record.standing.status is not Status.EXPIRED or record.standing.late_sat == 0:
             return record
+        if record.invoice.refunded:
+            return record  # what came goes back
         quote = await self._quote(tx, record.subject, now)
         term = renewal(record.invoice, record.standing, quote, now)
         if term is None:
@@ -346,6 +363,8 @@ def _derived(
         terms=terms,
         cancelled=row.cancelled,
         revoked=row.revoked,
+        refunded=row.refunded,
+        fee=Fee(row.fee_ppm, Sat(row.fee_sat)),
     )
     return InvoiceRecord(
         invoice=invoice,

@@ -35,6 +35,7 @@ descriptors = Table(
     Column("next_index", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("gap_limit", Integer),  # unused addresses in a row that the wallet bridges; None: nobody said
+    Column("hosted", Boolean, nullable=False, server_default=false()),  # the operator's, for hosted sales
 )
 
 invoices = Table(
@@ -54,6 +55,9 @@ invoices = Table(
     Column("claim_hash", LargeBinary, nullable=False),
     Column("cancelled", Boolean, nullable=False),
     Column("revoked", Boolean, nullable=False, server_default=false()),
+    Column("refunded", Boolean, nullable=False, server_default=false()),
+    Column("fee_ppm", BigInteger, nullable=False, server_default="0"),
+    Column("fee_sat", BigInteger, nullable=False, server_default="0"),
     Column("descriptor_id", Text, ForeignKey("descriptors.id")),
     Column("address_index", BigInteger),
     Column("address", Text),
@@ -105,6 +109,7 @@ restores = Table(
     Column("restored_at", BigInteger, nullable=False),
     Column("taken_at", BigInteger, nullable=False),  # the backup
     Column("from_height", BigInteger),  # of the last block the backup knew; None: searched no more, or never
+    Column("payouts_resumed_at", BigInteger),  # until then nothing is paid out: it may have been already
 )
 
 # After a restore: addresses of each descriptor may have been handed out that the database does not remember.
@@ -119,7 +124,8 @@ address_searches = Table(
     Index(None, "ended_at"),
 )
 
-# Watched for ever, as those of invoices are; an invoice that takes such an address later has it for itself.
+# Addresses without an invoice: which a lost database may have handed out, or the operator's own. Watched for
+# ever, as those of invoices are; an invoice that takes such an address later has it for itself.
 unassigned_addresses = Table(
     "unassigned_addresses",
     metadata,
@@ -127,6 +133,7 @@ unassigned_addresses = Table(
     Column("descriptor_id", Text, ForeignKey("descriptors.id"), nullable=False),
     Column("address_index", BigInteger, nullable=False),
     Column("address", Text, nullable=False),
+    Column("purpose", Text),  # change, deposit; None: nobody remembers
     Index(None, "descriptor_id", "address_index"),
 )
 
@@ -141,6 +148,7 @@ unassigned_outputs = Table(
     Index(None, "script_pubkey"),
 )
 
+# Those that pay us, our own payouts, and whatever else spends the coins of the hosted wallet.
 paying_transactions = Table(
     "paying_transactions",
     metadata,
@@ -206,4 +214,112 @@ transfers = Table(
     Index(None, "debit", "created_at"),
     Index(None, "credit", "created_at"),
     Index(None, "created_at"),
+)
+
+# Credits minus debits of each account, written with every transfer; an account at zero has no row.
+balances = Table(
+    "balances",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("amount_msat", BigInteger, nullable=False),
+)
+
+payouts = Table(
+    "payouts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),  # seller, refund, operator
+    Column("seller_id", Text),  # whose balance, or whose sale is refunded; None: the operator's own
+    Column("invoice_id", Text, ForeignKey("invoices.id")),  # refunds
+    Column("account", Text, nullable=False),  # in the ledger, from which the amount is held
+    Column("amount_sat", BigInteger, nullable=False),  # network fee included
+    Column("address", Text, nullable=False),
+    Column("script_pubkey", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("ready_at", BigInteger, nullable=False),  # not paid before
+    Column("decided_at", BigInteger),
+    Column("decided_by", Text),  # who approved or declined: operator, seller, policy
+    Column("reason", Text),  # why it was declined or cancelled
+    Column("batch_id", Text, ForeignKey("payout_batches.id")),
+    Column("trouble", Text),  # why it waits, in words
+    Index(None, "seller_id", "requested_at"),
+    Index(None, "invoice_id"),
+    Index(None, "batch_id"),
+    Index(None, "state"),
+    Index(None, "script_pubkey"),
+)
+
+payout_batches = Table(
+    "payout_batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("change_sat", BigInteger, nullable=False),  # 0: none
+    Column("change_script_pubkey", LargeBinary),
+    Column("exported_at", BigInteger),  # from then on somebody else may have signed and sent it
+    Column("trouble", Text),  # why it is not signed or not sent yet, in words
+    Index(None, "state"),
+)
+
+batch_inputs = Table(
+    "batch_inputs",
+    metadata,
+    Column("txid", Text, primary_key=True),
+    Column("vout", BigInteger, primary_key=True),
+    Column("batch_id", Text, ForeignKey("payout_batches.id"), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("amount_sat", BigInteger, nullable=False),
+    Index(None, "batch_id"),
+)
+
+# One transaction of a batch; all of a batch's spend the same coins, so that at most one is ever mined.
+payout_versions = Table(
+    "payout_versions",
+    metadata,
+    Column("batch_id", Text, ForeignKey("payout_batches.id"), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("feerate_sat_kvb", BigInteger, nullable=False),
+    Column("fee_sat", BigInteger, nullable=False),
+    Column("unsigned", LargeBinary, nullable=False),
+    Column("psbt", Text, nullable=False),
+    Column("raw", LargeBinary),  # signed
+    Column("txid", Text),  # of `raw`
+    Column("signed_at", BigInteger),
+    Index(None, "txid"),
+)
+
+# What each payout gets of each version, and pays of its fee: together its amount.
+version_shares = Table(
+    "version_shares",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("payout_id", Text, ForeignKey("payouts.id"), primary_key=True),
+    Column("vout", Integer, nullable=False),
+    Column("arrives_sat", BigInteger, nullable=False),
+    Column("fee_sat", BigInteger, nullable=False),
+    Index(None, "payout_id"),
+)
+
+# The first address that a refund of the invoice was claimed to: no other is ever paid.
+refund_addresses = Table(
+    "refund_addresses",
+    metadata,
+    Column("invoice_id", Text, ForeignKey("invoices.id"), primary_key=True),
+    Column("address", Text, nullable=False),
+    Column("script_pubkey", LargeBinary, nullable=False),
+    Column("claimed_at", BigInteger, nullable=False),
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("at", BigInteger, primary_key=True),
+    Column("height", BigInteger, nullable=False),
+    Column("difference_sat", BigInteger, nullable=False),
+    Column("explained", Boolean, nullable=False),
+    Column("report", Text, nullable=False),  # JSON
 )

@@ -1,12 +1,16 @@
-"""Money to addresses that a restored database knows no invoice for.
+"""Money to addresses that have no invoice.
 
 A backup does not know the addresses that were handed out after it. Those that may have been are kept in
 `unassigned_addresses` and watched for ever; what is paid to one is in the seller's wallet, is booked
 `unassigned`, and tells how far the descriptor was used. `payments.address_search` finds them.
+
+Others are the operator's own, of the hosted wallet: the change of payouts, which was booked when it came in,
+and deposits, which are the operator's.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import groupby
 
 from sqlalchemy import exists, func, insert, select, update
@@ -16,6 +20,7 @@ from payments.addresses import DerivedAddress
 from payments.chain_facts import PaidOutput
 from payments.outputs import ReceivedOutput
 from payments.ports import Transaction
+from payments.records import IssuedAddress
 from payments.tables import (
     descriptors,
     invoices,
@@ -29,6 +34,13 @@ INDEX_MARGIN = 100
 ADDRESSES_PER_QUERY = 1_000
 
 
+class Purpose(StrEnum):
+    """Of an address that the operator took for themselves."""
+
+    CHANGE = "change"
+    DEPOSIT = "deposit"
+
+
 @dataclass(frozen=True, slots=True)
 class UnassignedOutput:
     """One output that pays an address without an invoice, as our node sees it now."""
@@ -37,6 +49,21 @@ class UnassignedOutput:
     address_index: int
     address: str
     output: ReceivedOutput
+    purpose: Purpose | None
+    """None: an invoice that was lost may have had it."""
+
+
+async def add_own_address(tx: Transaction, issued: IssuedAddress, purpose: Purpose) -> None:
+    """Keep an address that `DescriptorStore.issue` gave for change or for a deposit. Watch it from now on."""
+    await tx.execute(
+        insert(unassigned_addresses).values(
+            script_pubkey=issued.script_pubkey,
+            descriptor_id=issued.descriptor_id,
+            address_index=issued.index,
+            address=issued.address,
+            purpose=purpose,
+        )
+    )
 
 
 async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence[DerivedAddress]) -> set[str]:
@@ -101,7 +128,8 @@ async def record(tx: Transaction, txid: str, output: PaidOutput, *, first_seen_a
             first_seen_at=first_seen_at,
         )
     )
-    await raise_next_index(tx, place.descriptor_id, place.address_index + 1 + INDEX_MARGIN)
+    if place.purpose is None:
+        await raise_next_index(tx, place.descriptor_id, place.address_index + 1 + INDEX_MARGIN)
 
 
 async def raise_next_index(tx: Transaction, descriptor_id: str, next_index: int) -> None:
@@ -145,7 +173,12 @@ async def count_skipped(tx: Transaction, descriptor_id: str, *, above: int, belo
 
 
 async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:
-    """All of it, or what was paid to these descriptors; by descriptor, in order of index."""
+    """What was paid without an invoice and is nobody's yet, to any or to these descriptors; by descriptor, in
+    order of index."""
+    return [one for one in await _paid(tx, descriptor_ids) if one.purpose is None]
+
+
+async def _paid(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:
     chosen = (
         select(unassigned_outputs, unassigned_addresses, paying_transactions)
         .join(
@@ -168,21 +201,30 @@ async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -
             address_index=row.address_index,
             address=row.address,
             output=chain_facts.received_output(row),
+            purpose=None if row.purpose is None else Purpose(row.purpose),
         )
         for row in (await tx.execute(chosen)).all()
     ]
 
 
 async def book(tx: Transaction, *, now: int) -> bool:
-    """Bring the books of all unassigned money in line with the chain; whether anything was booked."""
-    found = await listed(tx)
+    """Bring the books of all money without an invoice in line with the chain; whether anything was booked."""
+    found = [one for one in await _paid(tx) if one.purpose is not Purpose.CHANGE]
     if not found:
         return False
     chain = await chain_facts.view(tx, now)
     booked = False
-    for descriptor_id, group in groupby(found, key=lambda one: one.descriptor_id):
-        desired = ledger.desired_unassigned(descriptor_id, [one.output for one in group], chain)
-        reference = ledger.unassigned(descriptor_id)
+    for reference, group in groupby(sorted(found, key=_reference), key=_reference):
+        some = list(group)
+        account = ledger.operator() if some[0].purpose is Purpose.DEPOSIT else reference
+        desired = ledger.desired_uninvoiced(account, [one.output for one in some], chain)
         standing = (await books.booked(tx, [reference]))[reference]
         booked |= await books.append_missing(tx, desired, standing, reference=reference, now=now)
     return booked
+
+
+def _reference(one: UnassignedOutput) -> str:
+    """Under which its transfers stand."""
+    if one.purpose is Purpose.DEPOSIT:
+        return f"deposit:{one.descriptor_id}"
+    return ledger.unassigned(one.descriptor_id)

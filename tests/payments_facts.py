@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from payments.invoice import (
     CLOCK_SKEW_S,
+    NO_FEE,
     ChainView,
+    Fee,
     Invoice,
     Mode,
     Outage,
@@ -42,6 +44,7 @@ def invoice_of(
     tolerance_ppm: int = 0,
     cancelled: bool = False,
     mode: Mode = Mode.DIRECT,
+    fee: Fee = NO_FEE,
 ) -> Invoice:
     return Invoice(
         id="inv",
@@ -52,6 +55,7 @@ def invoice_of(
         policy=Policy(bytes_at, key_at, Sat(tolerance_sat), tolerance_ppm),
         terms=terms or (Term(PRICE_SAT, UNTIL),),
         cancelled=cancelled,
+        fee=fee,
     )
 
 
@@ -121,7 +125,12 @@ chains = st.builds(ChainView, tip_height=tips, outages=st.lists(outages, max_siz
 @st.composite
 def invoices(draw: st.DrawFn, mode: Mode = Mode.DIRECT, *, free: bool = True) -> Invoice:
     offered = draw(st.lists(terms.filter(lambda term: free or term.amount_sat > 0), min_size=1, max_size=3))
-    bare = invoice_of(*offered, cancelled=draw(st.booleans()), mode=mode)
+    fee = (
+        Fee(draw(st.integers(0, 1_100_000)), Sat(draw(st.integers(0, 7_000))))
+        if mode is Mode.HOSTED
+        else NO_FEE
+    )
+    bare = invoice_of(*offered, cancelled=draw(st.booleans()), mode=mode, fee=fee)
     return replace(bare, policy=draw(policies))
 
 

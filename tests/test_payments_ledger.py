@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from payments import ledger
 from payments.errors import LedgerImbalance
-from payments.invoice import ChainView, Invoice, Mode, OutPoint, Presence, ReceivedOutput, Term, standing
+from payments.invoice import ChainView, Fee, Invoice, Mode, Presence, ReceivedOutput, Term, standing
 from payments.ledger import (
     Booking,
     Code,
@@ -16,7 +16,7 @@ from payments.ledger import (
     Transfer,
     balances,
     desired_bookings,
-    desired_unassigned,
+    desired_uninvoiced,
     reconcile,
 )
 from payments.money import Msat, Sat
@@ -41,17 +41,14 @@ def desired(
     outputs: tuple[ReceivedOutput, ...],
     invoice: Invoice | None = None,
     view: ChainView = CHAIN,
-    fee_sat: int = 0,
 ) -> tuple[Booking, ...]:
     invoice = invoice or invoice_of()
     found = standing(invoice, outputs, view, NOW)
-    return desired_bookings(invoice, outputs, found, view, fee_msat=Msat(fee_sat * 1_000))
+    return desired_bookings(invoice, outputs, found, view)
 
 
-def books_sat(
-    outputs: tuple[ReceivedOutput, ...], invoice: Invoice | None = None, fee_sat: int = 0
-) -> dict[str, int]:
-    transfers = reconcile(desired(outputs, invoice, fee_sat=fee_sat), (), reference="inv", now=NOW)
+def books_sat(outputs: tuple[ReceivedOutput, ...], invoice: Invoice | None = None) -> dict[str, int]:
+    transfers = reconcile(desired(outputs, invoice), (), reference="inv", now=NOW)
     return {account: amount_msat // 1_000 for account, amount_msat in balances(transfers).items()}
 
 
@@ -104,7 +101,7 @@ def test_books(outputs: tuple[ReceivedOutput, ...], expected: dict[str, int]) ->
 
 def test_the_price_is_taken_from_the_outputs_in_the_order_of_the_chain() -> None:
     extra = paid("0", 9_000, confirmations=1, at=NOW)
-    prices = [(b.outpoint.txid, b.amount_msat) for b in desired((extra, B, A)) if b.leg is Leg.PRICE]
+    prices = [(b.subject[0], b.amount_msat) for b in desired((extra, B, A)) if b.leg is Leg.PRICE]
     assert prices == [("a", 3_000_000), ("b", 2_000_000)]
 
 
@@ -118,8 +115,9 @@ def test_confirming_money_is_not_earned_yet() -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_nothing_of_a_revoked_invoice_is_earned(mode: Mode) -> None:
-    revoked = replace(invoice_of(mode=mode), revoked=True)
+@pytest.mark.parametrize("refunded", [False, True])
+def test_nothing_of_a_withdrawn_invoice_is_earned(mode: Mode, refunded: bool) -> None:
+    revoked = replace(invoice_of(mode=mode), revoked=not refunded, refunded=refunded)
     assert books_sat((A, B), revoked) == {"chain": -5_000, OWED: 5_000}
     # What would have been a tip is owed like the rest.
     assert books_sat((A, B, paid("c", 999, confirmations=1)), revoked) == {"chain": -5_999, OWED: 5_999}
@@ -150,10 +148,30 @@ def test_a_free_invoice_books_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fee_sat", "kept_sat"), [(0, 0), (1, 1), (250, 250), (3_500, 3_500), (9_000, 5_000)]
+    ("fee", "kept_sat"),
+    [
+        (Fee(), 0),
+        (Fee(sat=Sat(1)), 1),
+        (Fee(ppm=50_000), 250),
+        (Fee(ppm=50_000, sat=Sat(3_250)), 3_500),
+        (Fee(ppm=199), 0),
+        (Fee(ppm=200), 1),
+        (Fee(sat=Sat(9_000)), 5_000),
+        (Fee(ppm=1_000_000, sat=Sat(1)), 5_000),
+    ],
+    ids=[
+        "none",
+        "1 sat",
+        "5 %",
+        "5 % and more than one output",
+        "rounded down",
+        "exact",
+        "above the price",
+        "all",
+    ],
 )
-def test_hosted_sales_pay_seller_and_operator(fee_sat: int, kept_sat: int) -> None:
-    found = books_sat((A, B), invoice_of(mode=Mode.HOSTED), fee_sat=fee_sat)
+def test_hosted_sales_pay_seller_and_operator(fee: Fee, kept_sat: int) -> None:
+    found = books_sat((A, B), invoice_of(mode=Mode.HOSTED, fee=fee))
     assert (found["chain"], found[OWED]) == (-5_000, 0)
     assert found.get(SELLER, 0) == 5_000 - kept_sat
     assert found.get(ledger.operator(), 0) == kept_sat
@@ -161,7 +179,19 @@ def test_hosted_sales_pay_seller_and_operator(fee_sat: int, kept_sat: int) -> No
 
 def test_a_direct_sale_has_no_fee() -> None:
     with pytest.raises(ValueError, match="no fee"):
-        desired((A, B), fee_sat=1)
+        invoice_of(fee=Fee(sat=Sat(1)))
+
+
+def test_a_sellers_account_alone_tells_gross_and_fee() -> None:
+    hosted = invoice_of(mode=Mode.HOSTED, fee=Fee(ppm=100_000))
+    moves = [
+        (b.leg, b.debit, b.credit, b.amount_msat) for b in desired((A, B), hosted) if b.leg is not Leg.IN
+    ]
+    assert moves == [
+        (Leg.SELLER, OWED, SELLER, 3_000_000),
+        (Leg.OPERATOR, SELLER, "operator", 500_000),
+        (Leg.SELLER, OWED, SELLER, 2_000_000),
+    ]
 
 
 def test_a_reorg_and_back_writes_new_transfers() -> None:
@@ -245,18 +275,16 @@ def in_active_chain(output: ReceivedOutput, view: ChainView, invoice: Invoice) -
 
 
 @LAWS
-@given(histories(), st.integers(0, 7_000), st.data())
+@given(histories(), st.data())
 def test_the_books_follow_the_chain(
     history: tuple[Invoice, list[tuple[tuple[ReceivedOutput, ...], ChainView]]],
-    fee_sat: int,
     data: st.DataObject,
 ) -> None:
     invoice, chain_says = history
-    fee_sat = fee_sat if invoice.mode is Mode.HOSTED else 0
     books: list[Transfer] = []
     for step, (outputs, view) in enumerate(chain_says):
-        invoice = replace(invoice, revoked=data.draw(st.booleans()))
-        wanted = desired(outputs, invoice, view, fee_sat)
+        invoice = replace(invoice, revoked=data.draw(st.booleans()), refunded=data.draw(st.booleans()))
+        wanted = desired(outputs, invoice, view)
         mixed = data.draw(st.permutations(books))
         new = reconcile(data.draw(st.permutations(wanted)), mixed, reference="inv", now=NOW + step)
         # A retry, later and with the rows in another order, makes the same transfers.
@@ -285,7 +313,7 @@ def test_the_books_follow_the_chain(
         assert {outpoint for outpoint, signs in stands.items() if sum(signs)} == set(here)
         assert all(sum(signs) in (0, 1) for signs in stands.values())
         assert -found.get("chain", 0) == sum(here.values())
-        if invoice.revoked:
+        if invoice.withdrawn:
             assert found.get(OWED, 0) == sum(here.values())
 
 
@@ -297,7 +325,7 @@ def test_unassigned_money_follows_the_chain(chain_says: list[tuple[tuple[Receive
     books: list[Transfer] = []
     for step, (outputs, tip_height) in enumerate(chain_says):
         view = ChainView(tip_height)
-        wanted = desired_unassigned("wallet", outputs, view)
+        wanted = desired_uninvoiced(account, outputs, view)
         books.extend(reconcile(wanted, books, reference=account, now=NOW + step))
         assert reconcile(wanted, books, reference=account, now=NOW + step) == ()
         ageless = replace(invoice_of(), created_at=0)
@@ -327,8 +355,8 @@ def test_what_is_earned_is_the_price_and_at_most_a_tip(
         assert earned_sat == found.price_sat
     else:
         assert earned_sat == into_sat
-    by_outpoint: dict[OutPoint, int] = {}
+    by_outpoint: dict[str, int] = {}
     for booking in bookings:
         sign = 1 if booking.leg is Leg.IN else -1
-        by_outpoint[booking.outpoint] = by_outpoint.get(booking.outpoint, 0) + sign * booking.amount_msat
+        by_outpoint[booking.subject] = by_outpoint.get(booking.subject, 0) + sign * booking.amount_msat
     assert all(left_msat >= 0 for left_msat in by_outpoint.values())

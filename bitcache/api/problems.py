@@ -122,6 +122,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.TooManyOpenInvoices: "too-many-invoices",
     errors.WorkRequired: "proof-of-work-required",
     errors.SellerNotPayable: "seller-not-payable",
+    errors.HostedSalesOff: "hosted-sales-off",
     errors.ClaimRefused: "claim-refused",
     errors.GrantTokenInvalid: "token-invalid",
     errors.GrantForeign: "grant-foreign",

@@ -32,6 +32,21 @@ accounts = Table(
     Column("pending_descriptor_id", Text),
     Column("pending_until", BigInteger),
     Column("password_hash", Text),  # argon2id, in its own encoding; None: signs in with a token only
+    Column("settlement", Text, nullable=False, server_default="direct"),  # or hosted: of new invoices
+)
+
+# How a seller with hosted sales is paid out.
+payout_plans = Table(
+    "payout_plans",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("address", Text),  # None: the next address of the seller's wallet
+    Column("pending_address", Text),
+    Column("pending_until", BigInteger),  # None: nothing is pending; an empty address then means the wallet
+    Column("threshold_sat", BigInteger),  # pay out by itself from this balance on
+    Column("every", Text),  # day, week, month; None: never by itself
+    Column("next_at", BigInteger),
+    Index(None, "next_at"),
 )
 
 sessions = Table(

@@ -22,6 +22,7 @@ from bitcache.web.render import qr_code, sat_text
 from bitcache.web.session_cookie import signed_in
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
 from bitcache.web.visit import Visit, page_route
+from payments.invoice import Mode
 from payments.money import Msat, sat_rounded_up
 from payments.ports import Transaction
 from storage import base64url
@@ -50,7 +51,9 @@ async def offer_page(visit: Visit) -> web.Response:
             "offer": offer,
             "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
             "node_online": node.online,
-            "seller_payable": sale.descriptor_id is not None,
+            "seller_payable": services.hosted.enabled
+            if sale.mode is Mode.HOSTED
+            else sale.descriptor_id is not None,
             "retention_days": services.config.paid_retention_days,
             "link": f"{services.config.public_url}/d/{offer_id}",
         },
