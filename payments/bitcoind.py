@@ -168,6 +168,11 @@ class Bitcoind:
     async def close(self) -> None:
         await self._rpc.close()
 
+    @property
+    def rpc(self) -> BitcoindRpc:
+        """For the modules that type other calls, on the same connections."""
+        return self._rpc
+
     # The chain
 
     async def chain_info(self) -> ChainInfo:
@@ -255,7 +260,7 @@ class Bitcoind:
                 return None
             raise
         return MempoolEntry(
-            fee_sat=_sat(wire.fees.base),
+            fee_sat=sat_of(wire.fees.base),
             vsize_vbytes=wire.vsize,
             entered_at=wire.time,
             ancestor_count=wire.ancestorcount,
@@ -280,7 +285,7 @@ class Bitcoind:
     async def estimate_feerate(self, blocks: int) -> int | None:
         """Sats per 1,000 vbytes to confirm within `blocks`; None while the node has seen too little."""
         estimate = await self._rpc.call("estimatesmartfee", blocks, answer=_FeeEstimateWire)
-        return None if estimate.feerate is None else _sat(estimate.feerate)
+        return None if estimate.feerate is None else sat_of(estimate.feerate)
 
     # Descriptors and addresses
 
@@ -364,7 +369,7 @@ class _AddressWire(Struct, frozen=True):
 
 def _bytes_unless_absent(answer: str | NodeRefused) -> bytes | None:
     if not isinstance(answer, NodeRefused):
-        return _octets(answer)
+        return octets_of(answer)
     if answer.code == RPC_INVALID_ADDRESS_OR_KEY:
         return None
     raise answer
@@ -373,10 +378,10 @@ def _bytes_unless_absent(answer: str | NodeRefused) -> bytes | None:
 def _script_pubkey(answer: _AddressWire | NodeRefused) -> bytes | None:
     if isinstance(answer, NodeRefused):
         raise answer
-    return _octets(answer.script_pubkey) if answer.isvalid else None
+    return octets_of(answer.script_pubkey) if answer.isvalid else None
 
 
-def _octets(text: str) -> bytes:
+def octets_of(text: str) -> bytes:
     """Raises NodeUnavailable for what no node of Bitcoin Core's kind says."""
     try:
         return bytes.fromhex(text)
@@ -384,8 +389,8 @@ def _octets(text: str) -> bytes:
         raise NodeUnavailable("the node gave what is not hex where Bitcoin Core gives hex") from exc
 
 
-def _sat(amount_btc: Decimal) -> Sat:
-    """Raises NodeUnavailable, as `_octets`."""
+def sat_of(amount_btc: Decimal) -> Sat:
+    """Raises NodeUnavailable, as `octets_of`."""
     try:
         return sat_from_btc(amount_btc)
     except AmountInvalid as exc:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -67,9 +68,20 @@ class BitcoindRpc:
             await self._session.close()
             self._session = None
 
-    async def call(self, method: str, *params: Any, answer: type[T]) -> T:
-        """The method's result, decoded as `answer`."""
-        body = await self._post(_encode(method, params, 0))
+    async def call(
+        self,
+        method: str,
+        *params: Any,
+        answer: type[T],
+        wallet: str | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        """The method's result, decoded as `answer`; of this wallet, if one is named.
+
+        `timeout_s` is for what takes the node longer than the usual time.
+        """
+        path = "/" if wallet is None else f"/wallet/{quote(wallet, safe='')}"
+        body = await self._post(_encode(method, params, 0), path=path, timeout_s=timeout_s)
         if len(body) < LARGE_ANSWER_BYTES:
             return _answer(body, method, answer)
         return await asyncio.to_thread(_answer, body, method, answer)
@@ -93,12 +105,12 @@ class BitcoindRpc:
             raise NodeUnavailable(f"the node is not ready: {_words(body)}")
         return status, body
 
-    async def _post(self, payload: bytes) -> bytes:
-        status, body = await self._exchange("POST", "/", payload, self._authorization())
+    async def _post(self, payload: bytes, *, path: str = "/", timeout_s: float | None = None) -> bytes:
+        status, body = await self._exchange("POST", path, payload, self._authorization(), timeout_s)
         if status == 401 and self._cookie_file is not None:
             # A restarted node has written a new cookie.
             self._auth = None
-            status, body = await self._exchange("POST", "/", payload, self._authorization())
+            status, body = await self._exchange("POST", path, payload, self._authorization(), timeout_s)
         if status == 401:
             raise NodeMisconfigured(
                 "the node does not accept our RPC credentials: compare them with its bitcoin.conf"
@@ -112,12 +124,17 @@ class BitcoindRpc:
         return body
 
     async def _exchange(
-        self, verb: str, path: str, payload: bytes | None, auth: str | None
+        self,
+        verb: str,
+        path: str,
+        payload: bytes | None,
+        auth: str | None,
+        timeout_s: float | None = None,
     ) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"}
         if auth is not None:
             headers["Authorization"] = auth
-        async with _unavailable_if_unanswered(self._timeout_s):
+        async with _unavailable_if_unanswered(self._timeout_s if timeout_s is None else timeout_s):
             try:
                 return await self._request(verb, path, payload, headers)
             except (aiohttp.ServerDisconnectedError, ConnectionResetError):

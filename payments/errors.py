@@ -1,5 +1,16 @@
 """What can go wrong with money, one class per thing a caller would do differently."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from payments.outputs import OutPoint
+
+LISTED_MAX = 10
+"""A message names so many things, and counts the rest."""
+
 
 class PaymentsError(Exception):
     """Base of every error of this package."""
@@ -104,5 +115,89 @@ class TransactionMalformed(PaymentsError):
     """These bytes are not a transaction."""
 
 
+class CoinsSpent(PaymentsError):
+    """Outputs that a transaction was to spend are not, or no longer, unspent in the node's chain."""
+
+    def __init__(self, outpoints: Sequence[OutPoint]) -> None:
+        super().__init__(
+            f"the node knows no unspent output {_listed(outpoints)}: it was spent, or its block was undone; "
+            "build the transaction again from other coins"
+        )
+        self.outpoints = tuple(outpoints)
+
+
+class PreviousTransactionMissing(PaymentsError):
+    """The node cannot prove the amounts of these coins: it has pruned the blocks that made them."""
+
+    def __init__(self, outpoints: Sequence[OutPoint]) -> None:
+        super().__init__(
+            f"the node cannot give the transaction that made {_listed(outpoints)}, and signers want to see "
+            "it: spend other coins, use a segwit wallet, or a node that keeps its blocks (`prune=0`)"
+        )
+        self.outpoints = tuple(outpoints)
+
+
+class PsbtInvalid(PaymentsError):
+    """What was given is no PSBT, or none that can be used; the message says what to give instead."""
+
+
+class PsbtIncomplete(PaymentsError):
+    """Signatures are missing."""
+
+    def __init__(self, inputs: Sequence[int]) -> None:
+        super().__init__(
+            f"signatures are missing for input {_listed(inputs)} (counted from 0): sign the PSBT with the "
+            "wallet that has these keys, with all of its signers, and give it again"
+        )
+        self.inputs = tuple(inputs)
+
+
+class WalletNotFound(PaymentsError):
+    """The node has no wallet of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the node has no wallet {name!r}: create or restore it there (`createwallet`, `restorewallet`), "
+            "or correct its name"
+        )
+        self.name = name
+
+
+class WalletNotLoaded(PaymentsError):
+    """The node has the wallet and cannot open it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the node cannot open the wallet {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class WalletLocked(PaymentsError):
+    """The wallet is encrypted, and there is no passphrase, or a wrong one."""
+
+    def __init__(self, name: str, *, passphrase_wrong: bool) -> None:
+        what = "the passphrase given for it is wrong" if passphrase_wrong else "no passphrase is given for it"
+        super().__init__(f"the wallet {name!r} is encrypted, and {what}: correct it, then sign again")
+        self.name = name
+        self.passphrase_wrong = passphrase_wrong
+
+
+class WalletCannotSign(PaymentsError):
+    """The wallet lacks keys for some or all inputs."""
+
+    def __init__(self, name: str, inputs: Sequence[int]) -> None:
+        super().__init__(
+            f"the wallet {name!r} cannot sign input {_listed(inputs)} (counted from 0): it does not have "
+            "these keys. Name the wallet whose descriptor receives the money, or sign the PSBT elsewhere"
+        )
+        self.name = name
+        self.inputs = tuple(inputs)
+
+
 class PolicyInvalid(PaymentsError):
     """A confirmation policy no offer may have; the message says what to choose instead."""
+
+
+def _listed(things: Sequence[object]) -> str:
+    words = ", ".join(str(thing) for thing in things[:LISTED_MAX])
+    return words if len(things) <= LISTED_MAX else f"{words} and {len(things) - LISTED_MAX} more"
