@@ -19,6 +19,7 @@ from payments.outputs import OutPoint
 
 SCAN_S_MAX = 1_800.0
 """The whole set of unspent outputs is read: minutes on mainnet."""
+ABORT_S_MAX = 5.0
 RANGE_INDEXES_MAX = 1_000_000
 """The node refuses a wider range of one descriptor: it is asked for in pieces."""
 COINS_PER_BATCH = 500
@@ -160,7 +161,7 @@ async def previous_transactions(rpc: BitcoindRpc, coins: Sequence[Coin]) -> list
 
 async def _abort_scan(rpc: BitcoindRpc) -> None:
     try:
-        await rpc.call("scantxoutset", "abort", answer=bool)
+        await rpc.call("scantxoutset", "abort", answer=bool, timeout_s=ABORT_S_MAX)
     except (NodeUnavailable, NodeRefused):
         return
 

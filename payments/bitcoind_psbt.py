@@ -11,7 +11,7 @@ from payments import bitcoind_coins
 from payments.bitcoind import Bitcoind, octets_of
 from payments.bitcoind_coins import Descriptors, UnspentScan, ranges_of
 from payments.errors import NodeRefused, PreviousTransactionMissing, PsbtIncomplete, PsbtInvalid
-from payments.psbt import WHAT_TO_GIVE, decoded, unsigned_psbt
+from payments.psbt import WHAT_TO_GIVE, transaction_in, unsigned_psbt
 from payments.transaction import parse_transaction
 
 CALL_S_MAX = 120.0
@@ -74,7 +74,7 @@ class PsbtNode:
         Signatures that a signer has made final are not checked here: `refusal_of` does. Raises PsbtInvalid,
         PsbtIncomplete.
         """
-        decoded(psbt)
+        transaction_in(psbt)
         try:
             final = await self._rpc.call(
                 "finalizepsbt", "".join(psbt.split()), answer=_FinalWire, timeout_s=CALL_S_MAX

@@ -10,6 +10,7 @@ import base64
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -21,8 +22,8 @@ from payments.errors import NodeMisconfigured, NodeRefused, NodeUnavailable
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """Larger answers are refused: a full mempool's txids are some 20 MB, a block 4 MB."""
-LARGE_ANSWER_BYTES = 256 * 1024
-"""Read in a thread: the loop has others to serve."""
+LARGE_BYTES = 256 * 1024
+"""Answers from here on are decoded in a thread, calls sent in pieces: the loop has others to serve."""
 TIMEOUT_S = 30.0
 CONNECTIONS_MAX = 4
 """bitcoind answers with four threads (`rpcthreads`) by default; more connections only queue there."""
@@ -82,7 +83,7 @@ class BitcoindRpc:
         """
         path = "/" if wallet is None else f"/wallet/{quote(wallet, safe='')}"
         body = await self._post(_encode(method, params, 0), path=path, timeout_s=timeout_s)
-        if len(body) < LARGE_ANSWER_BYTES:
+        if len(body) < LARGE_BYTES:
             return _answer(body, method, answer)
         return await asyncio.to_thread(_answer, body, method, answer)
 
@@ -146,9 +147,9 @@ class BitcoindRpc:
     ) -> tuple[int, bytes]:
         session = self._open_session()
         url = self._url + path
-        async with session.request(
-            verb, url, data=payload, headers=headers, allow_redirects=False
-        ) as response:
+        # As a stream a large one goes out in pieces: a PSBT has megabytes.
+        data = payload if payload is None or len(payload) < LARGE_BYTES else BytesIO(payload)
+        async with session.request(verb, url, data=data, headers=headers, allow_redirects=False) as response:
             body = bytearray()
             async for piece in response.content.iter_any():
                 body += piece

@@ -23,7 +23,7 @@ from payments.errors import (
     WalletNotFound,
     WalletNotLoaded,
 )
-from payments.psbt import decoded
+from payments.psbt import transaction_in
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ RPC_WALLET_PASSPHRASE_INCORRECT = -14
 RPC_WALLET_WRONG_ENCRYPTION_STATE = -15
 RPC_WALLET_NOT_FOUND = -18
 RPC_WALLET_ALREADY_LOADED = -35
+NO_SUCH_PATH_REASON = "Path does not exist"
 
 
 class PayoutWallet:
@@ -62,7 +63,7 @@ class PayoutWallet:
         Raises PsbtInvalid, WalletNotFound, WalletNotLoaded, WalletLocked, WalletCannotSign (also if it signed
         some of the inputs), NodeMisconfigured (the node runs without wallets), NodeUnavailable.
         """
-        decoded(psbt)
+        transaction_in(psbt)
         async with self._turn:
             for attempts_left in reversed(range(ATTEMPTS_MAX)):
                 try:
@@ -108,7 +109,11 @@ class PayoutWallet:
             await self._rpc.call("loadwallet", self.name, answer=dict[str, Any], timeout_s=LOAD_S_MAX)
         except NodeRefused as exc:
             if exc.code == RPC_WALLET_NOT_FOUND:
-                raise WalletNotFound(self.name) from exc
+                # Also what is there and is no wallet.
+                absent = NO_SUCH_PATH_REASON in exc.message
+                raise (
+                    WalletNotFound(self.name) if absent else WalletNotLoaded(self.name, exc.message)
+                ) from exc
             if exc.code != RPC_WALLET_ALREADY_LOADED:
                 raise
 
@@ -126,7 +131,7 @@ class PayoutWallet:
 
     async def _close_after(self, loading: "asyncio.Future[None]") -> None:
         await asyncio.wait([loading])
-        if not loading.cancelled() and isinstance(loading.exception(), WalletNotFound):
+        if not loading.cancelled() and isinstance(loading.exception(), WalletNotFound | WalletNotLoaded):
             return
         try:
             await self._unload()
