@@ -5,9 +5,8 @@ The outside node stands for the operator's own: the server's of this world runs 
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -311,22 +310,52 @@ async def test_many_sign_at_once_and_nobody_leaves_the_wallet_open(
     assert wallet.name not in await open_wallets(world)
 
 
-@pytest.mark.parametrize("turns", [1, 5, 20, 60])
+class CancellingNode(Bitcoind):
+    """Whoever awaits its answer to one method is cancelled meanwhile, and once more for good measure."""
+
+    def __init__(self, node: RegtestNode, method: str) -> None:
+        super().__init__(node.rpc_url, cookie_file=node.cookie_path)
+        self._rpc = CancellingRpc(node.rpc_url, cookie_file=node.cookie_path)
+        self._rpc.method = method
+
+    def aim_at(self, task: asyncio.Future[str]) -> None:
+        assert isinstance(self._rpc, CancellingRpc)
+        self._rpc.target = task
+
+
+class CancellingRpc(BitcoindRpc):
+    method = ""
+    target: asyncio.Future[str] | None = None
+
+    async def call(
+        self,
+        method: str,
+        *params: Any,
+        answer: type[T],
+        wallet: str | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        if method == self.method and self.target is not None:
+            for delay_s in (0.003, 0.004):
+                asyncio.get_running_loop().call_later(delay_s, self.target.cancel)
+        return await super().call(method, *params, answer=answer, wallet=wallet, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("method", ["loadwallet", "walletpassphrase", "walletprocesspsbt", "unloadwallet"])
 async def test_cancelled_at_any_moment_the_wallet_is_closed(
-    world: RegtestWorld, node: Bitcoind, turns: int
+    world: RegtestWorld, node: Bitcoind, method: str
 ) -> None:
-    wallet, descriptor = await funded(world, coins=1)
+    wallet, descriptor = await funded(world, coins=1, passphrase="a word or two")
     psbt = await PsbtNode(node).psbt_of(paying(await unspent(node, descriptor)), [descriptor])
     await world.outside.rpc("unloadwallet", wallet.name)
-    signing = asyncio.ensure_future(PayoutWallet(node, wallet.name).sign(psbt))
-    for _ in range(turns):
-        await asyncio.sleep(0.0005)
-    signing.cancel()
-    await asyncio.sleep(0)
-    signing.cancel()
-    with suppress(asyncio.CancelledError):
-        await signing
-    assert wallet.name not in await open_wallets(world)
+    async with CancellingNode(world.outside, method) as cancelling:
+        signer = PayoutWallet(cancelling, wallet.name, passphrase="a word or two")
+        signing = asyncio.ensure_future(signer.sign(psbt))
+        cancelling.aim_at(signing)
+        with pytest.raises(asyncio.CancelledError):
+            await signing
+    # Refused while it is open, or on its way to be.
+    await world.outside.rpc("loadwallet", wallet.name)
 
 
 async def test_what_is_no_wallet_is_not_opened(world: RegtestWorld, node: Bitcoind) -> None:
