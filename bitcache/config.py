@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct
 
 from bitcache.log import LogFormat, LogLevel
+from payments.payout import PayoutPolicy
 
 CONFIG_FILE_NAME = "bitcache.toml"
 DATABASE_FILE_NAME = "bitcache.db"
@@ -145,6 +146,14 @@ class HostedConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """`ask`: the seller or the operator approves refunds; `auto`: they need no approval"""
     refund_delay_s: Count = 86_400
     """a refund is not paid sooner after its address was named"""
+
+    @property
+    def payout_policy(self) -> PayoutPolicy:
+        return PayoutPolicy(
+            depth=self.depth,
+            feerate_max_sat_kvb=self.feerate_max_sat_vb * 1_000,
+            fee_share_percent_max=self.fee_share_percent_max,
+        )
 
     @property
     def fee_ppm(self) -> int:

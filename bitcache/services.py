@@ -35,6 +35,8 @@ from payments.address_search import AddressSearch
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
 from payments.descriptors import DescriptorStore
+from payments.payout_batches import PayoutBatches
+from payments.payout_follow import PayoutFollower
 from payments.ports import Clock, Transaction
 from payments.registry import InvoiceRegistry
 from payments.tables import descriptors
@@ -56,6 +58,7 @@ class Services:
     addresses: AddressBook
     descriptors: DescriptorStore
     hosted: HostedWallet
+    batches: PayoutBatches
     feed: EventFeed
     access: Access
     registry: InvoiceRegistry
@@ -115,7 +118,24 @@ async def open_services(
         search = AddressSearch(
             node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
         )
-        watcher = Watcher(node, database, registry, network=config.network, clock=clock, search=search)
+        policy = config.hosted.payout_policy
+        watcher = Watcher(
+            node,
+            database,
+            registry,
+            network=config.network,
+            clock=clock,
+            search=search,
+            payouts=PayoutFollower(policy),
+        )
+        batches = PayoutBatches(
+            node=node,
+            store=database,
+            descriptors=descriptor_store,
+            addresses=addresses,
+            policy=policy,
+            clock=clock,
+        )
         hosted = HostedWallet(
             config=config, node=node, store=database, descriptors=descriptor_store, clock=clock
         )
@@ -157,6 +177,7 @@ async def open_services(
             addresses=addresses,
             descriptors=descriptor_store,
             hosted=hosted,
+            batches=batches,
             feed=feed,
             access=access,
             registry=registry,

@@ -217,6 +217,18 @@ async def watched_inputs(tx: Transaction, *, from_height: int) -> dict[OutPoint,
     return watched
 
 
+async def rivals(tx: Transaction, payment: PayingTransaction) -> set[str]:
+    """Other followed transactions that spend an input of this one."""
+    spent = set(payment.inputs)
+    rows = await tx.execute(
+        select(paying_inputs).where(
+            paying_inputs.c.previous_txid.in_({outpoint.txid for outpoint in spent}),
+            paying_inputs.c.txid != payment.txid,
+        )
+    )
+    return {row.txid for row in rows.all() if OutPoint(row.previous_txid, row.previous_vout) in spent}
+
+
 async def moving(tx: Transaction, *, from_height: int, told_from_height: int) -> set[str]:
     """Invoices for which one more confirmation may change something.
 

@@ -70,26 +70,7 @@ async def add_payment(
         await tx.execute(select(paying_transactions).where(paying_transactions.c.txid == payment.txid))
     ).one_or_none()
     if known is None:
-        await tx.execute(
-            insert(paying_transactions).values(
-                txid=payment.txid,
-                raw=payment.raw,
-                coinbase=payment.coinbase,
-                presence=presence,
-                height=height,
-                conflict_height=None,
-                reorged=False,
-                prefetch_fit=prefetch_fit,
-            )
-        )
-        if payment.inputs:
-            await tx.execute(
-                insert(paying_inputs),
-                [
-                    {"txid": payment.txid, "previous_txid": previous.txid, "previous_vout": previous.vout}
-                    for previous in payment.inputs
-                ],
-            )
+        await _insert(tx, payment, presence=presence, height=height, prefetch_fit=prefetch_fit)
     elif height is None and (known.height is not None or known.conflict_height is not None):
         # The node has taken that block off the chain since our last look: the poll that records it is first.
         return set()
@@ -127,6 +108,16 @@ async def add_payment(
             )
         )
     return concerned
+
+
+async def follow_own(tx: Transaction, payment: PayingTransaction) -> None:
+    """Follow a transaction that we made and have not sent: the watcher offers it to the node, and goes on.
+
+    One that we follow already stays as it is.
+    """
+    known = select(paying_transactions.c.txid).where(paying_transactions.c.txid == payment.txid)
+    if (await tx.execute(known)).first() is None:
+        await _insert(tx, payment, presence=Presence.MISSING, height=None, prefetch_fit=False)
 
 
 async def set_presence(tx: Transaction, txid: str, presence: Presence) -> set[str]:
@@ -170,6 +161,36 @@ async def beat(tx: Transaction, *, now: int, online: bool, trouble: str | None) 
     online_at = max(now, state.online_at) if online else state.online_at
     await tx.execute(update(watcher_state).values(beat_at=now, online_at=online_at, trouble=trouble))
     return now < state.beat_at - OUTAGE_S_MIN
+
+
+async def _insert(
+    tx: Transaction,
+    payment: PayingTransaction,
+    *,
+    presence: Presence,
+    height: int | None,
+    prefetch_fit: bool,
+) -> None:
+    await tx.execute(
+        insert(paying_transactions).values(
+            txid=payment.txid,
+            raw=payment.raw,
+            coinbase=payment.coinbase,
+            presence=presence,
+            height=height,
+            conflict_height=None,
+            reorged=False,
+            prefetch_fit=prefetch_fit,
+        )
+    )
+    if payment.inputs:
+        await tx.execute(
+            insert(paying_inputs),
+            [
+                {"txid": payment.txid, "previous_txid": previous.txid, "previous_vout": previous.vout}
+                for previous in payment.inputs
+            ],
+        )
 
 
 async def _recorded(tx: Transaction, txid: str) -> set[int]:

@@ -201,3 +201,31 @@ class PolicyInvalid(PaymentsError):
 def _listed(things: Sequence[object]) -> str:
     words = ", ".join(str(thing) for thing in things[:LISTED_MAX])
     return words if len(things) <= LISTED_MAX else f"{words} and {len(things) - LISTED_MAX} more"
+
+
+class PayoutRefused(PaymentsError):
+    """A payout that cannot be asked for as it is; the message says what to change."""
+
+
+class PayoutNotFound(PaymentsError):
+    """No payout, or no batch, has this id."""
+
+
+class PayoutConflict(PaymentsError):
+    """What is asked does not go with where the payout or its batch is now; the message says where that is."""
+
+
+class PayoutsStopped(PaymentsError):
+    """Nothing is paid out now; the message says why, and what the operator must do."""
+
+
+class PsbtAltered(PaymentsError):
+    """A signed transaction that is not what was asked for."""
+
+    def __init__(self, differences: tuple[str, ...]) -> None:
+        super().__init__(
+            "the signed transaction is not the one that was asked for: "
+            + "; ".join(differences)
+            + ". Nothing was sent: sign the exported PSBT as it is"
+        )
+        self.differences = differences

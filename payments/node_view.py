@@ -172,6 +172,7 @@ class NodeObserver:
         )
         # What this block pays the next may spend again after a reorg: its inputs are watched from here on.
         self._watch_list.add(self._watch_list.payments_in(block))
+        self._watch_list.note_outputs(block)
         return block
 
     async def _fork(self, known: BlockRef) -> BlockRef:

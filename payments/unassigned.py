@@ -25,6 +25,7 @@ from payments.tables import (
     descriptors,
     invoices,
     paying_transactions,
+    payout_batches,
     unassigned_addresses,
     unassigned_outputs,
 )
@@ -64,6 +65,36 @@ async def add_own_address(tx: Transaction, issued: IssuedAddress, purpose: Purpo
             purpose=purpose,
         )
     )
+
+
+async def unused_change_address(tx: Transaction, descriptor_id: str) -> IssuedAddress | None:
+    """One that was kept for the change of a batch, and no batch has: its making was given up."""
+    used = select(payout_batches.c.change_script_pubkey).where(
+        payout_batches.c.change_script_pubkey.is_not(None)
+    )
+    paid = select(unassigned_outputs.c.script_pubkey)
+    script = unassigned_addresses.c.script_pubkey
+    row = (
+        await tx.execute(
+            select(unassigned_addresses)
+            .where(
+                unassigned_addresses.c.descriptor_id == descriptor_id,
+                unassigned_addresses.c.purpose == Purpose.CHANGE,
+                script.not_in(used),
+                script.not_in(paid),
+            )
+            .limit(1)
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    return IssuedAddress(row.descriptor_id, row.address_index, row.address, row.script_pubkey)
+
+
+async def own_scripts(tx: Transaction) -> set[bytes]:
+    """Those of change and deposits: another process may have taken them."""
+    own = unassigned_addresses.c.purpose.is_not(None)
+    return set((await tx.scalars(select(unassigned_addresses.c.script_pubkey).where(own))).all())
 
 
 async def add_addresses(tx: Transaction, descriptor_id: str, addresses: Sequence[DerivedAddress]) -> set[str]:

@@ -1,11 +1,12 @@
-"""What the watcher looks for, in memory: every invoice's scriptPubKey, and what the payments to them spend.
+"""What the watcher looks for, in memory: every invoice's scriptPubKey, what the payments to them spend, and
+the coins of the operator's wallet.
 
 A million scripts take about 140 MB.
 """
 
 from collections.abc import Iterable, Iterator
 
-from payments import chain_facts, unassigned
+from payments import chain_facts, coins, unassigned
 from payments.block import ParsedBlock, outpoint_bytes
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.outputs import OutPoint
@@ -25,6 +26,10 @@ class WatchList:
         self.outpoints: dict[bytes, set[str]] = {}
         """Outpoint, 36 bytes -> txids of the payments that spend it."""
         self._payers: set[str] = set()
+        self._coins: set[bytes] = set()
+        """Outpoints of the operator's wallet; in `outpoints` too, whether a payment spends them or not."""
+        self._new_outputs: set[OutPoint] = set()
+        """In blocks that were scanned and not recorded yet: coins, or a seller's own."""
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
@@ -36,10 +41,13 @@ class WatchList:
         for outpoint, payers in (await chain_facts.watched_inputs(tx, from_height=from_height)).items():
             for txid in payers:
                 self._add_spend(outpoint, txid)
+        for coin in await coins.unspent(tx):
+            self._add_coin(coin.outpoint)
 
     async def load_new(self, tx: Transaction) -> None:
-        """Add the invoices that another process made, before a block is scanned: nobody told us of them."""
+        """Add what another process handed out, before a block is scanned: nobody told us of it."""
         self.scripts |= await chain_facts.open_scripts(tx)
+        self.watch_unassigned(await unassigned.own_scripts(tx))
 
     async def load_among(self, tx: Transaction, script_pubkeys: Iterable[bytes]) -> None:
         """As `load_new`, those with one of these scripts only: however many are open, it costs the same."""
@@ -80,6 +88,37 @@ class WatchList:
                     coinbase=transaction.coinbase,
                 )
 
+    def note_outputs(self, block: ParsedBlock) -> None:
+        """Watch what this block pays us: the next one may spend it before we know whose wallet it is in."""
+        for payment in self.payments_in(block):
+            for output in payment.outputs:
+                outpoint = OutPoint(payment.txid, output.vout)
+                self._new_outputs.add(outpoint)
+                self._add_coin(outpoint)
+
+    async def keep_coins(self, tx: Transaction) -> None:
+        """Once they are recorded, go on watching those that are in the operator's wallet."""
+        noted, self._new_outputs = self._new_outputs, set()
+        if not noted:
+            return
+        for outpoint in noted - (await coins.among(tx, noted)).keys():
+            key = outpoint_bytes(outpoint)
+            self._coins.discard(key)
+            if not self.outpoints.get(key):
+                self.outpoints.pop(key, None)
+
+    def spends_in(self, block: ParsedBlock) -> Iterator[PayingTransaction]:
+        """Transactions that spend coins of the operator's wallet: payouts, or anything else."""
+        for transaction in block.transactions:
+            if any(outpoint_bytes(previous) in self._coins for previous in transaction.inputs):
+                yield PayingTransaction(
+                    txid=transaction.txid,
+                    raw=transaction.raw,
+                    inputs=transaction.inputs,
+                    outputs=self.outputs_among(transaction.outputs),
+                    coinbase=transaction.coinbase,
+                )
+
     def outputs_among(self, outputs: Iterable[TransactionOutput]) -> tuple[PaidOutput, ...]:
         """Those that pay us."""
         return tuple(
@@ -95,6 +134,11 @@ class WatchList:
         for transaction in block.transactions:
             for previous in transaction.inputs:
                 yield from self.outpoints.get(outpoint_bytes(previous), set()) - {transaction.txid}
+
+    def _add_coin(self, outpoint: OutPoint) -> None:
+        key = outpoint_bytes(outpoint)
+        self._coins.add(key)
+        self.outpoints.setdefault(key, set())
 
     def _add_spend(self, outpoint: OutPoint, txid: str) -> None:
         self.outpoints.setdefault(outpoint_bytes(outpoint), set()).add(txid)

@@ -38,6 +38,7 @@ from payments.errors import (
 from payments.node_fitness import fitness
 from payments.node_view import Arrival, NodeObserver, NodeView
 from payments.outputs import Presence
+from payments.payout_follow import PayoutFollower
 from payments.ports import Clock, Store, Transaction
 from payments.registry import DEPTH_TOLD, InvoiceRegistry
 from payments.watch_list import WatchList
@@ -62,7 +63,7 @@ class NodeCondition:
 class Watcher:
     """Follows one node for one registry. What it holds in memory changes after the commit it belongs to.
 
-    `search` is for databases that were restored from a backup.
+    `search` is for databases that were restored from a backup, `payouts` for hosted sales.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Watcher:
         network: str,
         clock: Clock,
         search: AddressSearch | None = None,
+        payouts: PayoutFollower | None = None,
     ) -> None:
         self._node = node
         self._store = store
@@ -81,6 +83,7 @@ class Watcher:
         self._network = network
         self._clock = clock
         self._search = search
+        self._payouts = payouts
         self._watch_list = WatchList()
         self._observer = NodeObserver(node, store, self._watch_list)
         self._mempool: set[str] = set()
@@ -149,6 +152,7 @@ class Watcher:
             now = self._clock()
             await self._store.write(partial(self._record, view=view, now=now))
             self._watch_list.add(arrival.payment for arrival in view.arrivals)
+            await self._store.read(self._watch_list.keep_coins)
             complete = view.complete
         self._mempool = view.mempool
         self.condition = NodeCondition(
@@ -177,6 +181,8 @@ class Watcher:
         await self._registry.refresh(tx, concerned, now=now)
         if view.blocks or view.fork is not None:
             await unassigned.book(tx, now=now)
+            if self._payouts is not None:
+                await self._payouts.follow(tx, now=now)
 
     async def _record_block(self, tx: Transaction, ref: BlockRef, block: ParsedBlock, now: int) -> set[str]:
         concerned: set[str] = set()
@@ -191,6 +197,13 @@ class Watcher:
             )
         for txid in self._watch_list.robbed_by(block):
             concerned |= await chain_store.lose_inputs(tx, txid, height=ref.height)
+        for spend in self._watch_list.spends_in(block):
+            concerned |= await chain_store.add_payment(
+                tx, spend, height=ref.height, first_seen_at=min(now, block.time), prefetch_fit=True
+            )
+            # Another version of a batch may have been signed by another process, of which we hold nothing.
+            for rival in sorted(await chain_facts.rivals(tx, spend)):
+                concerned |= await chain_store.lose_inputs(tx, rival, height=ref.height)
         return concerned
 
     async def _record_arrivals(self, tx: Transaction, *, arrivals: Sequence[Arrival], now: int) -> None:

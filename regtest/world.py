@@ -1,4 +1,6 @@
-"""Two connected nodes: the server's own, without a wallet, and the outside, where miners and people live.
+"""Two connected nodes: the server's own, and the outside, where miners and people live.
+
+The server's has no wallets, unless it is to sign payouts.
 
 Both start from one chain of 200 blocks that is built once per user and copied, so a world stands in about a
 second, with more than 100 mature coins in the miner's wallet.
@@ -29,13 +31,18 @@ FAUCET_FEERATE_SAT_VB = 2
 
 
 class RegtestWorld:
-    """`async with RegtestWorld() as world:` or `start` and `close`. Bound to no event loop."""
+    """`async with RegtestWorld() as world:` or `start` and `close`. Bound to no event loop.
 
-    def __init__(self, *, installation: BitcoindInstallation | None = None) -> None:
+    `server_wallets`: the server's node can load wallets, as one that signs payouts must.
+    """
+
+    def __init__(
+        self, *, installation: BitcoindInstallation | None = None, server_wallets: bool = False
+    ) -> None:
         self._installation = installation or find_bitcoind()
         chain = _cached_chain(self._installation)
         self.server = RegtestNode(
-            installation=self._installation, data_from=chain, wallets=False, name="server"
+            installation=self._installation, data_from=chain, wallets=server_wallets, name="server"
         )
         self.outside = RegtestNode(installation=self._installation, data_from=chain, name="outside")
 

@@ -1,0 +1,190 @@
+"""The unspent outputs of the operator's wallet, as our node's blocks tell.
+
+Coins are what hosted sales were paid, the change of payouts, and deposits. A coin is spent once a transaction
+that we follow spends it in a block: our own, or anybody's.
+"""
+
+from collections.abc import Iterable
+
+from sqlalchemy import CompoundSelect, Select, and_, exists, select, union_all
+
+from payments import chain_facts
+from payments.invoice import Mode
+from payments.money import Sat
+from payments.outputs import COINBASE_MATURITY, OutPoint, Presence
+from payments.payout import BatchState, Coin
+from payments.ports import Transaction
+from payments.tables import (
+    batch_inputs,
+    descriptors,
+    invoices,
+    paying_inputs,
+    paying_transactions,
+    payout_batches,
+    received_outputs,
+    unassigned_addresses,
+    unassigned_outputs,
+)
+from payments.unassigned import Purpose
+
+OUTPOINTS_PER_QUERY = 300
+
+_spenders = paying_transactions.alias("spenders")
+
+
+def _all() -> CompoundSelect[tuple[str, int, int, bytes]]:
+    """Every output there ever was to the wallet: txid, vout, amount_sat, script_pubkey."""
+    sold = (
+        select(
+            received_outputs.c.txid,
+            received_outputs.c.vout,
+            received_outputs.c.amount_sat,
+            invoices.c.script_pubkey,
+        )
+        .join(invoices, invoices.c.id == received_outputs.c.invoice_id)
+        .where(invoices.c.mode == Mode.HOSTED)
+    )
+    own = (
+        select(
+            unassigned_outputs.c.txid,
+            unassigned_outputs.c.vout,
+            unassigned_outputs.c.amount_sat,
+            unassigned_outputs.c.script_pubkey,
+        )
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .join(descriptors, descriptors.c.id == unassigned_addresses.c.descriptor_id)
+        .where(descriptors.c.hosted)
+    )
+    return union_all(sold, own)
+
+
+def _unspent() -> Select[tuple[str, int, int, bytes, int, bool]]:
+    """Those in a block of the active chain that no transaction in one has spent."""
+    coins = _all().subquery()
+    spent = exists().where(
+        and_(
+            paying_inputs.c.previous_txid == coins.c.txid,
+            paying_inputs.c.previous_vout == coins.c.vout,
+            _spenders.c.txid == paying_inputs.c.txid,
+            _spenders.c.presence == Presence.BLOCK,
+        )
+    )
+    return (
+        select(
+            coins.c.txid,
+            coins.c.vout,
+            coins.c.amount_sat,
+            coins.c.script_pubkey,
+            paying_transactions.c.height,
+            paying_transactions.c.coinbase,
+        )
+        .join(paying_transactions, paying_transactions.c.txid == coins.c.txid)
+        .where(paying_transactions.c.presence == Presence.BLOCK, ~spent)
+    )
+
+
+async def unspent(tx: Transaction) -> list[Coin]:
+    """All coins, of whatever depth, but for coinbases that are too young to spend; by outpoint."""
+    tip = await _tip_height(tx)
+    return [
+        Coin(OutPoint(row.txid, row.vout), Sat(row.amount_sat), row.height)
+        for row in (await tx.execute(_unspent())).all()
+        if not row.coinbase or tip - row.height + 1 >= COINBASE_MATURITY
+    ]
+
+
+async def free(tx: Transaction, *, depth: int) -> list[Coin]:
+    """Coins at least so deep that no batch spends."""
+    tip = await _tip_height(tx)
+    taken = select(batch_inputs.c.txid, batch_inputs.c.vout).join(
+        payout_batches, payout_batches.c.id == batch_inputs.c.batch_id
+    )
+    rows = await tx.execute(taken.where(payout_batches.c.state != BatchState.DEAD))
+    reserved = {OutPoint(row.txid, row.vout) for row in rows.all()}
+    return [
+        coin for coin in await unspent(tx) if tip - coin.height + 1 >= depth and coin.outpoint not in reserved
+    ]
+
+
+async def among(tx: Transaction, outpoints: Iterable[OutPoint]) -> dict[OutPoint, Sat]:
+    """Those of these outpoints that are, or were, coins of the wallet."""
+    wanted = sorted(set(outpoints))
+    found: dict[OutPoint, Sat] = {}
+    for start in range(0, len(wanted), OUTPOINTS_PER_QUERY):
+        some = set(wanted[start : start + OUTPOINTS_PER_QUERY])
+        coins = _all().subquery()
+        rows = await tx.execute(select(coins).where(coins.c.txid.in_({one.txid for one in some})))
+        for row in rows.all():
+            outpoint = OutPoint(row.txid, row.vout)
+            if outpoint in some:
+                found[outpoint] = Sat(row.amount_sat)
+    return found
+
+
+async def spenders_of(tx: Transaction, outpoints: Iterable[OutPoint]) -> dict[str, set[OutPoint]]:
+    """Followed transaction -> which of these outpoints it spends, wherever it is now."""
+    wanted = set(outpoints)
+    found: dict[str, set[OutPoint]] = {}
+    txids = sorted({outpoint.txid for outpoint in wanted})
+    for start in range(0, len(txids), OUTPOINTS_PER_QUERY):
+        some = txids[start : start + OUTPOINTS_PER_QUERY]
+        rows = await tx.execute(select(paying_inputs).where(paying_inputs.c.previous_txid.in_(some)))
+        for row in rows.all():
+            outpoint = OutPoint(row.previous_txid, row.previous_vout)
+            if outpoint in wanted:
+                found.setdefault(row.txid, set()).add(outpoint)
+    return found
+
+
+def sold_among_inputs(txids: Select[tuple[str]]) -> Select[tuple[str]]:
+    """Those of these followed transactions that spend what a hosted sale was paid."""
+    return (
+        select(paying_inputs.c.txid)
+        .join(
+            received_outputs,
+            and_(
+                received_outputs.c.txid == paying_inputs.c.previous_txid,
+                received_outputs.c.vout == paying_inputs.c.previous_vout,
+            ),
+        )
+        .join(invoices, invoices.c.id == received_outputs.c.invoice_id)
+        .where(invoices.c.mode == Mode.HOSTED, paying_inputs.c.txid.in_(txids))
+    )
+
+
+def own_among_inputs(txids: Select[tuple[str]]) -> Select[tuple[str]]:
+    """Those that spend change, a deposit, or other money of the wallet without an invoice."""
+    return (
+        select(paying_inputs.c.txid)
+        .join(
+            unassigned_outputs,
+            and_(
+                unassigned_outputs.c.txid == paying_inputs.c.previous_txid,
+                unassigned_outputs.c.vout == paying_inputs.c.previous_vout,
+            ),
+        )
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .join(descriptors, descriptors.c.id == unassigned_addresses.c.descriptor_id)
+        .where(descriptors.c.hosted, paying_inputs.c.txid.in_(txids))
+    )
+
+
+async def change_among(tx: Transaction, txid: str) -> Sat:
+    """What this transaction pays back to addresses of the wallet that are not booked when they receive."""
+    rows = await tx.scalars(
+        select(unassigned_outputs.c.amount_sat)
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .where(unassigned_outputs.c.txid == txid, unassigned_addresses.c.purpose == Purpose.CHANGE)
+    )
+    return Sat(sum(rows.all()))
+
+
+async def _tip_height(tx: Transaction) -> int:
+    tip = await chain_facts.tip(tx)
+    return tip.height if tip else 0

@@ -1,0 +1,93 @@
+"""What of a balance may be paid out now: money that lies deep enough, less what is set aside already."""
+
+from sqlalchemy import or_, select, union_all
+
+from payments import books, chain_facts, ledger
+from payments.books import transfer_of
+from payments.money import Msat, Sat, sat_rounded_down
+from payments.ports import Transaction
+from payments.tables import (
+    descriptors,
+    invoices,
+    paying_transactions,
+    payouts,
+    received_outputs,
+    restores,
+    transfers,
+    unassigned_addresses,
+    unassigned_outputs,
+)
+
+
+async def payable_sat(tx: Transaction, account: str, *, depth: int) -> Sat:
+    """Of this account of the ledger, in outputs at least so deep; negative when the chain took money back."""
+    balance = await books.balance(tx, account)
+    return sat_rounded_down(Msat(balance - max(0, await maturing_msat(tx, account, depth=depth))))
+
+
+async def maturing_msat(tx: Transaction, account: str, *, depth: int) -> Msat:
+    """What the account got from outputs that are not so deep yet."""
+    tip = await chain_facts.tip(tx)
+    height_max = (tip.height if tip else 0) - depth + 1
+    young = select(paying_transactions.c.txid).where(paying_transactions.c.height > height_max)
+    sold = select(received_outputs.c.txid, received_outputs.c.vout, received_outputs.c.invoice_id).where(
+        received_outputs.c.txid.in_(young)
+    )
+    own = (
+        select(unassigned_outputs.c.txid, unassigned_outputs.c.vout, unassigned_addresses.c.descriptor_id)
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .where(unassigned_outputs.c.txid.in_(young))
+    )
+    sold_rows = (await tx.execute(sold)).all()
+    own_rows = (await tx.execute(own)).all()
+    outpoints = {f"{row.txid}:{row.vout}" for row in (*sold_rows, *own_rows)}
+    references = {row.invoice_id for row in sold_rows}
+    references |= {f"deposit:{row.descriptor_id}" for row in own_rows}
+    total = 0
+    concerns = or_(transfers.c.debit == account, transfers.c.credit == account)
+    rows = await tx.execute(select(transfers).where(concerns, transfers.c.reference.in_(references)))
+    for row in rows.all():
+        transfer = transfer_of(row)
+        if transfer.id.partition("/")[0] in outpoints:
+            total += transfer.amount_msat if transfer.credit == account else -transfer.amount_msat
+    return Msat(total)
+
+
+async def stopped(tx: Transaction) -> str | None:
+    """Why nothing at all may be paid out now, and what to do; None: nothing stops payouts."""
+    restored = (await tx.execute(select(restores))).one_or_none()
+    if restored is not None and (restored.payouts_resumed_at or 0) < restored.restored_at:
+        return (
+            "this database was put back from a backup, and does not know the payouts made since: run "
+            "`bitcache reconcile`, look for payouts in the wallet, then run `bitcache payouts resume`"
+        )
+    missing_msat = await books.balance(tx, ledger.unexplained())
+    if missing_msat:
+        return (
+            f"{-missing_msat // 1000:,} sat left the wallet by a transaction that is no payout of ours: run "
+            "`bitcache reconcile`, then say whose money it was with `bitcache reconcile --explain`"
+        )
+    return None
+
+
+async def is_ours(tx: Transaction, script_pubkey: bytes) -> bool:
+    """Whether this script is one we watch: an invoice's, or the wallet's own."""
+    invoiced = select(invoices.c.id).where(invoices.c.script_pubkey == script_pubkey)
+    kept = select(unassigned_addresses.c.descriptor_id).where(
+        unassigned_addresses.c.script_pubkey == script_pubkey
+    )
+    return (await tx.execute(union_all(invoiced, kept).limit(1))).first() is not None
+
+
+async def hosted_descriptors(tx: Transaction) -> list[str]:
+    """Ids of every wallet that hosted sales were ever paid to."""
+    return list((await tx.scalars(select(descriptors.c.id).where(descriptors.c.hosted))).all())
+
+
+async def reserved_sat(tx: Transaction, account: str) -> Sat:
+    """Set aside of this account for payouts that no block has yet."""
+    ids = (await tx.scalars(select(payouts.c.id).where(payouts.c.account == account))).all()
+    held = await books.balances_like(tx, ledger.payout(""))
+    return sat_rounded_down(Msat(sum(held.get(ledger.payout(id_), 0) for id_ in ids)))

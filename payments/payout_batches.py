@@ -1,0 +1,425 @@
+"""Batches of payouts: built, signed by a wallet or elsewhere, checked, given to the watcher to send.
+
+A batch exists before anybody may sign it, and a signed transaction is kept before it is sent: whatever
+crashes in between, the next step finds what the last one did, and no payout gets into a second transaction
+that does not spend the same coins.
+"""
+
+import secrets
+from base64 import b32encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from payments import chain_store, payable, payout_store
+from payments.addresses import AddressBook, PayoutDescriptor
+from payments.bitcoind import Bitcoind, BroadcastOutcome
+from payments.bitcoind_coins import DescriptorRange
+from payments.bitcoind_psbt import PsbtNode
+from payments.bitcoind_wallet import PayoutWallet
+from payments.chain_facts import PayingTransaction
+from payments.descriptors import DescriptorStore
+from payments.errors import (
+    AddressesNotDerived,
+    PayoutConflict,
+    PayoutRefused,
+    PayoutsStopped,
+    PsbtAltered,
+    PsbtInvalid,
+    TransactionMalformed,
+)
+from payments.money import Sat
+from payments.payout import (
+    BatchState,
+    Choice,
+    Payout,
+    PayoutPolicy,
+    Share,
+    State,
+    fee_of,
+    over_share,
+)
+from payments.payout_candidates import Candidates, candidates, origins_of, take_affordable
+from payments.payout_layout import change_of, matching_version, payees_of, shares_at
+from payments.payout_store import Batch, Version
+from payments.payout_transaction import (
+    Payee,
+    differences,
+    dust_sat,
+    txid_of,
+    unsigned_transaction,
+)
+from payments.ports import Clock, Store, Transaction
+from payments.psbt import transaction_in
+from payments.records import IssuedAddress
+from payments.transaction import parse_transaction
+from payments.unassigned import Purpose, add_own_address, unused_change_address
+
+ATTEMPTS_MAX = 5
+INCREMENTAL_SAT_VB = 1
+"""A replacement pays for its own relay (BIP125, rule 4; Bitcoin Core's -incrementalrelayfee)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A batch that could be written now."""
+
+    payouts: tuple[Payout, ...]
+    choice: Choice
+    unsigned: bytes
+    psbt: str
+    fee_sat: Sat
+    shares: tuple[Share, ...]
+
+
+class _Moved(Exception):
+    """What a plan was made of has changed since."""
+
+
+class PayoutBatches:
+    """Holds no state. `wallet` is the operator's, to which change goes."""
+
+    def __init__(
+        self,
+        *,
+        node: Bitcoind,
+        store: Store,
+        descriptors: DescriptorStore,
+        addresses: AddressBook,
+        policy: PayoutPolicy,
+        clock: Clock,
+    ) -> None:
+        self._node = node
+        self._psbts = PsbtNode(node)
+        self._store = store
+        self._descriptors = descriptors
+        self._addresses = addresses
+        self._policy = policy
+        self._clock = clock
+
+    async def build(self, *, feerate_sat_kvb: int, wallet: PayoutDescriptor) -> str | None:
+        """A batch of all payouts that are ready and can be paid at this feerate: its id, or None.
+
+        Those left out keep the reason. Raises PayoutsStopped, PayoutRefused (feerate), NodeUnavailable.
+        """
+        self._check_feerate(feerate_sat_kvb)
+        change: IssuedAddress | None = None
+        for _ in range(ATTEMPTS_MAX):
+            found = await self._store.read(self._candidates)
+            if not found.payouts:
+                await self._store.write(partial(_keep_troubles, troubles=found.troubles))
+                return None
+            change = change or await self._change_address(wallet)
+            plan, troubles = await self._plan(found, change.script_pubkey, feerate_sat_kvb)
+            await self._store.write(partial(_keep_troubles, troubles={**found.troubles, **troubles}))
+            if plan is None:
+                return None
+            try:
+                write = partial(self._write, plan=plan, change=change, feerate_sat_kvb=feerate_sat_kvb)
+                return await self._store.write(write)
+            except _Moved:
+                continue
+        raise PayoutConflict("payouts or coins changed again and again while the batch was built: try again")
+
+    async def bump(self, batch_id: str, *, feerate_sat_kvb: int) -> int:
+        """One more version of an unmined batch, at a higher feerate; its number.
+
+        Raises PayoutNotFound, PayoutConflict, PayoutRefused, NodeUnavailable.
+        """
+        self._check_feerate(feerate_sat_kvb)
+
+        async def read(tx: Transaction) -> tuple[Batch, list[Payout], list[DescriptorRange]]:
+            batch = await payout_store.load_batch(tx, batch_id)
+            _check_unmined(batch)
+            members = await payout_store.payouts_of_batch(tx, batch_id)
+            script = batch.change_script_pubkey
+            return batch, members, await origins_of(tx, self._descriptors, batch.inputs, script)
+
+        batch, members, origins = await self._store.read(read)
+        vsize = await self._psbts.vsize_vbytes(batch.newest.psbt)
+        fee_sat = Sat(fee_of(vsize, feerate_sat_kvb) + batch.left_sat)
+        least = max(one.fee_sat for one in batch.versions) + vsize * INCREMENTAL_SAT_VB
+        if fee_sat < least:
+            raise PayoutRefused(
+                f"a replacement of this batch pays {least:,} sat or more in fees: give a feerate of "
+                f"{-(-(least - batch.left_sat) // vsize)} sat/vB or more"
+            )
+        shares = shares_at(members, Sat(fee_sat - batch.left_sat), vsize, change_of(batch))
+        troubles = self._troubles(members, shares)
+        if troubles:
+            (payout_id, trouble), *_ = sorted(troubles.items())
+            raise PayoutRefused(f"payout {payout_id}: {trouble}. Choose a lower feerate")
+        unsigned = unsigned_transaction(batch.inputs, payees_of(members, shares, change_of(batch)))
+        psbt = await self._psbts.psbt_of(unsigned, origins)
+
+        async def write(tx: Transaction) -> int:
+            now_there = await payout_store.load_batch(tx, batch_id)
+            _check_unmined(now_there)
+            if now_there.newest.n != batch.newest.n:
+                raise PayoutConflict(f"batch {batch_id} was bumped by somebody else just now: look again")
+            n = batch.newest.n + 1
+            await payout_store.insert_version(
+                tx,
+                batch_id=batch_id,
+                n=n,
+                feerate_sat_kvb=feerate_sat_kvb,
+                fee_sat=fee_sat,
+                unsigned=unsigned,
+                psbt=psbt,
+                shares=shares,
+                now=self._clock(),
+            )
+            await payout_store.change_batch(tx, batch_id, trouble=None)
+            return n
+
+        return await self._store.write(write)
+
+    async def export(self, batch_id: str) -> str:
+        """The newest version's PSBT, base64. From now on the batch cannot be abandoned: it may be signed.
+
+        Raises PayoutNotFound, PayoutConflict.
+        """
+
+        async def write(tx: Transaction) -> str:
+            batch = await payout_store.load_batch(tx, batch_id)
+            if batch.state is BatchState.DEAD:
+                raise PayoutConflict(f"batch {batch_id} is dead: its payouts go with another one")
+            if batch.exported_at is None:
+                await payout_store.change_batch(tx, batch_id, exported_at=self._clock())
+            return batch.newest.psbt
+
+        return await self._store.write(write)
+
+    async def sign(self, batch_id: str, signer: PayoutWallet) -> None:
+        """Have the newest version signed by the node's wallet, and keep it. Signed already is fine.
+
+        Raises PayoutNotFound, PayoutConflict, PsbtAltered, NodeUnavailable, and what `signer` raises.
+        """
+        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
+        if batch.newest.raw is not None or batch.state is not BatchState.BUILT:
+            return
+        raw = await self._psbts.finalize(await signer.sign(batch.newest.psbt))
+        if found := differences(batch.newest.unsigned, raw):
+            raise PsbtAltered(found)
+        await self._store.write(partial(self._keep_signed, batch_id=batch_id, n=batch.newest.n, raw=raw))
+
+    async def import_signed(self, batch_id: str, text: str) -> Version:
+        """Take a signed PSBT (base64) or transaction (hex) of this batch, if it pays exactly what was asked.
+
+        Raises PayoutNotFound, PayoutConflict, PsbtInvalid, PsbtIncomplete, PsbtAltered, NodeUnavailable.
+        """
+        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
+        _check_unmined(batch)
+        raw = _raw_transaction(text)
+        # Before the node is asked whether all signatures are there: an altered one shall be called altered.
+        version = _version_in(batch, transaction_in(text) if raw is None else raw)
+        if raw is None:
+            raw = await self._psbts.finalize(text)
+            version = _version_in(batch, raw)
+        sent = any(one.raw is not None for one in batch.versions)
+        # Beside an older version that the node has, a refusal says nothing of the signatures.
+        if not sent and (refusal := await self._psbts.refusal_of(raw)) is not None:
+            raise PsbtInvalid(f"our node refuses the signed transaction: {refusal}. Sign the PSBT again")
+        await self._store.write(partial(self._keep_signed, batch_id=batch_id, n=version.n, raw=raw))
+        return version
+
+    async def offer(self, batch_id: str) -> str | None:
+        """Give the newest signed version to our node, if it is nowhere yet; why the node refuses it, or None.
+
+        The watcher offers what has vanished; but a replacement has to push out its predecessor first.
+        Raises PayoutNotFound, NodeUnavailable.
+        """
+        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
+        signed = [one for one in batch.versions if one.raw is not None]
+        if batch.state is not BatchState.BUILT or batch.mined is not None or not signed:
+            return None
+        raw = signed[-1].raw
+        assert raw is not None
+        answer = await self._node.send_raw_transaction(raw)
+        if answer.outcome in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN):
+            return None
+        return answer.message
+
+    async def abandon(self, batch_id: str) -> None:
+        """Give a batch up that nobody can have signed; its payouts are ready for another one.
+
+        Raises PayoutNotFound, PayoutConflict.
+        """
+
+        async def write(tx: Transaction) -> None:
+            batch = await payout_store.load_batch(tx, batch_id)
+            if batch.state is BatchState.DEAD:
+                return
+            if batch.exported_at is not None or any(one.raw for one in batch.versions):
+                raise PayoutConflict(
+                    f"batch {batch_id} was exported or signed: somebody may send it at any time. Bump it; or "
+                    f"spend one of its coins otherwise, and it dies {self._policy.depth} blocks later"
+                )
+            await kill(tx, batch_id)
+
+        await self._store.write(write)
+
+    async def _candidates(self, tx: Transaction) -> Candidates:
+        if (reason := await payable.stopped(tx)) is not None:
+            raise PayoutsStopped(f"nothing is paid out now: {reason}")
+        return await candidates(tx, depth=self._policy.depth, now=self._clock())
+
+    async def _plan(
+        self, found: Candidates, change_script: bytes, feerate_sat_kvb: int
+    ) -> tuple[_Plan | None, dict[str, str]]:
+        """What to write; and why payouts are left out."""
+        ready, troubles = list(found.payouts), dict[str, str]()
+        while True:
+            affordable = take_affordable(ready, found.coins, dust_sat=dust_sat(change_script))
+            troubles |= affordable.troubles
+            if affordable.choice is None:
+                return None, troubles
+            ready, choice = list(affordable.payouts), affordable.choice
+            inputs = [coin.outpoint for coin in choice.coins]
+            change = Payee(choice.change_sat, change_script) if choice.change_sat else None
+            origins = await self._store.read(
+                partial(
+                    origins_of,
+                    store=self._descriptors,
+                    outpoints=inputs,
+                    change_script=change_script if change else None,
+                )
+            )
+            # The fee is not known before the size is: shares of nothing give a transaction of the same size.
+            sized = unsigned_transaction(
+                inputs, payees_of(ready, shares_at(ready, Sat(0), 1, change), change)
+            )
+            vsize = await self._psbts.vsize_vbytes(await self._psbts.psbt_of(sized, origins))
+            fee_sat = fee_of(vsize, feerate_sat_kvb)
+            shares = shares_at(ready, fee_sat, vsize, change)
+            too_dear = self._troubles(ready, shares)
+            if too_dear:
+                troubles |= too_dear
+                ready = [payout for payout in ready if payout.id not in too_dear]
+                continue
+            unsigned = unsigned_transaction(inputs, payees_of(ready, shares, change))
+            psbt = await self._psbts.psbt_of(unsigned, origins)
+            total_sat = Sat(fee_sat + choice.left_sat)
+            return _Plan(tuple(ready), choice, unsigned, psbt, total_sat, tuple(shares)), troubles
+
+    async def _write(
+        self, tx: Transaction, *, plan: _Plan, change: IssuedAddress, feerate_sat_kvb: int
+    ) -> str:
+        """Raises _Moved, PayoutsStopped."""
+        found = await self._candidates(tx)
+        still_ready = {payout.id for payout in found.payouts}
+        still_free = {coin.outpoint for coin in found.coins}
+        if not still_ready.issuperset(payout.id for payout in plan.payouts):
+            raise _Moved
+        if not still_free.issuperset(coin.outpoint for coin in plan.choice.coins):
+            raise _Moved
+        batch_id, now = _new_id(), self._clock()
+        await payout_store.insert_batch(
+            tx,
+            batch_id=batch_id,
+            coins=plan.choice.coins,
+            change_sat=plan.choice.change_sat,
+            change_script_pubkey=change.script_pubkey if plan.choice.change_sat else None,
+            now=now,
+        )
+        await payout_store.insert_version(
+            tx,
+            batch_id=batch_id,
+            n=1,
+            feerate_sat_kvb=feerate_sat_kvb,
+            fee_sat=plan.fee_sat,
+            unsigned=plan.unsigned,
+            psbt=plan.psbt,
+            shares=plan.shares,
+            now=now,
+        )
+        ids = [payout.id for payout in plan.payouts]
+        await payout_store.change_payouts(tx, ids, state=State.BATCHED, batch_id=batch_id, trouble=None)
+        return batch_id
+
+    async def _keep_signed(self, tx: Transaction, *, batch_id: str, n: int, raw: bytes) -> None:
+        batch = await payout_store.load_batch(tx, batch_id)
+        _check_unmined(batch)
+        version = next(one for one in batch.versions if one.n == n)
+        if version.raw is not None:
+            return
+        await payout_store.keep_signed(tx, batch_id, n, raw=raw, txid=txid_of(raw), now=self._clock())
+        await payout_store.change_batch(tx, batch_id, trouble=None)
+        parsed = parse_transaction(raw)
+        await chain_store.follow_own(
+            tx, PayingTransaction(parsed.txid, raw, parsed.inputs, outputs=(), coinbase=False)
+        )
+
+    async def _change_address(self, wallet: PayoutDescriptor) -> IssuedAddress:
+        """One that no batch has used, kept and watched for ever from now on."""
+
+        async def write(tx: Transaction) -> IssuedAddress:
+            kept = await unused_change_address(tx, wallet.id)
+            if kept is not None:
+                return kept
+            issued = await self._descriptors.issue(tx, wallet.id, self._addresses)
+            await add_own_address(tx, issued, Purpose.CHANGE)
+            return issued
+
+        while True:
+            try:
+                return await self._store.write(write)
+            except AddressesNotDerived as missing:
+                await self._addresses.ensure(wallet, missing.index)
+
+    def _troubles(self, members: Sequence[Payout], shares: Sequence[Share]) -> dict[str, str]:
+        dust = {payout.id: dust_sat(payout.script_pubkey) for payout in members}
+        return over_share(shares, percent_max=self._policy.fee_share_percent_max, dust_sat=dust)
+
+    def _check_feerate(self, feerate_sat_kvb: int) -> None:
+        most = self._policy.feerate_max_sat_kvb
+        if not 1_000 <= feerate_sat_kvb <= most:
+            raise PayoutRefused(
+                f"a feerate is 1 to {most // 1_000} sat/vB: [hosted] `feerate_max_sat_vb` is the highest"
+            )
+
+
+def _raw_transaction(text: str) -> bytes | None:
+    """The bytes of a transaction in hex; None for what is none, such as a PSBT."""
+    try:
+        return bytes.fromhex("".join(text.split()))
+    except ValueError:
+        return None
+
+
+def _version_in(batch: Batch, raw: bytes) -> Version:
+    """Raises PsbtAltered, PsbtInvalid."""
+    try:
+        version = matching_version(batch, raw)
+        if version is None:
+            raise PsbtAltered(differences(batch.newest.unsigned, raw))
+    except TransactionMalformed as exc:
+        raise PsbtInvalid(f"{exc}: give the signed PSBT in base64, or the signed transaction in hex") from exc
+    return version
+
+
+async def kill(tx: Transaction, batch_id: str) -> None:
+    """No transaction of this batch can be mined any more: its payouts are ready for another one."""
+    members = await payout_store.payouts_of_batch(tx, batch_id)
+    await payout_store.change_batch(tx, batch_id, state=BatchState.DEAD, trouble=None)
+    ids = [payout.id for payout in members]
+    await payout_store.change_payouts(tx, ids, state=State.APPROVED, batch_id=None, trouble=None)
+
+
+async def _keep_troubles(tx: Transaction, *, troubles: dict[str, str]) -> None:
+    """Why payouts wait, as of now; those that do not wait any more have no trouble."""
+    for payout in await payout_store.payouts_in(tx, State.APPROVED):
+        if payout.trouble != troubles.get(payout.id):
+            await payout_store.change_payouts(tx, [payout.id], trouble=troubles.get(payout.id))
+
+
+def _check_unmined(batch: Batch) -> None:
+    if batch.state is BatchState.DEAD:
+        raise PayoutConflict(f"batch {batch.id} is dead: its payouts go with another one")
+    if batch.state is BatchState.DONE or batch.mined is not None:
+        raise PayoutConflict(f"batch {batch.id} is in a block already")
+
+
+def _new_id() -> str:
+    """128 random bits in 26 characters of base32, as all ids are."""
+    return b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()

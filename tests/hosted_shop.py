@@ -1,0 +1,189 @@
+"""A server with hosted sales, and the operator's wallet with its keys.
+
+    async with open_hosted_till(world, tmp_path) as shop:
+        await shop.sell(price_sat=50_000)
+
+`cold`: the keys are in a wallet of the outside node, which signs exported PSBTs. Else they are in a wallet of
+the server's own node, which must be able to load one (`RegtestWorld(server_wallets=True)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update
+
+from bitcache.config import HostedConfig
+from bitcache.db.tables import accounts
+from bitcache.ids import new_id
+from payments import books, ledger, payout_requests, payout_store
+from payments.money import Sat
+from payments.payout import Kind, Payout, State
+from payments.ports import Transaction
+from regtest.node import RegtestNode
+from regtest.wallet import OutsideWallet
+from regtest.world import MINER, RegtestWorld
+from tests.till import Bought, Till, open_till
+
+FEERATE_SAT_KVB = 2_000
+_names = count(1)
+
+
+@dataclass
+class HostedShop:
+    till: Till
+    world: RegtestWorld
+    keys: OutsideWallet
+    """The operator's wallet, wherever its keys are."""
+
+    @property
+    def seller_id(self) -> str:
+        return self.till.account.account_id
+
+    @property
+    def services(self) -> Any:
+        return self.till.server.services
+
+    async def sell(self, *, price_sat: int = 50_000, count: int = 1, depth: int = 1) -> list[Bought]:
+        """Buy, pay and mine: so many sales, as many blocks deep."""
+        sold = []
+        for _ in range(count):
+            bought = await self.till.buy(await self.till.offer(price_sat=price_sat))
+            await self.till.pay(bought)
+            sold.append(bought)
+        await self.world.mine(depth)
+        for bought in sold:
+            await self.till.until(bought, lambda view: bool(view["status"] == "settled"), "the sale")
+        await self.seen()
+        return sold
+
+    async def seen(self) -> None:
+        """The watcher has recorded everything that the node has now."""
+        await self.services.watcher.poll_once()
+
+    async def mine(self, blocks: int = 1) -> None:
+        await self.world.mine(blocks)
+        await self.seen()
+
+    async def request(
+        self, amount_sat: int, *, address: str | None = None, payout_id: str | None = None
+    ) -> Payout:
+        """A seller's payout, approved."""
+        address = address or await self.new_address()
+        now = self.till.server.clock()
+        script = await self.services.node.validate_address(address)
+        assert script is not None
+        payout = Payout(
+            id=payout_id or new_id(),
+            kind=Kind.SELLER,
+            seller_id=self.seller_id,
+            invoice_id=None,
+            account=ledger.seller(self.seller_id),
+            amount_sat=Sat(amount_sat),
+            address=address,
+            script_pubkey=script,
+            state=State.APPROVED,
+            requested_at=now,
+            ready_at=now,
+        )
+        depth = self.services.config.hosted.depth
+
+        async def write(tx: Transaction) -> Payout:
+            return await payout_requests.request(tx, payout, depth=depth, now=now)
+
+        asked: Payout = await self.services.database.write(write)
+        return asked
+
+    async def build(self, *, feerate_sat_kvb: int = FEERATE_SAT_KVB) -> str:
+        """A batch of what is ready; fails unless there is one."""
+        wallet = await self.services.hosted.open()
+        batch_id = await self.services.batches.build(feerate_sat_kvb=feerate_sat_kvb, wallet=wallet)
+        assert batch_id is not None, "no payout could be batched"
+        return str(batch_id)
+
+    async def sign_outside(self, psbt: str) -> str:
+        """What a hardware wallet, or another machine, does."""
+        signed = await self.keys.rpc("walletprocesspsbt", psbt)
+        assert signed["complete"], signed
+        return str(signed["psbt"])
+
+    async def send(self, batch_id: str) -> str:
+        """Export, sign outside, import, broadcast; the txid."""
+        psbt = await self.services.batches.export(batch_id)
+        version = await self.services.batches.import_signed(batch_id, await self.sign_outside(psbt))
+        await self.seen()
+        batch = await self.batch(batch_id)
+        (txid,) = [str(one.txid) for one in batch.versions if one.n == version.n]
+        await self.world.mempool_wait(txid, node=self.world.outside)
+        return txid
+
+    async def batch(self, batch_id: str) -> payout_store.Batch:
+        async def read(tx: Transaction) -> payout_store.Batch:
+            return await payout_store.load_batch(tx, batch_id)
+
+        found: payout_store.Batch = await self.services.database.read(read)
+        return found
+
+    async def payout(self, payout_id: str) -> Payout:
+        async def read(tx: Transaction) -> Payout:
+            return await payout_store.load_payout(tx, payout_id)
+
+        found: Payout = await self.services.database.read(read)
+        return found
+
+    async def balances_sat(self) -> dict[str, int]:
+        """Every account of the ledger that is not at zero; what is kept must be what the history says."""
+
+        async def read(tx: Transaction) -> dict[str, int]:
+            assert await books.wrong_balances(tx) == {}
+            return {account: msat // 1_000 for account, msat in (await books.balances_like(tx, "")).items()}
+
+        found: dict[str, int] = await self.services.database.read(read)
+        return found
+
+    async def new_address(self) -> str:
+        """Of somebody outside, who is neither the server nor its operator."""
+        return str(await self.world.outside.rpc("getnewaddress", wallet=MINER))
+
+    async def received_sat(self, address: str) -> int:
+        """What reached this address in the chain, by the outside node."""
+        return await OutsideWallet(self.world.outside, MINER).received_sat(address, confirmations=1)
+
+
+@asynccontextmanager
+async def open_hosted_till(
+    world: RegtestWorld,
+    folder: Path,
+    *,
+    cold: bool = True,
+    hosted: dict[str, Any] | None = None,
+    **changes: Any,
+) -> AsyncIterator[HostedShop]:
+    """`hosted` are keys of [hosted] beside the wallet; `changes` those of the configuration."""
+    node = world.outside if cold else world.server
+    keys = await operator_wallet(node)
+    settings = {"descriptor": await keys.descriptor(), "wallet": "" if cold else keys.name, **(hosted or {})}
+    if not cold:
+        await node.rpc("unloadwallet", keys.name)
+    config = HostedConfig(**settings)
+    async with open_till(world, folder, hosted=config, **changes) as till:
+        shop = HostedShop(till, world, keys)
+
+        async def choose(tx: Transaction) -> None:
+            of_seller = accounts.c.id == shop.seller_id
+            await tx.execute(update(accounts).where(of_seller).values(settlement="hosted"))
+
+        await shop.services.database.write(choose)
+        yield shop
+
+
+async def operator_wallet(node: RegtestNode) -> OutsideWallet:
+    """A wallet of this node with keys of its own, open."""
+    name = f"operator {next(_names)}"
+    await node.rpc("createwallet", wallet_name=name, load_on_startup=False)
+    return OutsideWallet(node, name)
