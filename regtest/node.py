@@ -28,10 +28,13 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 RPC_TIMEOUT_S = 120.0
 SAT_PER_BTC = 100_000_000
+# Of the usual 1000 keys of each kind a wallet would take half a second to make or load. It must still reach
+# over the addresses that a restored server leaves out.
+KEYPOOL = 200
 
 # In the file, a node that does not know an option says so and goes on; on the command line it would refuse to
 # start. The options of the last three lines are those of Knots, which fills blocks to 300 kB by default.
-CONFIGURATION = """\
+CONFIGURATION = f"""\
 regtest=1
 [regtest]
 server=1
@@ -46,6 +49,7 @@ i2pacceptincoming=0
 # Without it, transactions trickle between nodes with delays of seconds.
 whitelist=noban,in,out@127.0.0.1
 fallbackfee=0.00002
+keypool={KEYPOOL}
 dbcache=16
 maxmempool=50
 par=1

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from regtest.errors import RpcRefused
 from regtest.install import BitcoindInstallation, cache_folder, exclusively, find_bitcoind
-from regtest.node import RegtestNode, btc, wait_until
+from regtest.node import KEYPOOL, RegtestNode, btc, wait_until
 
 CHAIN_BLOCKS = 200
 CHAIN_AGE_S = 86_400
@@ -203,9 +203,12 @@ class RegtestWorld:
 
 
 def _cached_chain(installation: BitcoindInstallation) -> Path:
-    """The `CHAIN_BLOCKS`-block data folder for this version of the node, built at the first call."""
+    """The `CHAIN_BLOCKS`-block data folder for this version of the node, built at the first call.
+
+    Its name holds all that it depends on: what an earlier version of this module built may still be there.
+    """
     folder = cache_folder()
-    chain = folder / f"chain-{CHAIN_BLOCKS}-{installation.version}"
+    chain = folder / f"chain-{CHAIN_BLOCKS}-{KEYPOOL}-{installation.version}"
     with exclusively(folder, chain.name):
         if chain.exists():
             return chain
