@@ -26,8 +26,8 @@ MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 METADATAS = [bitcache_metadata, payments_metadata]
 
 
-async def upgrade(database: Database) -> None:
-    """Apply every revision the database lacks, in one transaction.
+async def upgrade(database: Database, *, to: str = "head") -> None:
+    """Apply every revision the database lacks, or those up to one, in one transaction.
 
     Raises DatabaseOutdated, DatabaseUnavailable, DiskFull.
 
@@ -35,7 +35,7 @@ async def upgrade(database: Database) -> None:
     """
     with trouble_named():
         async with database.engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_upgrade, to)
 
 
 async def is_blank(database: Database) -> bool:
@@ -67,7 +67,7 @@ async def differences(database: Database) -> list[Any]:
             return await connection.run_sync(_differences)
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, to: str) -> None:
     config = _config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     current = _revision(connection)
@@ -75,7 +75,7 @@ def _upgrade(connection: Connection) -> None:
         raise DatabaseOutdated(
             f"The database is at revision {current}, which this version does not know. Run the newer version."
         )
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
 
 
 def _revision(connection: Connection) -> str | None:
