@@ -60,20 +60,20 @@ INCREMENTAL_SAT_VB = 1
 """A replacement pays for its own relay (BIP125, rule 4; Bitcoin Core's -incrementalrelayfee)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A batch that could be written now."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """A batch that could be kept now. Nothing is reserved for it."""
 
     payouts: tuple[Payout, ...]
     choice: Choice
+    change: IssuedAddress
+    feerate_sat_kvb: int
     unsigned: bytes
     psbt: str
     fee_sat: Sat
+    """All that goes to the network."""
     shares: tuple[Share, ...]
-
-
-class _Moved(Exception):
-    """What a plan was made of has changed since."""
+    """In the order of the outputs."""
 
 
 class PayoutBatches:
@@ -102,24 +102,31 @@ class PayoutBatches:
 
         Those left out keep the reason. Raises PayoutsStopped, PayoutRefused (feerate), NodeUnavailable.
         """
-        self._check_feerate(feerate_sat_kvb)
-        change: IssuedAddress | None = None
         for _ in range(ATTEMPTS_MAX):
-            found = await self._store.read(self._candidates)
-            if not found.payouts:
-                await self._store.write(partial(_keep_troubles, troubles=found.troubles))
-                return None
-            change = change or await self._change_address(wallet)
-            plan, troubles = await self._plan(found, change.script_pubkey, feerate_sat_kvb)
-            await self._store.write(partial(_keep_troubles, troubles={**found.troubles, **troubles}))
+            plan = await self.plan(feerate_sat_kvb=feerate_sat_kvb, wallet=wallet)
             if plan is None:
                 return None
-            try:
-                write = partial(self._write, plan=plan, change=change, feerate_sat_kvb=feerate_sat_kvb)
-                return await self._store.write(write)
-            except _Moved:
-                continue
+            batch_id = await self.keep(plan)
+            if batch_id is not None:
+                return batch_id
         raise PayoutConflict("payouts or coins changed again and again while the batch was built: try again")
+
+    async def plan(self, *, feerate_sat_kvb: int, wallet: PayoutDescriptor) -> BatchPlan | None:
+        """As `build`, but only what the batch would be: `keep` makes it one."""
+        self._check_feerate(feerate_sat_kvb)
+        found = await self._store.read(self._candidates)
+        plan, troubles = None, dict[str, str]()
+        if found.payouts:
+            plan, troubles = await self._plan(found, await self._change_address(wallet), feerate_sat_kvb)
+        await self._store.write(partial(_keep_troubles, troubles={**found.troubles, **troubles}))
+        return plan
+
+    async def keep(self, plan: BatchPlan) -> str | None:
+        """Make exactly this batch: its id; None if its payouts, coins or change address are taken since.
+
+        Raises PayoutsStopped.
+        """
+        return await self._store.write(partial(self._write, plan=plan))
 
     async def bump(self, batch_id: str, *, feerate_sat_kvb: int) -> int:
         """One more version of an unmined batch, at a higher feerate; its number.
@@ -265,9 +272,10 @@ class PayoutBatches:
         return await candidates(tx, depth=self._policy.depth, now=self._clock())
 
     async def _plan(
-        self, found: Candidates, change_script: bytes, feerate_sat_kvb: int
-    ) -> tuple[_Plan | None, dict[str, str]]:
+        self, found: Candidates, address: IssuedAddress, feerate_sat_kvb: int
+    ) -> tuple[BatchPlan | None, dict[str, str]]:
         """What to write; and why payouts are left out."""
+        change_script = address.script_pubkey
         ready, troubles = list(found.payouts), dict[str, str]()
         while True:
             affordable = take_affordable(ready, found.coins, dust_sat=dust_sat(change_script))
@@ -300,33 +308,43 @@ class PayoutBatches:
             unsigned = unsigned_transaction(inputs, payees_of(ready, shares, change))
             psbt = await self._psbts.psbt_of(unsigned, origins)
             total_sat = Sat(fee_sat + choice.left_sat)
-            return _Plan(tuple(ready), choice, unsigned, psbt, total_sat, tuple(shares)), troubles
+            plan = BatchPlan(
+                payouts=tuple(ready),
+                choice=choice,
+                change=address,
+                feerate_sat_kvb=feerate_sat_kvb,
+                unsigned=unsigned,
+                psbt=psbt,
+                fee_sat=total_sat,
+                shares=tuple(shares),
+            )
+            return plan, troubles
 
-    async def _write(
-        self, tx: Transaction, *, plan: _Plan, change: IssuedAddress, feerate_sat_kvb: int
-    ) -> str:
-        """Raises _Moved, PayoutsStopped."""
+    async def _write(self, tx: Transaction, *, plan: BatchPlan) -> str | None:
         found = await self._candidates(tx)
         still_ready = {payout.id for payout in found.payouts}
         still_free = {coin.outpoint for coin in found.coins}
         if not still_ready.issuperset(payout.id for payout in plan.payouts):
-            raise _Moved
+            return None
         if not still_free.issuperset(coin.outpoint for coin in plan.choice.coins):
-            raise _Moved
+            return None
+        # Two who plan at the same time are given the same unused address.
+        if await payout_store.has_change(tx, plan.change.script_pubkey):
+            return None
         batch_id, now = _new_id(), self._clock()
         await payout_store.insert_batch(
             tx,
             batch_id=batch_id,
             coins=plan.choice.coins,
             change_sat=plan.choice.change_sat,
-            change_script_pubkey=change.script_pubkey if plan.choice.change_sat else None,
+            change_script_pubkey=plan.change.script_pubkey if plan.choice.change_sat else None,
             now=now,
         )
         await payout_store.insert_version(
             tx,
             batch_id=batch_id,
             n=1,
-            feerate_sat_kvb=feerate_sat_kvb,
+            feerate_sat_kvb=plan.feerate_sat_kvb,
             fee_sat=plan.fee_sat,
             unsigned=plan.unsigned,
             psbt=plan.psbt,

@@ -259,6 +259,12 @@ async def batches(tx: Transaction, chosen: ColumnElement[bool], *, limit: int | 
     return [await _batch(tx, row) for row in rows]
 
 
+async def has_change(tx: Transaction, script_pubkey: bytes) -> bool:
+    """Whether a batch has its change there."""
+    taken = select(payout_batches.c.id).where(payout_batches.c.change_script_pubkey == script_pubkey)
+    return (await tx.execute(taken.limit(1))).first() is not None
+
+
 async def change_batch(tx: Transaction, batch_id: str, **values: object) -> None:
     await tx.execute(update(payout_batches).where(payout_batches.c.id == batch_id).values(**values))
 
