@@ -1,8 +1,9 @@
 """What a seller earned, by parcel and day, from the ledger alone.
 
 A sale earns on the day it was booked as settled; a reversal takes it back on the day the chain did. So the
-past never changes, and a day can be negative. What is on its way or owed to buyers is not earned, and shown
-beside it.
+past never changes, and a day can be negative. Of a hosted sale the seller earns the price without the
+operator's fee, which is told beside it; what is paid out later changes no earnings. What is on its way or
+owed to buyers is not earned, and shown beside it.
 """
 
 import asyncio
@@ -22,14 +23,19 @@ from bitcache.db.tables import accounts, grants
 from bitcache.errors import PeriodInvalid
 from payments import ledger
 from payments.attention import Attention
-from payments.invoice import TIP_SAT_MAX, Standing, Status
-from payments.money import Msat, Sat, msat_from_sat, sat_rounded_down
+from payments.invoice import TIP_SAT_MAX, Mode, Standing, Status
+from payments.ledger import Code
+from payments.money import NOTHING_MSAT, Msat, Sat, msat_from_sat, sat_rounded_down
+from payments.payout import Kind
 from payments.ports import Transaction
-from payments.tables import invoices, transfers
+from payments.tables import balances, invoices, payouts, transfers
 
 DAY_S = 86_400
 PERIOD_DEFAULT_S = 30 * DAY_S
 UNDER_WAY = (Status.OPEN, Status.SEEN, Status.CONFIRMING)
+SETTLING = (Code.SETTLED, Code.SETTLED_REVERSED)
+EARNING = (*SETTLING, Code.FEE, Code.FEE_REVERSED)
+"""What else passes a seller's account is no sale: payouts, and what the operator booked by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,24 @@ class Booked(NamedTuple):
     invoice_id: str
     parcel_id: str
     amount_msat: Msat
+    """Without the operator's fee."""
+    fee_msat: Msat = NOTHING_MSAT
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What belongs to a seller's buyers."""
+
+    own_sat: Sat
+    """In the seller's own wallet: the seller pays it back."""
+    hosted_sat: Sat
+    """In the operator's: the buyers ask for it with their receipts."""
+    refunding_sat: Sat
+    """Asked for, and not in a block yet; not part of the others."""
+
+    @property
+    def sum_sat(self) -> Sat:
+        return Sat(self.own_sat + self.hosted_sat)
 
 
 def parse_period(since: str | None, until: str | None, zone: str | None, *, now: int) -> Period:
@@ -75,12 +99,16 @@ def time_zone(name: str) -> datetime.tzinfo:
 async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsView:
     """Everything settled in the period; what is pending and owed, as of now."""
     days = await days_of(tx, seller_id, period)
+    owed = await owed_of(tx, seller_id)
     return EarningsView(
         since=period.since,
         until=period.until,
         received_sat=sum(day.received_sat for day in days),
+        fee_sat=sum(day.fee_sat for day in days),
         pending_sat=await pending_sat(tx, seller_id),
-        owed_sat=await owed_sat(tx, seller_id),
+        owed_sat=owed.own_sat,
+        owed_hosted_sat=owed.hosted_sat,
+        refunding_sat=owed.refunding_sat,
         unassigned_sat=await unassigned_sat(tx, seller_id),
         sales=sum(day.sales for day in days),
         days=days,
@@ -96,25 +124,29 @@ async def days_of(tx: Transaction, seller_id: str, period: Period) -> list[Earni
 
 
 def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> list[EarningsDay]:
-    """Newest day first. `booked` is in order of time, `before` what each invoice had earned until then.
+    """Newest day first. `booked` is in order of time, `before` what each invoice had sold for until then.
 
     A sale counts when its invoice starts to earn, and minus one when it stops: an amended booking is neither.
+    Nor does it matter whether the operator's fee leaves anything of it.
     """
     received_msat: defaultdict[tuple[str, str], int] = defaultdict(int)
+    fee_msat: defaultdict[tuple[str, str], int] = defaultdict(int)
     sales: defaultdict[tuple[str, str], int] = defaultdict(int)
-    earned_msat: defaultdict[str, int] = defaultdict(int, {**before})
+    sold_msat: defaultdict[str, int] = defaultdict(int, {**before})
     for entry in booked:
         place = (period.day(entry.at), entry.parcel_id)
-        had = earned_msat[entry.invoice_id] > 0
-        earned_msat[entry.invoice_id] += entry.amount_msat
+        had = sold_msat[entry.invoice_id] > 0
+        sold_msat[entry.invoice_id] += entry.amount_msat + entry.fee_msat
         received_msat[place] += entry.amount_msat
-        sales[place] += (earned_msat[entry.invoice_id] > 0) - had
+        fee_msat[place] += entry.fee_msat
+        sales[place] += (sold_msat[entry.invoice_id] > 0) - had
     return [
         # On-chain amounts are whole sats, so nothing is rounded.
         EarningsDay(
             day=day,
             parcel_id=parcel_id,
             received_sat=sat_rounded_down(Msat(amount)),
+            fee_sat=sat_rounded_down(Msat(fee_msat[day, parcel_id])),
             sales=sales[day, parcel_id],
         )
         for (day, parcel_id), amount in sorted(received_msat.items(), key=_newest_first)
@@ -125,43 +157,47 @@ async def pending_sat(tx: Transaction, seller_id: str) -> int:
     """Received on invoices that are not settled yet and still may be."""
     rows = await tx.scalars(
         select(invoices.c.standing).where(
-            invoices.c.seller_id == seller_id, invoices.c.status.in_(UNDER_WAY), ~invoices.c.revoked
+            invoices.c.seller_id == seller_id,
+            invoices.c.status.in_(UNDER_WAY),
+            ~invoices.c.revoked,
+            ~invoices.c.refunded,
         )
     )
     return sum(json.decode(text, type=Standing).received_sat for text in rows.all())
 
 
-async def owed_sat(tx: Transaction, seller_id: str) -> int:
-    """Confirmed money of finished or revoked invoices that earned nothing, above a tip: the buyers'."""
-    account = ledger.owed("") + invoices.c.id
-    balance = func.sum(
-        case(
-            (transfers.c.credit == account, transfers.c.amount_msat),
-            (transfers.c.debit == account, -transfers.c.amount_msat),
-            else_=0,
-        )
-    ).label("msat")
-    # Money that is nobody's price always needs attention, but for what came to a cancelled invoice. Two
-    # queries, since of one with OR each database reads all the seller's invoices.
+async def owed_of(tx: Transaction, seller_id: str) -> Owed:
+    """Confirmed money of finished or withdrawn invoices that earned nothing, above a tip: the buyers'."""
+    # Money that is nobody's price always needs attention, but for what came to a cancelled invoice, or what
+    # its buyer asked back. Of one query with OR each database would read all the seller's invoices.
     of_seller = select(invoices.c.id).where(invoices.c.seller_id == seller_id)
+    refunds = select(payouts).where(payouts.c.seller_id == seller_id, payouts.c.kind == Kind.REFUND)
+    asked_back = refunds.with_only_columns(payouts.c.invoice_id)
     suspects = union(
         of_seller.where(invoices.c.attention.in_(list(Attention))),
         of_seller.where(invoices.c.status == Status.CANCELLED),
+        of_seller.where(invoices.c.id.in_(asked_back)),
     )
-    per_invoice = (
-        select(balance)
-        .select_from(transfers)
-        .join(invoices, invoices.c.id == transfers.c.reference)
+    withdrawn = or_(invoices.c.revoked, invoices.c.refunded)
+    owed = (
+        select(invoices.c.mode, func.sum(balances.c.amount_msat).label("msat"))
+        .join(balances, balances.c.account == ledger.owed("") + invoices.c.id)
         .where(
             invoices.c.id.in_(suspects),
-            or_(invoices.c.status.not_in(UNDER_WAY), invoices.c.revoked),
+            or_(invoices.c.status.not_in(UNDER_WAY), withdrawn),
+            or_(balances.c.amount_msat > msat_from_sat(TIP_SAT_MAX), withdrawn),
         )
-        .group_by(invoices.c.id)
-        .having(or_(balance > msat_from_sat(TIP_SAT_MAX), invoices.c.revoked))
-        .subquery()
+        .group_by(invoices.c.mode)
     )
-    total = await tx.scalar(select(func.sum(per_invoice.c.msat)))
-    return sat_rounded_down(Msat(int(total or 0)))
+    by_mode = {row.mode: Msat(int(row.msat)) for row in (await tx.execute(owed)).all()}
+    held = refunds.with_only_columns(func.sum(balances.c.amount_msat)).join(
+        balances, balances.c.account == ledger.payout("") + payouts.c.id
+    )
+    return Owed(
+        own_sat=sat_rounded_down(by_mode.get(Mode.DIRECT, NOTHING_MSAT)),
+        hosted_sat=sat_rounded_down(by_mode.get(Mode.HOSTED, NOTHING_MSAT)),
+        refunding_sat=sat_rounded_down(Msat(int(await tx.scalar(held) or 0))),
+    )
 
 
 async def unassigned_sat(tx: Transaction, seller_id: str) -> Sat:
@@ -186,8 +222,8 @@ def earnings_csv(view: EarningsView) -> str:
     """
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\r\n")
-    lines.writerow(("day", "parcel_id", "received_sat", "sales"))
-    lines.writerows((day.day, day.parcel_id, day.received_sat, day.sales) for day in view.days)
+    lines.writerow(("day", "parcel_id", "received_sat", "sales", "fee_sat"))
+    lines.writerows((day.day, day.parcel_id, day.received_sat, day.sales, day.fee_sat) for day in view.days)
     return out.getvalue()
 
 
@@ -203,32 +239,49 @@ def _time(field: str, text: str) -> int:
 
 
 async def _booked(tx: Transaction, seller_id: str, period: Period) -> list[Booked]:
-    signed = _signed(seller_id)
+    fee = case(
+        (transfers.c.code == Code.FEE, transfers.c.amount_msat),
+        (transfers.c.code == Code.FEE_REVERSED, -transfers.c.amount_msat),
+        else_=0,
+    )
     rows = await tx.execute(
         select(
-            transfers.c.created_at, transfers.c.reference, grants.c.parcel_id, func.sum(signed).label("msat")
+            transfers.c.created_at,
+            transfers.c.reference,
+            grants.c.parcel_id,
+            func.sum(_signed(seller_id)).label("msat"),
+            func.sum(fee).label("fee_msat"),
         )
         .join(grants, grants.c.invoice_id == transfers.c.reference)
         .where(
             _concerns(seller_id),
+            transfers.c.code.in_(EARNING),
             transfers.c.created_at >= period.since,
             transfers.c.created_at < period.until,
         )
         .group_by(transfers.c.created_at, transfers.c.reference, grants.c.parcel_id)
         .order_by(transfers.c.created_at, transfers.c.reference)
     )
-    return [Booked(row.created_at, row.reference, row.parcel_id, Msat(int(row.msat))) for row in rows.all()]
+    return [
+        Booked(row.created_at, row.reference, row.parcel_id, Msat(int(row.msat)), Msat(int(row.fee_msat)))
+        for row in rows.all()
+    ]
 
 
 async def _balances_before(tx: Transaction, seller_id: str, period: Period) -> dict[str, Msat]:
-    """What invoices booked in the period had earned before it."""
+    """What invoices booked in the period had sold for before it."""
     in_period = select(transfers.c.reference).where(
-        _concerns(seller_id), transfers.c.created_at >= period.since, transfers.c.created_at < period.until
+        _concerns(seller_id),
+        transfers.c.code.in_(SETTLING),
+        transfers.c.created_at >= period.since,
+        transfers.c.created_at < period.until,
     )
     # By reference, not by account: an old seller's account has many transfers, an invoice a few.
-    balance = func.sum(case((_concerns(seller_id), _signed(seller_id)), else_=0))
+    sold = func.sum(
+        case((_concerns(seller_id) & transfers.c.code.in_(SETTLING), _signed(seller_id)), else_=0)
+    )
     rows = await tx.execute(
-        select(transfers.c.reference, balance.label("msat"))
+        select(transfers.c.reference, sold.label("msat"))
         .where(transfers.c.created_at < period.since, transfers.c.reference.in_(in_period))
         .group_by(transfers.c.reference)
     )
@@ -236,12 +289,19 @@ async def _balances_before(tx: Transaction, seller_id: str, period: Period) -> d
 
 
 def _concerns(seller_id: str) -> ColumnElement[bool]:
-    earned = ledger.direct(seller_id)
-    return or_(transfers.c.credit == earned, transfers.c.debit == earned)
+    """Each a search of its own: of IN within OR, SQLite would use no index."""
+    accounts = (ledger.direct(seller_id), ledger.seller(seller_id))
+    return or_(
+        *(transfers.c.credit == account for account in accounts),
+        *(transfers.c.debit == account for account in accounts),
+    )
 
 
 def _signed(seller_id: str) -> ColumnElement[int]:
     return case(
-        (transfers.c.credit == ledger.direct(seller_id), transfers.c.amount_msat),
+        (
+            transfers.c.credit.in_((ledger.direct(seller_id), ledger.seller(seller_id))),
+            transfers.c.amount_msat,
+        ),
         else_=-transfers.c.amount_msat,
     )

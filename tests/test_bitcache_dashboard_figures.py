@@ -105,7 +105,7 @@ def test_long_spans_are_shown_by_calendar_week() -> None:
 
 
 def sold(day: str, sat: int, sales: int = 1, parcel: str = "p") -> EarningsDay:
-    return EarningsDay(day=day, parcel_id=parcel, received_sat=sat, sales=sales)
+    return EarningsDay(day=day, parcel_id=parcel, received_sat=sat, fee_sat=0, sales=sales)
 
 
 def test_bars_fill_the_height_and_reversals_hang_below() -> None:

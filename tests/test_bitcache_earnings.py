@@ -81,6 +81,16 @@ def test_an_amended_booking_is_no_second_sale() -> None:
     assert days(booked(NOON, 5), booked(NOON + 1, 2)) == [("2026-03-10", "p", 7, 1)]
 
 
+def test_the_operators_fee_is_beside_the_earnings_and_a_sale_of_which_it_leaves_nothing_counts() -> None:
+    hosted = [
+        Booked(NOON, "a", "p", Msat(45_000), Msat(5_000)),
+        Booked(NOON, "b", "p", Msat(0), Msat(7_000)),
+        Booked(NOON + DAY_S, "a", "p", Msat(-45_000), Msat(-5_000)),
+    ]
+    listed = by_day(hosted, {}, parse_period("0", None, None, now=LATE + 10 * DAY_S))
+    assert [(day.received_sat, day.fee_sat, day.sales) for day in listed] == [(-45, -5, -1), (45, 12, 2)]
+
+
 def test_a_sale_from_before_the_period_is_not_counted_again() -> None:
     assert days(booked(NOON, 2), before={"i": Msat(5_000)}) == [("2026-03-10", "p", 2, 0)]
     assert days(booked(NOON, -5), before={"i": Msat(5_000)}) == [("2026-03-10", "p", -5, -1)]
@@ -220,8 +230,8 @@ async def test_the_spreadsheet_has_the_same_numbers_and_nothing_to_run(till: Til
         assert answer.content_type == "text/csv"
         assert "attachment" in answer.headers["Content-Disposition"]
         lines = list(csv.reader(io.StringIO(await answer.text())))
-    assert lines[0] == ["day", "parcel_id", "received_sat", "sales"]
-    assert lines[1][1:] == [sold.parcel_id, "5000", "1"]
+    assert lines[0] == ["day", "parcel_id", "received_sat", "sales", "fee_sat"]
+    assert lines[1][1:] == [sold.parcel_id, "5000", "1", "0"]
     assert not any(cell[:1] in "=+@\t\r" for line in lines for cell in line if cell)
 
 

@@ -83,6 +83,7 @@ days = st.builds(
     day=st.dates().map(str),
     parcel_id=st.binary(min_size=16, max_size=16).map(id_text),
     received_sat=st.integers(-(2**63), 2**63),
+    fee_sat=st.integers(-(2**63), 2**63),
     sales=st.integers(-(2**31), 2**31),
 )
 
@@ -91,10 +92,22 @@ days = st.builds(
 @given(st.lists(days, max_size=20))
 def test_spreadsheet_runs_nothing_and_is_read_back(listed: list[EarningsDay]) -> None:
     view = EarningsView(
-        since=0, until=1, received_sat=0, pending_sat=0, owed_sat=0, unassigned_sat=0, sales=0, days=listed
+        since=0,
+        until=1,
+        received_sat=0,
+        fee_sat=0,
+        pending_sat=0,
+        owed_sat=0,
+        owed_hosted_sat=0,
+        refunding_sat=0,
+        unassigned_sat=0,
+        sales=0,
+        days=listed,
     )
     header, *lines = csv.reader(io.StringIO(earnings_csv(view), newline=""))
-    assert [EarningsDay(day, parcel, int(sat), int(sales)) for day, parcel, sat, sales in lines] == listed
+    assert [
+        EarningsDay(day, parcel, int(sat), int(fee), int(sales)) for day, parcel, sat, sales, fee in lines
+    ] == listed
     for cell in (*header, *(cell for line in lines for cell in line)):
         assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*|-?[0-9]+", cell), (
             "a formula, or what a spreadsheet takes for one"

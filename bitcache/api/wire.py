@@ -370,7 +370,11 @@ class EarningsView(Response, frozen=True):
     pending_sat: int
     """Seen or confirming, not settled yet."""
     owed_sat: int
-    """To buyers, of money that settled nothing."""
+    """To buyers, of money that settled nothing and is in the seller's own wallet."""
+    owed_hosted_sat: int
+    """The same, in the operator's wallet: buyers ask for it with their receipts."""
+    refunding_sat: int
+    """Asked back by buyers, set aside in the operator's wallet, and not in a block yet."""
     unassigned_sat: int
     """In the seller's wallet, for invoices that the server lost and a restore did not bring back."""
     sales: int
@@ -402,3 +406,9 @@ class HealthView(Response, frozen=True):
     trouble: str | None
     """What is wrong with the node, for the operator."""
     version: str
+    """Of hosted sales without the operator's fee."""
+    fee_sat: int
+    """The operator's."""
+    """Of hosted sales without the operator's fee."""
+    fee_sat: int
+    """The operator's, of hosted sales."""

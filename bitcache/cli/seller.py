@@ -268,9 +268,18 @@ def _print_earnings(view: wire.EarningsView) -> None:
     for day in view.days:
         print_text(f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}")
     print_text(f"Received {show_sat(view.received_sat)} in {show_count(view.sales, 'sale')}.")
+    if view.fee_sat:
+        print_text(f"The operator's fee, taken off already: {show_sat(view.fee_sat)}.")
     print_text(f"On its way: {show_sat(view.pending_sat)}.")
     if view.owed_sat:
         print_text(f"You owe buyers {show_sat(view.owed_sat)}: money that came late or was too much.")
+    if view.owed_hosted_sat:
+        print_text(
+            f"The operator holds {show_sat(view.owed_hosted_sat)} of your buyers: they ask for it with their "
+            "receipts."
+        )
+    if view.refunding_sat:
+        print_text(f"On its way back to buyers: {show_sat(view.refunding_sat)}.")
     if view.unassigned_sat:
         print_text(
             f"In your wallet for invoices that the server lost: {show_sat(view.unassigned_sat)}. "

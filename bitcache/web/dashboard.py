@@ -19,7 +19,7 @@ from aiohttp import web
 from bitcache.accounts import Seller
 from bitcache.api.routing import Call, Route
 from bitcache.api.wire import EarningsDay
-from bitcache.earnings import days_of, earnings, earnings_csv, owed_sat, pending_sat, unassigned_sat
+from bitcache.earnings import days_of, earnings, earnings_csv, owed_of, pending_sat, unassigned_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, is_gap_near, wallet
@@ -55,6 +55,8 @@ class Sum:
     """What settled within a span."""
 
     received_sat: int
+    fee_sat: int
+    """The operator's, of hosted sales; not part of what was received."""
     sales: int
 
 
@@ -185,7 +187,7 @@ async def _overview(
     return Overview(
         days=await days_of(tx, seller_id, span.with_before),
         pending_sat=await pending_sat(tx, seller_id),
-        owed_sat=await owed_sat(tx, seller_id),
+        owed_sat=(await owed_of(tx, seller_id)).sum_sat,
         passed=await funnel(tx, seller_id, span.period),
         attention=attention,
         attention_count=attention_count,
@@ -230,7 +232,11 @@ def _split(days: Iterable[EarningsDay], span: Span) -> tuple[list[EarningsDay], 
 
 
 def _sum(days: Sequence[EarningsDay]) -> Sum:
-    return Sum(sum(day.received_sat for day in days), sum(day.sales for day in days))
+    return Sum(
+        received_sat=sum(day.received_sat for day in days),
+        fee_sat=sum(day.fee_sat for day in days),
+        sales=sum(day.sales for day in days),
+    )
 
 
 def chart_of(days: Iterable[EarningsDay], span: Span) -> Chart:
