@@ -115,10 +115,17 @@ async def open_services(
         access = Access(config, clock)
         limits = Limits.of(config.limits, monotonic)
         registry = _registry(config, access)
-        search = AddressSearch(
-            node, database, registry, descriptors=descriptor_store, addresses=addresses, clock=clock
-        )
         policy = config.hosted.payout_policy
+        follower = PayoutFollower(policy)
+        search = AddressSearch(
+            node,
+            database,
+            registry,
+            descriptors=descriptor_store,
+            addresses=addresses,
+            clock=clock,
+            payouts=follower,
+        )
         watcher = Watcher(
             node,
             database,
@@ -126,7 +133,7 @@ async def open_services(
             network=config.network,
             clock=clock,
             search=search,
-            payouts=PayoutFollower(policy),
+            payouts=follower,
         )
         batches = PayoutBatches(
             node=node,

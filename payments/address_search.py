@@ -6,7 +6,6 @@ beyond the first ones, when those prove used, and a descriptor that is set later
 some with each poll, so that the watcher never falls behind.
 """
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +13,17 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from payments import chain_facts, chain_store, restores, unassigned
+from payments import chain_facts, chain_store, foreign_spends, restores, unassigned
 from payments.addresses import AddressBook, DerivedAddress
 from payments.bitcoind import Bitcoind
-from payments.block import scan_block
 from payments.chain_facts import BlockRef, PayingTransaction
 from payments.descriptors import ADDRESS_INDEX_MAX, DescriptorStore
 from payments.errors import BlockUnavailable
+from payments.payout_follow import PayoutFollower
 from payments.ports import Clock, Store, Transaction
 from payments.registry import InvoiceRegistry
 from payments.restores import Search
+from payments.scanning import scanned
 from payments.tables import blocks
 from payments.watch_list import WatchList
 
@@ -39,6 +39,8 @@ NEW_WALLETS_PER_PASS = 2
 class _Found(NamedTuple):
     block: BlockRef
     payments: tuple[PayingTransaction, ...]
+    spends: tuple[PayingTransaction, ...]
+    """Of the operator's wallet: what was paid to a lost invoice may be paid out already."""
     mined_at: int
 
 
@@ -67,13 +69,16 @@ class AddressSearch:
         descriptors: DescriptorStore,
         addresses: AddressBook,
         clock: Clock,
+        payouts: PayoutFollower | None = None,
     ) -> None:
+        """`payouts` where sales are, or were, hosted."""
         self._node = node
         self._store = store
         self._registry = registry
         self._descriptors = descriptors
         self._addresses = addresses
         self._clock = clock
+        self._payouts = payouts
         self._pass: _Pass | None = None
         self._told: set[str] = set()
 
@@ -113,6 +118,7 @@ class AddressSearch:
             return  # the node's chain changed meanwhile: the watcher follows it first
         for one in found:
             watch_list.add(one.payments)
+        await self._store.read(watch_list.keep_coins)
         self._pass.next_height += len(found)
         if self._pass.next_height > self._pass.last_height:
             await self._store.write(partial(_end_those_found, read=self._pass, now=self._clock()))
@@ -153,9 +159,9 @@ class AddressSearch:
             if block_hash is None:
                 break
             raw = await self._node.raw_block(block_hash)
-            block = await asyncio.to_thread(scan_block, raw, watched_scripts=reading.scripts)
-            payments = tuple(watch_list.payments_in(block))
-            found.append(_Found(BlockRef(height, block_hash), payments, block.time))
+            block = await scanned(raw, watch_list, scripts=reading.scripts)
+            payments, spends = tuple(watch_list.payments_in(block)), tuple(watch_list.spends_in(block))
+            found.append(_Found(BlockRef(height, block_hash), payments, spends, block.time))
         return found
 
     async def _record(self, tx: Transaction, *, found: list[_Found], now: int) -> bool:
@@ -165,7 +171,7 @@ class AddressSearch:
             return False
         concerned: set[str] = set()
         for one in found:
-            for payment in one.payments:
+            for payment in (*one.payments, *one.spends):
                 concerned |= await chain_store.add_payment(
                     tx,
                     payment,
@@ -174,7 +180,11 @@ class AddressSearch:
                     prefetch_fit=True,
                 )
         await self._registry.refresh(tx, concerned, now=now)
+        await foreign_spends.mark_change(tx)
         await unassigned.book(tx, now=now)
+        spends = {spend.txid for one in found for spend in one.spends}
+        if self._payouts is not None and spends:
+            await self._payouts.follow(tx, now=now, found=spends)
         return True
 
     def _tell(self, trouble: str) -> None:

@@ -60,8 +60,8 @@ def _all() -> CompoundSelect[tuple[str, int, int, bytes]]:
     return union_all(sold, own)
 
 
-def _unspent() -> Select[tuple[str, int, int, bytes, int, bool]]:
-    """Those in a block of the active chain that no transaction in one has spent."""
+def _unspent(*, height_max: int) -> Select[tuple[str, int, int, bytes, int, bool]]:
+    """Those in a block of the active chain at most so high that no transaction in one has spent."""
     coins = _all().subquery()
     spent = exists().where(
         and_(
@@ -69,6 +69,7 @@ def _unspent() -> Select[tuple[str, int, int, bytes, int, bool]]:
             paying_inputs.c.previous_vout == coins.c.vout,
             _spenders.c.txid == paying_inputs.c.txid,
             _spenders.c.presence == Presence.BLOCK,
+            _spenders.c.height <= height_max,
         )
     )
     return (
@@ -85,14 +86,24 @@ def _unspent() -> Select[tuple[str, int, int, bytes, int, bool]]:
     )
 
 
-async def unspent(tx: Transaction) -> list[Coin]:
-    """All coins, of whatever depth, but for coinbases that are too young to spend; by outpoint."""
-    tip = await _tip_height(tx)
+async def unspent(tx: Transaction, *, height: int | None = None) -> list[Coin]:
+    """All coins, of whatever depth, but for coinbases that are too young to spend; by outpoint.
+
+    As of the block at `height` of the active chain; by default its tip.
+    """
+    at = await _tip_height(tx) if height is None else height
+    rows = (await tx.execute(_unspent(height_max=at).where(paying_transactions.c.height <= at))).all()
     return [
         Coin(OutPoint(row.txid, row.vout), Sat(row.amount_sat), row.height)
-        for row in (await tx.execute(_unspent())).all()
-        if not row.coinbase or tip - row.height + 1 >= COINBASE_MATURITY
+        for row in rows
+        if not row.coinbase or at - row.height + 1 >= COINBASE_MATURITY
     ]
+
+
+async def watched(tx: Transaction, *, spent_above: int) -> list[OutPoint]:
+    """All that are unspent, or were before the blocks above this height: a reorg can bring those back."""
+    rows = await tx.execute(_unspent(height_max=spent_above))
+    return [OutPoint(row.txid, row.vout) for row in rows.all()]
 
 
 async def free(tx: Transaction, *, depth: int) -> list[Coin]:

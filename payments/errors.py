@@ -215,6 +215,25 @@ class PayoutConflict(PaymentsError):
     """What is asked does not go with where the payout or its batch is now; the message says where that is."""
 
 
+class SpendNotFound(PaymentsError):
+    """No transaction of this id took anything out of the operator's wallet, as the books know it."""
+
+    def __init__(self, txid: str) -> None:
+        super().__init__(
+            f"no transaction {txid} in a block took money out of the wallet without a payout: "
+            "`bitcache reconcile` lists those that did"
+        )
+        self.txid = txid
+
+
+class ExplanationRefused(PaymentsError):
+    """An account that cannot bear what a transaction took; the message says which can."""
+
+
+class ReconciliationFailed(PaymentsError):
+    """Node and books could not be compared now; the message says why, and what to do."""
+
+
 class PayoutsStopped(PaymentsError):
     """Nothing is paid out now; the message says why, and what the operator must do."""
 

@@ -15,7 +15,8 @@ to what stands (`reconcile`). Nothing is ever edited: a booking that no longer h
     leg fee        payout:<payout> -> chain            and its share of the network's fee
     leg left       operator -> chain                   change of a batch that is too small for an output
     leg spent      unexplained -> chain                left the hosted wallet by a transaction not ours
-    leg explained  operator, seller or owed -> unexplained       whose it was, as the operator says
+    leg explained  operator, seller or owed -> unexplained       whose it was, as the operator says; its
+                   subject is `<txid>:<account>`, since several may share it
 
 What stays in owed:<invoice> is the buyer's: of a revoked or refunded invoice, all. A transfer's id is
 `<subject>/<leg>/<n>`, of an outpoint `<txid>:<vout>`, a payout, a batch or a txid; n counts the flips of that
@@ -78,7 +79,8 @@ class Place(NamedTuple):
     """What a booking is about: at most one stands for each."""
 
     subject: str
-    """The outpoint `<txid>:<vout>`, or the id of the payout, the batch or the transaction."""
+    """The outpoint `<txid>:<vout>`, the id of the payout, the batch or the transaction, or, of a part of what
+    that took, `<txid>:<account>`."""
     leg: Leg
 
     def transfer_id(self, n: int) -> str:

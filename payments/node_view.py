@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from payments import chain_facts
 from payments.bitcoind import Bitcoind, BroadcastOutcome
-from payments.block import ParsedBlock, scan_block
+from payments.block import ParsedBlock
 from payments.chain_facts import BlockRef, PayingTransaction
 from payments.errors import NodeMisconfigured, TransactionMalformed
 from payments.node_fitness import ChainInfo
 from payments.ports import Store
+from payments.scanning import scanned
 from payments.transaction import ParsedTransaction, parse_transaction
 from payments.watch_list import WatchList
 
@@ -144,9 +145,9 @@ class NodeObserver:
         await self._store.read(self._watch_list.load_new)
         if chain.blocks == known.height + 1:
             # Mostly it is the next block, and who waits for it waits for no more questions than that.
-            block = await self._scanned(chain.best_hash)
-            if block.previous_hash == known.hash:
-                view.blocks.append((BlockRef(chain.blocks, block.hash), block))
+            newest = await self._scanned(chain.best_hash)
+            if newest.previous_hash == known.hash:
+                view.blocks.append((BlockRef(chain.blocks, newest.hash), newest))
                 return
         fork = await self._fork(known)
         view.fork = fork if fork != known else None
@@ -154,25 +155,19 @@ class NodeObserver:
         previous_hash = fork.hash
         for height in range(fork.height + 1, last_height + 1):
             block_hash = await self._node.block_hash(height)
-            scanned = await self._scanned(block_hash) if block_hash is not None else None
-            if scanned is None or scanned.previous_hash != previous_hash:
+            block = await self._scanned(block_hash) if block_hash is not None else None
+            if block is None or block.previous_hash != previous_hash:
                 view.stale = True
                 return
-            view.blocks.append((BlockRef(height, scanned.hash), scanned))
-            previous_hash = scanned.hash
+            view.blocks.append((BlockRef(height, block.hash), block))
+            previous_hash = block.hash
         view.complete = last_height == chain.blocks
 
     async def _scanned(self, block_hash: str) -> ParsedBlock:
         raw = await self._node.raw_block(block_hash)
-        block = await asyncio.to_thread(
-            scan_block,
-            raw,
-            watched_scripts=self._watch_list.scripts,
-            watched_outpoints=self._watch_list.outpoints,
-        )
+        block = await scanned(raw, self._watch_list)
         # What this block pays the next may spend again after a reorg: its inputs are watched from here on.
         self._watch_list.add(self._watch_list.payments_in(block))
-        self._watch_list.note_outputs(block)
         return block
 
     async def _fork(self, known: BlockRef) -> BlockRef:

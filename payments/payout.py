@@ -206,20 +206,28 @@ def desired_batch(batch_id: str, left_sat: Sat, *, mined: bool) -> tuple[Booking
 
 
 def desired_spend(
-    txid: str, net_out_sat: Sat, explained_by: str | None, *, mined: bool
+    txid: str, net_out_sat: Sat, said: Mapping[str, Sat | None], *, mined: bool
 ) -> tuple[Booking, ...]:
     """What should stand for a transaction that spent coins of the wallet and is none of our batches.
 
-    `explained_by`: the account that the operator named for it.
+    `said`: account -> what of it that account bears, by the operator's word; None: all that the others leave.
     """
     if not mined or not net_out_sat:
         return ()
     amount = msat_from_sat(net_out_sat)
-    spent = Booking(txid, Leg.SPENT, ledger.unexplained(), ledger.chain(), amount, Code.SPENT)
-    if explained_by is None:
-        return (spent,)
-    named = Booking(txid, Leg.EXPLAINED, explained_by, ledger.unexplained(), amount, Code.EXPLAINED)
-    return (spent, named)
+    bookings = [Booking(txid, Leg.SPENT, ledger.unexplained(), ledger.chain(), amount, Code.SPENT)]
+    left_sat = net_out_sat
+    # The rest comes last.
+    for account, share_sat in sorted(said.items(), key=lambda one: (one[1] is None, one[0])):
+        # What the transaction took may have grown less since: an input that was a coin is none any more.
+        borne_sat = left_sat if share_sat is None else min(left_sat, share_sat)
+        if borne_sat:
+            amount, subject = msat_from_sat(borne_sat), f"{txid}:{account}"
+            bookings.append(
+                Booking(subject, Leg.EXPLAINED, account, ledger.unexplained(), amount, Code.EXPLAINED)
+            )
+        left_sat = Sat(left_sat - borne_sat)
+    return tuple(bookings)
 
 
 def over_share(shares: Iterable[Share], *, percent_max: int, dust_sat: Mapping[str, Sat]) -> dict[str, str]:

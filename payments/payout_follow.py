@@ -4,13 +4,11 @@ Level-triggered, as everything that follows the chain: it looks at where the coi
 now, and makes books and states say so. A spend of the wallet that is no batch of ours is `unexplained`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Row, or_, select
 
-from payments import books, chain_facts, coins, ledger, payable, payout_store
-from payments.ledger import Code
-from payments.money import Sat
+from payments import books, chain_facts, coins, foreign_spends, payable, payout_store
 from payments.outputs import Presence
 from payments.payout import (
     BatchState,
@@ -19,13 +17,12 @@ from payments.payout import (
     State,
     desired_batch,
     desired_payout,
-    desired_spend,
 )
 from payments.payout_batches import kill
 from payments.payout_layout import matching_version
 from payments.payout_store import Batch, Version
 from payments.ports import Transaction
-from payments.tables import paying_inputs, paying_transactions, payout_batches, payout_versions
+from payments.tables import paying_transactions, payout_batches, payout_versions
 
 DEPTH_FOLLOWED = 144
 """Deeper batches and spends stay as they are."""
@@ -37,7 +34,8 @@ class PayoutFollower:
     def __init__(self, policy: PayoutPolicy) -> None:
         self._policy = policy
 
-    async def follow(self, tx: Transaction, *, now: int) -> None:
+    async def follow(self, tx: Transaction, *, now: int, found: Iterable[str] = ()) -> None:
+        """`found`: transactions of older blocks that were read again, and spend coins of the wallet."""
         if not await payable.hosted_descriptors(tx):
             return
         tip = await chain_facts.tip(tx)
@@ -47,8 +45,8 @@ class PayoutFollower:
             await self._follow_batch(tx, batch, tip_height, now)
         for batch in await _lately_done(tx, from_height):
             await self._follow_batch(tx, batch, tip_height, now)
-        for txid in sorted(await _spends(tx, from_height)):
-            await _book_spend(tx, txid, now)
+        for txid in sorted(await foreign_spends.lately(tx, from_height) | set(found)):
+            await foreign_spends.book(tx, txid, now=now)
 
     async def _follow_batch(self, tx: Transaction, batch: Batch, tip_height: int, now: int) -> None:
         spenders = await coins.spenders_of(tx, batch.inputs)
@@ -86,19 +84,6 @@ class PayoutFollower:
             await payout_store.change_payouts(tx, [payout.id for payout in members], state=to)
 
 
-async def explain(tx: Transaction, txid: str, account: str, *, now: int) -> Sat:
-    """Say which account of the ledger bears what a transaction took out of the wallet; how much that was.
-
-    0: there is no such spend, or it was explained before.
-    """
-    standing = (await books.booked(tx, [txid]))[txid]
-    before = await books.balance(tx, ledger.unexplained())
-    if not standing:
-        return Sat(0)
-    await _book_spend(tx, txid, now, explained_by=account)
-    return Sat((await books.balance(tx, ledger.unexplained()) - before) // 1_000)
-
-
 async def _lately_done(tx: Transaction, from_height: int) -> list[Batch]:
     """Done batches that a reorg could still undo, or has undone."""
     lately = (
@@ -126,29 +111,3 @@ async def _version_of(
     if unseen is not None:
         await payout_store.keep_signed(tx, batch.id, unseen.n, raw=row.raw, txid=row.txid, now=now)
     return unseen
-
-
-async def _spends(tx: Transaction, from_height: int) -> set[str]:
-    """Transactions that spend coins of the wallet and are no batch of ours, of the followed depth."""
-    ours = select(payout_versions.c.txid).where(payout_versions.c.txid.is_not(None))
-    lately = select(paying_transactions.c.txid).where(
-        or_(paying_transactions.c.height >= from_height, paying_transactions.c.reorged),
-        paying_transactions.c.txid.not_in(ours),
-    )
-    spent_by = select(paying_inputs.c.txid).where(paying_inputs.c.txid.in_(lately)).distinct()
-    found: set[str] = set()
-    for coins_of in (coins.sold_among_inputs(spent_by), coins.own_among_inputs(spent_by)):
-        found |= {row.txid for row in (await tx.execute(coins_of)).all()}
-    return found
-
-
-async def _book_spend(tx: Transaction, txid: str, now: int, *, explained_by: str | None = None) -> None:
-    (row,) = await _transactions(tx, [txid])
-    inputs = (await chain_facts.inputs_by_txid(tx, paying_transactions.c.txid == txid)).get(txid, [])
-    spent_sat = sum((await coins.among(tx, inputs)).values())
-    net_out_sat = Sat(max(0, spent_sat - await coins.change_among(tx, txid)))
-    standing = (await books.booked(tx, [txid]))[txid]
-    named = explained_by or next((t.debit for t in standing if t.code is Code.EXPLAINED), None)
-    mined = row.presence == Presence.BLOCK
-    desired = desired_spend(txid, net_out_sat, named, mined=mined)
-    await books.append_missing(tx, desired, standing, reference=txid, now=now)

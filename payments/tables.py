@@ -314,6 +314,16 @@ refund_addresses = Table(
     Column("claimed_at", BigInteger, nullable=False),
 )
 
+# What the operator said about transactions that are no payouts of ours: which accounts bear them.
+spend_explanations = Table(
+    "spend_explanations",
+    metadata,
+    Column("txid", Text, primary_key=True),
+    Column("account", Text, primary_key=True),  # of the ledger
+    Column("amount_sat", BigInteger),  # None: all that the others leave
+)
+
+# One row for each look at ledger and node; the newest are kept.
 reconciliations = Table(
     "reconciliations",
     metadata,
@@ -321,5 +331,5 @@ reconciliations = Table(
     Column("height", BigInteger, nullable=False),
     Column("difference_sat", BigInteger, nullable=False),
     Column("explained", Boolean, nullable=False),
-    Column("report", Text, nullable=False),  # JSON
+    Column("report", Text, nullable=False),  # JSON; empty while it runs, or if it was cut off
 )

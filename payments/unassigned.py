@@ -11,7 +11,6 @@ and deposits, which are the operator's.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import groupby
 
 from sqlalchemy import exists, func, insert, select, update
 
@@ -33,6 +32,8 @@ from payments.tables import (
 INDEX_MARGIN = 100
 """Addresses skipped after the last used one: they may have been handed out, and paid later or never."""
 ADDRESSES_PER_QUERY = 1_000
+DEPOSIT_PREFIX = "deposit:"
+"""Before the id of the descriptor: under which the transfers of its deposits stand."""
 
 
 class Purpose(StrEnum):
@@ -240,22 +241,25 @@ async def _paid(tx: Transaction, descriptor_ids: Iterable[str] | None = None) ->
 
 async def book(tx: Transaction, *, now: int) -> bool:
     """Bring the books of all money without an invoice in line with the chain; whether anything was booked."""
-    found = [one for one in await _paid(tx) if one.purpose is not Purpose.CHANGE]
-    if not found:
+    by_reference: dict[str, list[ReceivedOutput]] = {}
+    for one in await _paid(tx):
+        outputs = by_reference.setdefault(_reference(one), [])
+        if one.purpose is not Purpose.CHANGE:
+            outputs.append(one.output)
+    if not by_reference:
         return False
     chain = await chain_facts.view(tx, now)
     booked = False
-    for reference, group in groupby(sorted(found, key=_reference), key=_reference):
-        some = list(group)
-        account = ledger.operator() if some[0].purpose is Purpose.DEPOSIT else reference
-        desired = ledger.desired_uninvoiced(account, [one.output for one in some], chain)
+    for reference, outputs in sorted(by_reference.items()):
+        account = ledger.operator() if reference.startswith(DEPOSIT_PREFIX) else reference
+        desired = ledger.desired_uninvoiced(account, outputs, chain)
         standing = (await books.booked(tx, [reference]))[reference]
         booked |= await books.append_missing(tx, desired, standing, reference=reference, now=now)
     return booked
 
 
 def _reference(one: UnassignedOutput) -> str:
-    """Under which its transfers stand."""
+    """Under which its transfers stand. Change has none, but may have been taken for an invoice's at first."""
     if one.purpose is Purpose.DEPOSIT:
-        return f"deposit:{one.descriptor_id}"
+        return f"{DEPOSIT_PREFIX}{one.descriptor_id}"
     return ledger.unassigned(one.descriptor_id)

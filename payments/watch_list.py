@@ -6,7 +6,7 @@ A million scripts take about 140 MB.
 
 from collections.abc import Iterable, Iterator
 
-from payments import chain_facts, coins, unassigned
+from payments import chain_facts, coins, payable, unassigned
 from payments.block import ParsedBlock, outpoint_bytes
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.outputs import OutPoint
@@ -30,6 +30,8 @@ class WatchList:
         """Outpoints of the operator's wallet; in `outpoints` too, whether a payment spends them or not."""
         self._new_outputs: set[OutPoint] = set()
         """In blocks that were scanned and not recorded yet: coins, or a seller's own."""
+        self.hosted = False
+        """Whether there is, or ever was, a wallet of the operator's."""
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
@@ -41,13 +43,15 @@ class WatchList:
         for outpoint, payers in (await chain_facts.watched_inputs(tx, from_height=from_height)).items():
             for txid in payers:
                 self._add_spend(outpoint, txid)
-        for coin in await coins.unspent(tx):
-            self._add_coin(coin.outpoint)
+        for outpoint in await coins.watched(tx, spent_above=from_height):
+            self._add_coin(outpoint)
+        self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_new(self, tx: Transaction) -> None:
         """Add what another process handed out, before a block is scanned: nobody told us of it."""
         self.scripts |= await chain_facts.open_scripts(tx)
         self.watch_unassigned(await unassigned.own_scripts(tx))
+        self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_among(self, tx: Transaction, script_pubkeys: Iterable[bytes]) -> None:
         """As `load_new`, those with one of these scripts only: however many are open, it costs the same."""
@@ -88,13 +92,19 @@ class WatchList:
                     coinbase=transaction.coinbase,
                 )
 
-    def note_outputs(self, block: ParsedBlock) -> None:
-        """Watch what this block pays us: the next one may spend it before we know whose wallet it is in."""
+    def note_outputs(self, block: ParsedBlock) -> set[bytes]:
+        """Watch what this block pays us: the next one may spend it before we know whose wallet it is in.
+
+        The outpoints, 36 bytes each.
+        """
+        noted: set[bytes] = set()
         for payment in self.payments_in(block):
             for output in payment.outputs:
                 outpoint = OutPoint(payment.txid, output.vout)
                 self._new_outputs.add(outpoint)
                 self._add_coin(outpoint)
+                noted.add(outpoint_bytes(outpoint))
+        return noted
 
     async def keep_coins(self, tx: Transaction) -> None:
         """Once they are recorded, go on watching those that are in the operator's wallet."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from payments import chain_facts, chain_store, unassigned
+from payments import chain_facts, chain_store, foreign_spends, unassigned
 from payments.address_search import AddressSearch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_events import (
@@ -180,6 +180,7 @@ class Watcher:
             concerned |= set(await self._registry.due_for_review(tx, now=now))
         await self._registry.refresh(tx, concerned, now=now)
         if view.blocks or view.fork is not None:
+            await foreign_spends.mark_change(tx)
             await unassigned.book(tx, now=now)
             if self._payouts is not None:
                 await self._payouts.follow(tx, now=now)

@@ -53,6 +53,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("at", name=op.f("pk_reconciliations")),
     )
     op.create_table(
+        "spend_explanations",
+        sa.Column("txid", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("amount_sat", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("txid", "account", name=op.f("pk_spend_explanations")),
+    )
+    op.create_table(
         "batch_inputs",
         sa.Column("txid", sa.Text(), nullable=False),
         sa.Column("vout", sa.BigInteger(), nullable=False),
