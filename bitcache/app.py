@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
-from sqlalchemy.exc import DBAPIError
 
 from bitcache import config as configuration
 from bitcache.api import parser_log
@@ -21,13 +20,13 @@ from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
 from bitcache.config import Config
-from bitcache.errors import DatabaseUnavailable, ListenRefused, WrongNetwork
+from bitcache.db.engine import DATABASE_TROUBLE
+from bitcache.errors import ListenRefused, WrongNetwork
 from bitcache.role import Role
 from bitcache.services import Services, open_services
 from bitcache.setup import prepare_database
 from payments.errors import NodeMisconfigured, NodeUnavailable
 from payments.node_fitness import CHAIN_OF_NETWORK
-from storage.errors import DiskFull
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ LINGER_S = 10
 """So long the rest of a refused body is read on, or its sender would not hear the refusal."""
 READ_BUFFER_BYTES = 512 * 1024
 """Of a body, before its sender is paused: more pauses cost more than the memory."""
-DATABASE_TROUBLE = (DiskFull, DatabaseUnavailable, DBAPIError)
-"""Its disk or its server, not a bug of ours."""
 
 
 def make_app(services: Services) -> web.Application:
@@ -78,6 +75,7 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             loops.append(tasks.create_task(_watch(services)))
             loops.append(tasks.create_task(_check_network(services)))
             loops.append(tasks.create_task(services.sweep.run()))
+            loops.append(tasks.create_task(services.payout_runner.run()))
         if role is Role.WATCHER:
             ready()
             await services.stopping.wait()

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bitcache.config import CONFIG_FILE_NAME, SECTIONS, Config, known_keys, section_of
+from bitcache.config import CONFIG_FILE_NAME, SECTIONS, Config, HostedConfig, known_keys, section_of
 from bitcache.errors import ConfigInvalid
 
 VARIABLE_PREFIX = "BITCACHE_"
@@ -167,5 +167,18 @@ def _check(config: Config) -> None:
         )
     if config.node.rpc_user and not config.node.rpc_password:
         raise ConfigInvalid("`node.rpc_user` needs `node.rpc_password` (or BITCACHE_NODE_RPC_PASSWORD_FILE).")
+    _check_hosted(config.hosted)
     if config.registration == "invite" and not config.invite_codes:
         raise ConfigInvalid("`registration` is invite, but `invite_codes` is empty: give at least one code.")
+
+
+def _check_hosted(hosted: HostedConfig) -> None:
+    if hosted.wallet and not hosted.descriptor:
+        raise ConfigInvalid(
+            "[hosted]: `wallet` signs payouts of hosted sales, and `descriptor`, to which those are paid, is "
+            "empty: give the public descriptor of that wallet, or remove `wallet`."
+        )
+    if hosted.wallet_passphrase and not hosted.wallet:
+        raise ConfigInvalid("[hosted]: `wallet_passphrase` is of no wallet: give `wallet`, or remove it.")
+    if hosted.feerate_sat_vb > hosted.feerate_max_sat_vb:
+        raise ConfigInvalid("[hosted]: `feerate_sat_vb` is above `feerate_max_sat_vb`: correct one of them.")

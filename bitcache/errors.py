@@ -78,6 +78,16 @@ class SealBroken(BitcacheError):
         self.row_id = row_id
 
 
+class FeerateUnknown(BitcacheError):
+    """The node has seen too little to estimate a feerate, and none is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The node cannot say yet what the network asks for a transaction: set [hosted] `feerate_sat_vb`, "
+            "run `bitcache payouts build --feerate`, or wait until the node has seen more of it."
+        )
+
+
 # --- requests -----------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.passwords import Passwords
+from bitcache.payout_runner import PayoutRunner
 from bitcache.purchases import Purchases
 from bitcache.rate_limits import Limits, Monotonic
 from bitcache.sealing import Sealer
@@ -34,6 +35,7 @@ from bitcache.work import Work
 from payments.address_search import AddressSearch
 from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
+from payments.bitcoind_wallet import PayoutWallet
 from payments.descriptors import DescriptorStore
 from payments.payout_batches import PayoutBatches
 from payments.payout_follow import PayoutFollower
@@ -59,6 +61,9 @@ class Services:
     descriptors: DescriptorStore
     hosted: HostedWallet
     batches: PayoutBatches
+    signer: PayoutWallet | None
+    """The node's wallet that signs batches; None: they are signed elsewhere."""
+    payout_runner: PayoutRunner
     feed: EventFeed
     access: Access
     registry: InvoiceRegistry
@@ -146,6 +151,17 @@ async def open_services(
         hosted = HostedWallet(
             config=config, node=node, store=database, descriptors=descriptor_store, clock=clock
         )
+        signer = _signer(config, node)
+        payout_runner = PayoutRunner(
+            config=config,
+            node=node,
+            store=database,
+            hosted=hosted,
+            batches=batches,
+            signer=signer,
+            clock=clock,
+            monotonic=monotonic,
+        )
         purchases = Purchases(
             config=config,
             store=database,
@@ -185,6 +201,8 @@ async def open_services(
             descriptors=descriptor_store,
             hosted=hosted,
             batches=batches,
+            signer=signer,
+            payout_runner=payout_runner,
             feed=feed,
             access=access,
             registry=registry,
@@ -246,6 +264,13 @@ def _node(config: Config) -> Bitcoind:
         user=config.node.rpc_user,
         password=config.node.rpc_password,
     )
+
+
+def _signer(config: Config, node: Bitcoind) -> PayoutWallet | None:
+    hosted = config.hosted
+    if not hosted.wallet:
+        return None
+    return PayoutWallet(node, hosted.wallet, passphrase=hosted.wallet_passphrase or None)
 
 
 def _descriptor_store(sealer: Sealer) -> DescriptorStore:

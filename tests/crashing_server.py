@@ -31,6 +31,7 @@ BACKGROUND = {
     WATCHER,
     "payments.address_search",
     "bitcache.grants",
+    "bitcache.payout_runner",
     "bitcache.scrub",
     "bitcache.sweep",
     "bitcache.views",

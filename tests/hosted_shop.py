@@ -62,6 +62,15 @@ class HostedShop:
         await self.seen()
         return sold
 
+    async def settle(self, mode: str) -> None:
+        """What the seller chooses for new invoices: hosted or direct."""
+
+        async def choose(tx: Transaction) -> None:
+            of_seller = accounts.c.id == self.seller_id
+            await tx.execute(update(accounts).where(of_seller).values(settlement=mode))
+
+        await self.services.database.write(choose)
+
     async def seen(self) -> None:
         """The watcher has recorded everything that the node has now."""
         await self.services.watcher.poll_once()
@@ -161,12 +170,16 @@ async def open_hosted_till(
     folder: Path,
     *,
     cold: bool = True,
+    passphrase: str | None = None,
     hosted: dict[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[HostedShop]:
-    """`hosted` are keys of [hosted] beside the wallet; `changes` those of the configuration."""
+    """`hosted` are keys of [hosted] beside the wallet; `changes` those of the configuration.
+
+    `passphrase`: the wallet's, which the server is not told by this.
+    """
     node = world.outside if cold else world.server
-    keys = await operator_wallet(node)
+    keys = await operator_wallet(node, passphrase=passphrase)
     settings = {"descriptor": await keys.descriptor(), "wallet": "" if cold else keys.name, **(hosted or {})}
     if not cold:
         await node.rpc("unloadwallet", keys.name)
@@ -174,16 +187,12 @@ async def open_hosted_till(
     async with open_till(world, folder, hosted=config, **changes) as till:
         shop = HostedShop(till, world, keys)
 
-        async def choose(tx: Transaction) -> None:
-            of_seller = accounts.c.id == shop.seller_id
-            await tx.execute(update(accounts).where(of_seller).values(settlement="hosted"))
-
-        await shop.services.database.write(choose)
+        await shop.settle("hosted")
         yield shop
 
 
-async def operator_wallet(node: RegtestNode) -> OutsideWallet:
+async def operator_wallet(node: RegtestNode, *, passphrase: str | None = None) -> OutsideWallet:
     """A wallet of this node with keys of its own, open."""
     name = f"operator {next(_names)}"
-    await node.rpc("createwallet", wallet_name=name, load_on_startup=False)
+    await node.rpc("createwallet", wallet_name=name, passphrase=passphrase, load_on_startup=False)
     return OutsideWallet(node, name)

@@ -10,8 +10,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from bitcache import events
-from bitcache.app import DATABASE_TROUBLE
-from bitcache.db.engine import Database
+from bitcache.db.engine import DATABASE_TROUBLE, Database
 from bitcache.db.migrate import upgrade
 from bitcache.db.tables import accounts
 from bitcache.events import Event, EventFeed, Reload

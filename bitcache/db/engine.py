@@ -29,6 +29,8 @@ from storage.errors import DiskFull
 
 T = TypeVar("T")
 
+DATABASE_TROUBLE = (DiskFull, DatabaseUnavailable, DBAPIError)
+"""Its disk or its server, not a bug of ours."""
 BUSY_TIMEOUT_S = 30
 COMMITTED_MARK = "bitcache_events"
 """In a transaction's `info`: the events it appended. Who waits for them is told once it is committed."""
