@@ -4,6 +4,7 @@ Errors as in `bitcoind`. Source: Bitcoin Core's RPC help.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +29,8 @@ TRANSACTIONS_PER_BATCH = 50
 PREVIOUS_BYTES_MAX = 8_000_000
 """Of previous transactions in one PSBT: they double in hex, and the node takes 32 MiB in one call."""
 SCAN_RUNNING_REASON = "Scan already in progress"
+OUTPOINTS_PER_CALL = 1_000
+LAST_STEP = re.compile(r"\[[0-9a-f]{8}(?:/\d+[h']?)*/(\d+)\]")
 
 T = TypeVar("T")
 
@@ -69,6 +72,8 @@ class UnspentOutput:
     height: int
     coinbase: bool
     """Spendable only at 100 confirmations."""
+    address_index: int | None = None
+    """Of its descriptor, as far as the node tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,19 @@ async def previous_transactions(rpc: BitcoindRpc, coins: Sequence[Coin]) -> list
     return _within_bounds(coins, found)
 
 
+async def mempool_spenders(rpc: BitcoindRpc, outpoints: Sequence[OutPoint]) -> dict[OutPoint, str]:
+    """Outpoint -> txid of the mempool's transaction that spends it, where there is one."""
+    found: dict[OutPoint, str] = {}
+    for start in range(0, len(outpoints), OUTPOINTS_PER_CALL):
+        some = outpoints[start : start + OUTPOINTS_PER_CALL]
+        wanted = [{"txid": outpoint.txid, "vout": outpoint.vout} for outpoint in some]
+        answers = await rpc.call("gettxspendingprevout", wanted, answer=list[_SpendingWire])
+        for outpoint, answer in zip(some, answers, strict=True):
+            if answer.spendingtxid is not None:
+                found[outpoint] = answer.spendingtxid
+    return found
+
+
 async def _abort_scan(rpc: BitcoindRpc) -> None:
     try:
         await rpc.call("scantxoutset", "abort", answer=bool, timeout_s=ABORT_S_MAX)
@@ -225,10 +243,21 @@ def _scan(wire: "_ScanWire") -> UnspentScan:
                 script_pubkey=octets_of(one.script_pubkey),
                 height=one.height,
                 coinbase=one.coinbase,
+                address_index=_index_in(one.desc),
             )
             for one in wire.unspents
         ),
     )
+
+
+def _index_in(descriptor: str) -> int | None:
+    """The last step of the key origin that the node writes into the descriptor of a single output."""
+    step = LAST_STEP.search(descriptor)
+    return int(step[1]) if step else None
+
+
+class _SpendingWire(Struct, frozen=True):
+    spendingtxid: str | None = None
 
 
 class _ScriptWire(Struct, frozen=True):
@@ -248,6 +277,7 @@ class _UnspentWire(Struct, frozen=True):
     height: int
     script_pubkey: str = field(name="scriptPubKey")
     coinbase: bool = False
+    desc: str = ""
 
 
 class _ScanWire(Struct, frozen=True):

@@ -4,16 +4,20 @@ Errors as in `bitcoind`. Source: Bitcoin Core's RPC help; BIP174.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from payments import bitcoind_coins
-from payments.bitcoind import Bitcoind, octets_of
+from payments.bitcoind import Bitcoind, octets_of, sat_of
 from payments.bitcoind_coins import Descriptors, UnspentScan, ranges_of
 from payments.errors import NodeRefused, PreviousTransactionMissing, PsbtIncomplete, PsbtInvalid
+from payments.money import Sat
+from payments.outputs import OutPoint
 from payments.psbt import WHAT_TO_GIVE, transaction_in, unsigned_psbt
 from payments.transaction import parse_transaction
 
+ERRORS_TOLD_MAX = 5
 CALL_S_MAX = 120.0
 """For what the node derives or checks in bulk."""
 RPC_DESERIALIZATION_ERROR = -22
@@ -71,8 +75,8 @@ class PsbtNode:
     async def finalize(self, psbt: str) -> bytes:
         """The final transaction of a signed PSBT, base64. Compare it with what was asked for before use.
 
-        Signatures that a signer has made final are not checked here: `refusal_of` does. Raises PsbtInvalid,
-        PsbtIncomplete.
+        Signatures that a signer has made final are not checked here: `signatures_wrong` does. Raises
+        PsbtInvalid, PsbtIncomplete.
         """
         transaction_in(psbt)
         try:
@@ -89,6 +93,26 @@ class PsbtNode:
         """Which inputs are not final, counted from 0. Raises PsbtInvalid."""
         analysis = await self._analysis(psbt)
         return tuple(n for n, one in enumerate(analysis.inputs) if not one.is_final)
+
+    async def signatures_wrong(self, raw: bytes) -> str | None:
+        """By what input, in the node's words, a transaction is not signed; None if it is, whatever it pays.
+
+        A coin that the node does not know, or that a block has spent, is said too: nothing can be checked.
+        """
+        signed = await self._rpc.call(
+            # Signing with no keys at all checks what is there.
+            "signrawtransactionwithkey",
+            raw.hex(),
+            [],
+            answer=_SignedWire,
+            timeout_s=CALL_S_MAX,
+        )
+        if signed.complete:
+            return None
+        told = signed.errors[:ERRORS_TOLD_MAX]
+        return (
+            "; ".join(f"input {one.txid}:{one.vout}: {one.error}" for one in told) or "the node says no more"
+        )
 
     async def refusal_of(self, raw: bytes) -> str | None:
         """Why the node would not take this transaction now; None if it would, or has it already.
@@ -108,6 +132,15 @@ class PsbtNode:
         """
         return await bitcoind_coins.scan_unspent(self._rpc, descriptors)
 
+    async def mempool_spenders(self, outpoints: Sequence[OutPoint]) -> dict[OutPoint, str]:
+        """Outpoint -> txid of the mempool's transaction that spends it, where there is one."""
+        return await bitcoind_coins.mempool_spenders(self._rpc, outpoints)
+
+    async def payees_of(self, raw: bytes) -> list[tuple[str | None, Sat]]:
+        """(address, or None for a script that has none; amount) of each output of a transaction."""
+        decoded = await self._rpc.call("decoderawtransaction", raw.hex(), answer=_DecodedWire)
+        return [(output.script_pubkey.address, sat_of(output.value)) for output in decoded.vout]
+
     async def _analysis(self, psbt: str) -> "_AnalysisWire":
         try:
             return await self._rpc.call("analyzepsbt", psbt, answer=_AnalysisWire, timeout_s=CALL_S_MAX)
@@ -120,6 +153,19 @@ def psbt_refusal(refusal: NodeRefused) -> Exception:
     if refusal.code != RPC_DESERIALIZATION_ERROR:
         return refusal
     return PsbtInvalid(f"the node cannot read the PSBT ({refusal.message}): {WHAT_TO_GIVE}")
+
+
+class _ScriptWire(Struct, frozen=True):
+    address: str | None = None
+
+
+class _OutputWire(Struct, frozen=True):
+    value: Decimal
+    script_pubkey: _ScriptWire = field(name="scriptPubKey")
+
+
+class _DecodedWire(Struct, frozen=True):
+    vout: Sequence[_OutputWire]
 
 
 class _InputWire(Struct, frozen=True):
@@ -137,6 +183,17 @@ class _FinalWire(Struct, frozen=True):
     complete: bool
     psbt: str = ""
     hex: str = ""
+
+
+class _ErrorWire(Struct, frozen=True):
+    txid: str
+    vout: int
+    error: str
+
+
+class _SignedWire(Struct, frozen=True):
+    complete: bool
+    errors: Sequence[_ErrorWire] = ()
 
 
 class _VerdictWire(Struct, frozen=True, rename={"reason": "reject-reason"}):

@@ -32,7 +32,7 @@ OUTPOINTS_PER_QUERY = 300
 _spenders = paying_transactions.alias("spenders")
 
 
-def _all() -> CompoundSelect[tuple[str, int, int, bytes]]:
+def ever() -> CompoundSelect[tuple[str, int, int, bytes]]:
     """Every output there ever was to the wallet: txid, vout, amount_sat, script_pubkey."""
     sold = (
         select(
@@ -62,7 +62,7 @@ def _all() -> CompoundSelect[tuple[str, int, int, bytes]]:
 
 def _unspent(*, height_max: int) -> Select[tuple[str, int, int, bytes, int, bool]]:
     """Those in a block of the active chain at most so high that no transaction in one has spent."""
-    coins = _all().subquery()
+    coins = ever().subquery()
     spent = exists().where(
         and_(
             paying_inputs.c.previous_txid == coins.c.txid,
@@ -125,7 +125,7 @@ async def among(tx: Transaction, outpoints: Iterable[OutPoint]) -> dict[OutPoint
     found: dict[OutPoint, Sat] = {}
     for start in range(0, len(wanted), OUTPOINTS_PER_QUERY):
         some = set(wanted[start : start + OUTPOINTS_PER_QUERY])
-        coins = _all().subquery()
+        coins = ever().subquery()
         rows = await tx.execute(select(coins).where(coins.c.txid.in_({one.txid for one in some})))
         for row in rows.all():
             outpoint = OutPoint(row.txid, row.vout)
