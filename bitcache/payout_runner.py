@@ -45,6 +45,7 @@ from payments.errors import (
 from payments.outputs import Presence
 from payments.payout import BatchState, State
 from payments.payout_batches import PayoutBatches
+from payments.payout_follow import obstacle
 from payments.payout_store import Batch
 from payments.ports import Clock, Store, Transaction
 from payments.tables import blocks, payout_batches
@@ -164,6 +165,8 @@ class PayoutRunner:
 
     async def _send_on(self, batch: Batch) -> str | None:
         """Have the newest version signed, or replaced where it waits for long; send it. Why not, or None."""
+        if (why := await self._store.read(partial(obstacle, batch=batch))) is not None:
+            return why
         if self._signer is not None and batch.newest.raw is None:
             await self._batches.sign(batch.id, self._signer)
         elif self._signer is not None and await self._store.read(partial(self._is_late, batch=batch)):

@@ -6,7 +6,7 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, literal, select, true
+from sqlalchemy import Row, case, exists, literal, or_, select, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from payments.invoice import ChainView, Outage, Status
@@ -19,7 +19,11 @@ from payments.tables import (
     outages,
     paying_inputs,
     paying_transactions,
+    payout_versions,
+    payouts,
     received_outputs,
+    unassigned_outputs,
+    version_shares,
     watcher_state,
 )
 
@@ -61,6 +65,9 @@ class Unconfirmed:
     raw: bytes
     presence: Presence
     inputs: tuple[OutPoint, ...]
+    offered: bool
+    """Whether we give it to our node when it has forgotten it: what pays us, and payouts as they stand now.
+    Not what others spent of the operator's wallet, nor a batch whose payouts are ready for another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +169,14 @@ async def unconfirmed(tx: Transaction) -> list[Unconfirmed]:
     """Paying transactions to look for in the mempool."""
     waiting = paying_transactions.c.presence.in_(UNCONFIRMED)
     inputs = await inputs_by_txid(tx, waiting)
-    rows = await tx.execute(select(paying_transactions).where(waiting))
+    rows = await tx.execute(select(paying_transactions, _offered().label("offered")).where(waiting))
     return [
         Unconfirmed(
             txid=row.txid,
             raw=row.raw,
             presence=Presence(row.presence),
             inputs=tuple(inputs.get(row.txid, ())),
+            offered=row.offered,
         )
         for row in rows.all()
     ]
@@ -270,6 +278,30 @@ async def tip_and_watcher(tx: Transaction) -> tuple[int, WatcherState | None]:
 async def watcher_state_of(tx: Transaction) -> WatcherState | None:
     row = (await tx.execute(select(watcher_state))).one_or_none()
     return WatcherState(beat_at=row.beat_at, online_at=row.online_at, trouble=row.trouble) if row else None
+
+
+def _offered() -> ColumnElement[bool]:
+    """Of a row of `paying_transactions`, as in Unconfirmed."""
+    txid = paying_transactions.c.txid
+    versions = select(payout_versions.c.txid).where(payout_versions.c.txid.is_not(None))
+    dropped = versions.join_from(
+        payout_versions,
+        version_shares,
+        (version_shares.c.batch_id == payout_versions.c.batch_id)
+        & (version_shares.c.n == payout_versions.c.n),
+    ).join(
+        payouts,
+        (payouts.c.id == version_shares.c.payout_id)
+        & payouts.c.batch_id.is_distinct_from(version_shares.c.batch_id),
+    )
+    pays_us = or_(
+        exists().where(received_outputs.c.txid == txid), exists().where(unassigned_outputs.c.txid == txid)
+    )
+    return case(
+        (txid.in_(dropped), False),
+        (txid.in_(versions), True),
+        else_=pays_us,
+    )
 
 
 async def inputs_by_txid(tx: Transaction, condition: ColumnElement[bool]) -> dict[str, list[OutPoint]]:

@@ -116,8 +116,13 @@ async def follow_own(tx: Transaction, payment: PayingTransaction) -> None:
     One that we follow already stays as it is.
     """
     known = select(paying_transactions.c.txid).where(paying_transactions.c.txid == payment.txid)
-    if (await tx.execute(known)).first() is None:
-        await _insert(tx, payment, presence=Presence.MISSING, height=None, prefetch_fit=False)
+    if (await tx.execute(known)).first() is not None:
+        return
+    await _insert(tx, payment, presence=Presence.MISSING, height=None, prefetch_fit=False)
+    mined = paying_transactions.c.txid.in_(await chain_facts.rivals(tx, payment))
+    lost_at = await tx.scalar(select(func.min(paying_transactions.c.height)).where(mined))
+    if lost_at is not None:
+        await lose_inputs(tx, payment.txid, height=lost_at)
 
 
 async def set_presence(tx: Transaction, txid: str, presence: Presence) -> set[str]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, or_, select, union, update
 
-from payments import books, chain_facts, coins, ledger
+from payments import books, chain_facts, coins, ledger, payout_store, unassigned
 from payments.errors import ExplanationRefused, SpendNotFound
-from payments.ledger import Code
+from payments.ledger import Code, desired_uninvoiced
 from payments.money import Msat, Sat, msat_from_sat
 from payments.outputs import Presence
 from payments.payout import desired_spend
@@ -26,7 +26,7 @@ from payments.tables import (
     unassigned_addresses,
     unassigned_outputs,
 )
-from payments.unassigned import Purpose
+from payments.unassigned import GIFT_PREFIX, Purpose
 
 TXIDS_PER_QUERY = 300
 
@@ -95,19 +95,37 @@ async def book(tx: Transaction, txid: str, *, now: int) -> None:
     """Make the books say what this transaction took out, and whose that was."""
     standing = (await books.booked(tx, [txid]))[txid]
     row = (
-        await tx.execute(
-            select(paying_transactions.c.presence).where(
-                paying_transactions.c.txid == txid,
-                paying_transactions.c.txid.not_in(
-                    select(payout_versions.c.txid).where(payout_versions.c.txid.is_not(None))
-                ),
-            )
-        )
+        await tx.execute(select(paying_transactions.c.presence).where(paying_transactions.c.txid == txid))
     ).one_or_none()
     mined = row is not None and row.presence == Presence.BLOCK
     net_out_sat = await _net_out_sat(tx, txid) if mined else Sat(0)
     desired = desired_spend(txid, net_out_sat, await _said(tx, txid), mined=mined)
     await books.append_missing(tx, desired, standing, reference=txid, now=now)
+
+
+async def book_gifts(tx: Transaction, *, now: int) -> None:
+    """What others pay to a change address is the operator's, as a deposit is: blocks tell such addresses."""
+    found = await unassigned.paid_to_change(tx)
+    txids = select(unassigned_outputs.c.txid).where(
+        unassigned_outputs.c.script_pubkey.in_(
+            select(unassigned_addresses.c.script_pubkey).where(
+                unassigned_addresses.c.purpose == Purpose.CHANGE
+            )
+        )
+    )
+    spends = union(coins.sold_among_inputs(txids), coins.own_among_inputs(txids))
+    paid_back = {row.txid for row in (await tx.execute(spends)).all()}
+    chain = await chain_facts.view(tx, now)
+    for descriptor_id in sorted({one.descriptor_id for one in found}):
+        reference = f"{GIFT_PREFIX}{descriptor_id}"
+        gifts = [
+            one.output
+            for one in found
+            if one.descriptor_id == descriptor_id and one.output.outpoint.txid not in paid_back
+        ]
+        desired = desired_uninvoiced(ledger.operator(), gifts, chain)
+        standing = (await books.booked(tx, [reference]))[reference]
+        await books.append_missing(tx, desired, standing, reference=reference, now=now)
 
 
 async def explain(tx: Transaction, txid: str, shares: Mapping[str, Sat | None], *, now: int) -> Explained:
@@ -186,6 +204,9 @@ async def _check_account(tx: Transaction, account: str, borne_sat: Sat, *, had: 
 
 
 async def _net_out_sat(tx: Transaction, txid: str) -> Sat:
+    # A batch that was given up and mined all the same took out what it paid beside our books.
+    if (astray_sat := await payout_store.astray_sat(tx, txid)) is not None:
+        return astray_sat
     inputs = (await chain_facts.inputs_by_txid(tx, paying_transactions.c.txid == txid)).get(txid, [])
     spent_sat = sum((await coins.among(tx, inputs)).values())
     return Sat(max(0, spent_sat - await coins.change_among(tx, txid)))

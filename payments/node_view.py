@@ -200,7 +200,7 @@ class NodeObserver:
             # It may have come back since the mempool was read: it is no rival of itself.
             spent = any(spender != payment.txid for spender in spenders)
             view.outside_mempool[payment.txid] = spent
-            if not spent:
+            if not spent and payment.offered:
                 # The buyer paid, and our node forgot: offer it again, and again with every look.
                 answer = await self._node.send_raw_transaction(payment.raw)
                 if answer.outcome is BroadcastOutcome.ACCEPTED:

@@ -17,6 +17,7 @@ from payments.tables import (
     unassigned_addresses,
     unassigned_outputs,
 )
+from payments.unassigned import DEPOSIT_PREFIX, GIFT_PREFIX
 
 
 async def payable_sat(tx: Transaction, account: str, *, depth: int) -> Sat:
@@ -44,7 +45,9 @@ async def maturing_msat(tx: Transaction, account: str, *, depth: int) -> Msat:
     own_rows = (await tx.execute(own)).all()
     outpoints = {f"{row.txid}:{row.vout}" for row in (*sold_rows, *own_rows)}
     references = {row.invoice_id for row in sold_rows}
-    references |= {f"deposit:{row.descriptor_id}" for row in own_rows}
+    references |= {
+        f"{prefix}{row.descriptor_id}" for row in own_rows for prefix in (DEPOSIT_PREFIX, GIFT_PREFIX)
+    }
     total = 0
     concerns = or_(transfers.c.debit == account, transfers.c.credit == account)
     rows = await tx.execute(select(transfers).where(concerns, transfers.c.reference.in_(references)))

@@ -21,7 +21,7 @@ from payments.outputs import OutPoint
 
 COINS_PER_BATCH_MAX = 500
 PAYOUTS_PER_BATCH_MAX = 1_000
-"""With so many coins of a multisig wallet, still a transaction that nodes relay: at most 100,000 vB."""
+"""Of a simple wallet, a transaction that nodes relay: at most 100,000 vB."""
 
 
 class Kind(StrEnum):

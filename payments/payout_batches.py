@@ -58,6 +58,10 @@ from payments.unassigned import Purpose, add_own_address, unused_change_address
 ATTEMPTS_MAX = 5
 INCREMENTAL_SAT_VB = 1
 """A replacement pays for its own relay (BIP125, rule 4; Bitcoin Core's -incrementalrelayfee)."""
+VSIZE_MAX_VBYTES = 99_000
+"""Nodes relay 100,000 (Bitcoin Core's MAX_STANDARD_TX_WEIGHT); signatures may be longer than estimated."""
+LONG_SIGNATURES_PERCENT = 1
+"""By so much a transaction may be larger than was estimated, when others than Bitcoin Core sign it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +149,9 @@ class PayoutBatches:
         batch, members, origins = await self._store.read(read)
         vsize = await self._psbts.vsize_vbytes(batch.newest.psbt)
         fee_sat = Sat(fee_of(vsize, feerate_sat_kvb) + batch.left_sat)
-        least = max(one.fee_sat for one in batch.versions) + vsize * INCREMENTAL_SAT_VB
+        longer_percent = LONG_SIGNATURES_PERCENT if batch.exported_at is not None else 0
+        vsize_max = -(-vsize * (100 + longer_percent) // 100)
+        least = max(one.fee_sat for one in batch.versions) + vsize_max * INCREMENTAL_SAT_VB
         if fee_sat < least:
             raise PayoutRefused(
                 f"a replacement of this batch pays {least:,} sat or more in fees: give a feerate of "
@@ -184,14 +190,14 @@ class PayoutBatches:
     async def export(self, batch_id: str) -> str:
         """The newest version's PSBT, base64. From now on the batch cannot be abandoned: it may be signed.
 
-        Raises PayoutNotFound, PayoutConflict.
+        Raises PayoutNotFound, PayoutConflict, PayoutsStopped.
         """
 
         async def write(tx: Transaction) -> str:
             batch = await payout_store.load_batch(tx, batch_id)
-            if batch.state is BatchState.DEAD:
-                raise PayoutConflict(f"batch {batch_id} is dead: its payouts go with another one")
+            _check_whole(batch)
             if batch.exported_at is None:
+                await _check_running(tx)
                 await payout_store.change_batch(tx, batch_id, exported_at=self._clock())
             return batch.newest.psbt
 
@@ -200,11 +206,18 @@ class PayoutBatches:
     async def sign(self, batch_id: str, signer: PayoutWallet) -> None:
         """Have the newest version signed by the node's wallet, and keep it. Signed already is fine.
 
-        Raises PayoutNotFound, PayoutConflict, PsbtAltered, NodeUnavailable, and what `signer` raises.
+        Raises PayoutNotFound, PayoutConflict, PayoutsStopped (a database put back from a backup does not know
+        whether its payouts went with another batch), PsbtAltered, NodeUnavailable, and what `signer` raises.
         """
-        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
-        if batch.newest.raw is not None or batch.state is not BatchState.BUILT:
+
+        async def read(tx: Transaction) -> Batch:
+            await _check_running(tx)
+            return await payout_store.load_batch(tx, batch_id)
+
+        batch = await self._store.read(read)
+        if batch.newest.raw is not None or batch.state is BatchState.DONE:
             return
+        _check_unmined(batch)
         raw = await self._psbts.finalize(await signer.sign(batch.newest.psbt))
         if found := differences(batch.newest.unsigned, raw):
             raise PsbtAltered(found)
@@ -223,10 +236,9 @@ class PayoutBatches:
         if raw is None:
             raw = await self._psbts.finalize(text)
             version = _version_in(batch, raw)
-        sent = any(one.raw is not None for one in batch.versions)
-        # Beside an older version that the node has, a refusal says nothing of the signatures.
-        if not sent and (refusal := await self._psbts.refusal_of(raw)) is not None:
-            raise PsbtInvalid(f"our node refuses the signed transaction: {refusal}. Sign the PSBT again")
+        # It is kept once, so it has to be right. What the mempool thinks of it is for `offer` to tell.
+        if (wrong := await self._psbts.signatures_wrong(raw)) is not None:
+            raise PsbtInvalid(f"the signatures are not right ({wrong}). Sign the PSBT again")
         await self._store.write(partial(self._keep_signed, batch_id=batch_id, n=version.n, raw=raw))
         return version
 
@@ -238,7 +250,7 @@ class PayoutBatches:
         """
         batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
         signed = [one for one in batch.versions if one.raw is not None]
-        if batch.state is not BatchState.BUILT or batch.mined is not None or not signed:
+        if batch.state is not BatchState.BUILT or batch.mined is not None or not signed or not batch.whole:
             return None
         raw = signed[-1].raw
         assert raw is not None
@@ -257,7 +269,7 @@ class PayoutBatches:
             batch = await payout_store.load_batch(tx, batch_id)
             if batch.state is BatchState.DEAD:
                 return
-            if batch.exported_at is not None or any(one.raw for one in batch.versions):
+            if batch.may_be_sent:
                 raise PayoutConflict(
                     f"batch {batch_id} was exported or signed: somebody may send it at any time. Bump it; or "
                     f"spend one of its coins otherwise, and it dies {self._policy.depth} blocks later"
@@ -267,8 +279,7 @@ class PayoutBatches:
         await self._store.write(write)
 
     async def _candidates(self, tx: Transaction) -> Candidates:
-        if (reason := await payable.stopped(tx)) is not None:
-            raise PayoutsStopped(f"nothing is paid out now: {reason}")
+        await _check_running(tx)
         return await candidates(tx, depth=self._policy.depth, now=self._clock())
 
     async def _plan(
@@ -298,6 +309,12 @@ class PayoutBatches:
                 inputs, payees_of(ready, shares_at(ready, Sat(0), 1, change), change)
             )
             vsize = await self._psbts.vsize_vbytes(await self._psbts.psbt_of(sized, origins))
+            if vsize > VSIZE_MAX_VBYTES:
+                # With half as many, of half the coins or so.
+                too_many = ready[len(ready) // 2 :]
+                troubles |= {payout.id: "one transaction cannot pay so many: it waits" for payout in too_many}
+                ready = ready[: len(ready) // 2]
+                continue
             fee_sat = fee_of(vsize, feerate_sat_kvb)
             shares = shares_at(ready, fee_sat, vsize, change)
             too_dear = self._troubles(ready, shares)
@@ -417,7 +434,11 @@ def _version_in(batch: Batch, raw: bytes) -> Version:
 
 
 async def kill(tx: Transaction, batch_id: str) -> None:
-    """No transaction of this batch can be mined any more: its payouts are ready for another one."""
+    """No transaction of this batch can be mined any more: its payouts are ready for another one.
+
+    None of its transactions is offered again. Should one be mined all the same, `payout_follow` takes back
+    those of its payouts that were not paid or called off otherwise, and books the others as unexplained.
+    """
     members = await payout_store.payouts_of_batch(tx, batch_id)
     await payout_store.change_batch(tx, batch_id, state=BatchState.DEAD, trouble=None)
     ids = [payout.id for payout in members]
@@ -431,9 +452,18 @@ async def _keep_troubles(tx: Transaction, *, troubles: dict[str, str]) -> None:
             await payout_store.change_payouts(tx, [payout.id], trouble=troubles.get(payout.id))
 
 
-def _check_unmined(batch: Batch) -> None:
-    if batch.state is BatchState.DEAD:
+async def _check_running(tx: Transaction) -> None:
+    if (reason := await payable.stopped(tx)) is not None:
+        raise PayoutsStopped(f"nothing is paid out now: {reason}")
+
+
+def _check_whole(batch: Batch) -> None:
+    if not batch.whole:
         raise PayoutConflict(f"batch {batch.id} is dead: its payouts go with another one")
+
+
+def _check_unmined(batch: Batch) -> None:
+    _check_whole(batch)
     if batch.state is BatchState.DONE or batch.mined is not None:
         raise PayoutConflict(f"batch {batch.id} is in a block already")
 

@@ -91,6 +91,11 @@ def take_affordable(payouts: Sequence[Payout], coins: Sequence[Coin], *, dust_sa
         if sum_sat + payout.amount_sat <= there_sat:
             taken.append(payout)
             sum_sat += payout.amount_sat
+        elif payout.amount_sat > there_sat and len(coins) > len(largest):
+            troubles[payout.id] = (
+                f"one transaction spends {COINS_PER_BATCH_MAX} coins at most, which are {there_sat:,} sat: "
+                "cancel it, and ask for several smaller ones"
+            )
         else:
             troubles[payout.id] = (
                 f"the wallet has {there_sat - sum_sat:,} sat left that are deep enough and in no other "

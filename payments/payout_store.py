@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, update
 
 from payments.errors import PayoutNotFound
 from payments.money import Sat
@@ -60,6 +60,9 @@ class Batch:
     """Oldest first; never empty."""
     shares_fee_sat: Sat
     """What of the newest version's fee the payouts bear."""
+    whole: bool
+    """Whether all that it pays are in it. None of a dead batch is, until one of its versions is mined all the
+    same."""
 
     @property
     def newest(self) -> Version:
@@ -69,6 +72,11 @@ class Batch:
     def mined(self) -> Version | None:
         """The version that is in a block of the active chain."""
         return next((one for one in self.versions if one.presence is Presence.BLOCK), None)
+
+    @property
+    def may_be_sent(self) -> bool:
+        """By somebody else than us, or by us: it was signed, or given out to be signed."""
+        return self.exported_at is not None or any(one.raw is not None for one in self.versions)
 
     @property
     def left_sat(self) -> Sat:
@@ -98,12 +106,12 @@ async def load_payout(tx: Transaction, payout_id: str) -> Payout:
 
 
 async def payouts_of(tx: Transaction, payout_ids: Sequence[str]) -> list[Payout]:
-    """Locked, in the order of their ids; those that exist."""
+    """In the order of their ids; those that exist."""
     found: list[Payout] = []
     ids = sorted(set(payout_ids))
     for start in range(0, len(ids), IDS_PER_QUERY):
         chosen = select(payouts).where(payouts.c.id.in_(ids[start : start + IDS_PER_QUERY]))
-        rows = await tx.execute(chosen.order_by(payouts.c.id).with_for_update())
+        rows = await tx.execute(chosen.order_by(payouts.c.id))
         found += [payout_of(row) for row in rows.all()]
     return found
 
@@ -243,6 +251,23 @@ async def shares_of(tx: Transaction, batch_id: str, n: int) -> list[Share]:
     return [share_of(row) for row in rows.all()]
 
 
+async def astray_sat(tx: Transaction, txid: str) -> Sat | None:
+    """What this transaction takes for payouts that are not in its batch now; None: it is no version."""
+    version = (await tx.execute(select(payout_versions).where(payout_versions.c.txid == txid))).one_or_none()
+    if version is None:
+        return None
+    taken: int | None = await tx.scalar(
+        select(func.sum(version_shares.c.arrives_sat + version_shares.c.fee_sat))
+        .join(payouts, payouts.c.id == version_shares.c.payout_id)
+        .where(
+            version_shares.c.batch_id == version.batch_id,
+            version_shares.c.n == version.n,
+            payouts.c.batch_id.is_distinct_from(version.batch_id),
+        )
+    )
+    return Sat(int(taken or 0))
+
+
 async def load_batch(tx: Transaction, batch_id: str) -> Batch:
     """Raises PayoutNotFound."""
     found = await batches(tx, payout_batches.c.id == batch_id)
@@ -309,6 +334,7 @@ async def _batch(tx: Transaction, row: Row[tuple[object, ...]]) -> Batch:
         )
     ).all()
     shares = await shares_of(tx, row.id, versions[-1].n)
+    members = await tx.scalar(select(func.count()).where(payouts.c.batch_id == row.id))
     return Batch(
         id=row.id,
         created_at=row.created_at,
@@ -321,6 +347,7 @@ async def _batch(tx: Transaction, row: Row[tuple[object, ...]]) -> Batch:
         inputs_sat=Sat(sum(one.amount_sat for one in inputs)),
         versions=tuple(_version(one) for one in versions),
         shares_fee_sat=Sat(sum(share.fee_sat for share in shares)),
+        whole=members == len(shares),
     )
 
 

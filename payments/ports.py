@@ -1,11 +1,12 @@
 """What the shell of this package needs from whoever runs it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from payments.invoice import Standing, Term
+from payments.payout import Payout
 from payments.records import InvoiceRecord
 
 Transaction = AsyncConnection
@@ -32,6 +33,12 @@ class OnChange(Protocol):
     """Told of a status change inside the transaction that makes it: money and access commit together."""
 
     async def __call__(self, tx: Transaction, before: Standing, after: InvoiceRecord) -> None: ...
+
+
+class OnPayouts(Protocol):
+    """Told, inside the transaction, of payouts that a block paid or a reorg took out of one; as they were."""
+
+    async def __call__(self, tx: Transaction, changed: Sequence[Payout]) -> None: ...
 
 
 class Quote(Protocol):

@@ -34,6 +34,8 @@ INDEX_MARGIN = 100
 ADDRESSES_PER_QUERY = 1_000
 DEPOSIT_PREFIX = "deposit:"
 """Before the id of the descriptor: under which the transfers of its deposits stand."""
+GIFT_PREFIX = "gift:"
+"""The same of what others paid to its change addresses."""
 
 
 class Purpose(StrEnum):
@@ -208,6 +210,11 @@ async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -
     """What was paid without an invoice and is nobody's yet, to any or to these descriptors; by descriptor, in
     order of index."""
     return [one for one in await _paid(tx, descriptor_ids) if one.purpose is None]
+
+
+async def paid_to_change(tx: Transaction) -> list[UnassignedOutput]:
+    """Change of payouts; and what others paid to those addresses, who saw them in a block."""
+    return [one for one in await _paid(tx) if one.purpose is Purpose.CHANGE]
 
 
 async def _paid(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:

@@ -21,12 +21,13 @@ from sqlalchemy import update
 from bitcache.config import HostedConfig
 from bitcache.db.tables import accounts
 from bitcache.ids import new_id
-from payments import books, ledger, payout_requests, payout_store
+from payments import books, coins, ledger, payout_requests, payout_store
 from payments.money import Sat
+from payments.outputs import OutPoint
 from payments.payout import Kind, Payout, State
 from payments.ports import Transaction
-from regtest.node import RegtestNode
-from regtest.wallet import OutsideWallet
+from regtest.node import RegtestNode, btc, sat
+from regtest.wallet import DescriptorKind, OutsideWallet
 from regtest.world import MINER, RegtestWorld
 from tests.till import Bought, Till, open_till
 
@@ -40,6 +41,7 @@ class HostedShop:
     world: RegtestWorld
     keys: OutsideWallet
     """The operator's wallet, wherever its keys are."""
+    kind: DescriptorKind = "wpkh"
 
     @property
     def seller_id(self) -> str:
@@ -124,12 +126,16 @@ class HostedShop:
     async def send(self, batch_id: str) -> str:
         """Export, sign outside, import, broadcast; the txid."""
         psbt = await self.services.batches.export(batch_id)
-        version = await self.services.batches.import_signed(batch_id, await self.sign_outside(psbt))
+        await self.services.batches.import_signed(batch_id, await self.sign_outside(psbt))
+        assert await self.services.batches.offer(batch_id) is None
+        return await self.sent(batch_id)
+
+    async def sent(self, batch_id: str) -> str:
+        """Its newest signed version is on its way to the miner; the txid."""
         await self.seen()
-        batch = await self.batch(batch_id)
-        (txid,) = [str(one.txid) for one in batch.versions if one.n == version.n]
-        await self.world.mempool_wait(txid, node=self.world.outside)
-        return txid
+        signed = [str(one.txid) for one in (await self.batch(batch_id)).versions if one.txid is not None]
+        await self.world.mempool_wait(signed[-1], node=self.world.outside)
+        return signed[-1]
 
     async def batch(self, batch_id: str) -> payout_store.Batch:
         async def read(tx: Transaction) -> payout_store.Batch:
@@ -155,6 +161,33 @@ class HostedShop:
         found: dict[str, int] = await self.services.database.read(read)
         return found
 
+    async def agree(self) -> int:
+        """What the wallet has in the chain, in sats: the node, our coins and the books say the same."""
+
+        async def read(tx: Transaction) -> tuple[int, int]:
+            return sum(coin.amount_sat for coin in await coins.unspent(tx)), -await books.balance(tx, "chain")
+
+        ours_sat, booked_msat = await self.services.database.read(read)
+        wanted = [{"desc": await self.keys.descriptor(self.kind), "range": 999}]
+        scan = await self.world.server.rpc("scantxoutset", "start", wanted)
+        assert (ours_sat, booked_msat) == (sat(scan["total_amount"]), ours_sat * 1_000)
+        return int(ours_sat)
+
+    async def spend_otherwise(self, *outpoints: OutPoint, fee_sat: int = 20_000) -> str:
+        """A transaction of the operator's own, in hex, that sends these coins elsewhere; not broadcast."""
+        inputs = [{"txid": outpoint.txid, "vout": outpoint.vout} for outpoint in outpoints]
+        amounts = [
+            (await self.world.outside.rpc("gettransaction", one.txid, wallet=self.keys.name, verbose=True))[
+                "decoded"
+            ]["vout"][one.vout]["value"]
+            for one in outpoints
+        ]
+        paid = [{await self.new_address(): btc(sum(map(sat, amounts)) - fee_sat)}]
+        raw = await self.world.outside.rpc("createrawtransaction", inputs, paid)
+        signed = await self.keys.rpc("signrawtransactionwithwallet", raw)
+        assert signed["complete"], signed
+        return str(signed["hex"])
+
     async def new_address(self) -> str:
         """Of somebody outside, who is neither the server nor its operator."""
         return str(await self.world.outside.rpc("getnewaddress", wallet=MINER))
@@ -171,6 +204,7 @@ async def open_hosted_till(
     *,
     cold: bool = True,
     passphrase: str | None = None,
+    kind: DescriptorKind = "wpkh",
     hosted: dict[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[HostedShop]:
@@ -180,12 +214,16 @@ async def open_hosted_till(
     """
     node = world.outside if cold else world.server
     keys = await operator_wallet(node, passphrase=passphrase)
-    settings = {"descriptor": await keys.descriptor(), "wallet": "" if cold else keys.name, **(hosted or {})}
+    settings = {
+        "descriptor": await keys.descriptor(kind),
+        "wallet": "" if cold else keys.name,
+        **(hosted or {}),
+    }
     if not cold:
         await node.rpc("unloadwallet", keys.name)
     config = HostedConfig(**settings)
     async with open_till(world, folder, hosted=config, **changes) as till:
-        shop = HostedShop(till, world, keys)
+        shop = HostedShop(till, world, keys, kind)
 
         await shop.settle("hosted")
         yield shop
