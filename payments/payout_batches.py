@@ -238,7 +238,10 @@ class PayoutBatches:
             version = _version_in(batch, raw)
         # It is kept once, so it has to be right. What the mempool thinks of it is for `offer` to tell.
         if (wrong := await self._psbts.signatures_wrong(raw)) is not None:
-            raise PsbtInvalid(f"the signatures are not right ({wrong}). Sign the PSBT again")
+            raise PsbtInvalid(
+                f"the signatures do not hold ({wrong}): sign the PSBT again. If another transaction spent "
+                "one of its coins, the batch dies once that is deep"
+            )
         await self._store.write(partial(self._keep_signed, batch_id=batch_id, n=version.n, raw=raw))
         return version
 

@@ -93,7 +93,7 @@ async def test_what_a_signer_changed_is_named_and_refused_and_the_right_one_is_t
                 await batches.import_signed(batch_id, text)
         broken = bytearray.fromhex(await signed_hex(shop, psbt))
         broken[-30] ^= 1
-        with pytest.raises(PsbtInvalid, match="signatures are not right"):
+        with pytest.raises(PsbtInvalid, match="signatures do not hold"):
             await batches.import_signed(batch_id, broken.hex())
 
         # All that came back so far changed nothing.
@@ -158,7 +158,7 @@ async def test_beside_an_older_version_a_bad_signature_is_refused_too(
         second = await signed_hex(shop, await batches.export(batch_id))
         broken = bytearray.fromhex(second)
         broken[-30] ^= 1
-        with pytest.raises(PsbtInvalid, match="signatures are not right"):
+        with pytest.raises(PsbtInvalid, match="signatures do not hold"):
             await batches.import_signed(batch_id, broken.hex())
         await batches.import_signed(batch_id, second)
         assert await batches.offer(batch_id) is None

@@ -41,7 +41,8 @@ class HostedShop:
     world: RegtestWorld
     keys: OutsideWallet
     """The operator's wallet, wherever its keys are."""
-    kind: DescriptorKind = "wpkh"
+    descriptor: str
+    """Of that wallet."""
 
     @property
     def seller_id(self) -> str:
@@ -168,7 +169,7 @@ class HostedShop:
             return sum(coin.amount_sat for coin in await coins.unspent(tx)), -await books.balance(tx, "chain")
 
         ours_sat, booked_msat = await self.services.database.read(read)
-        wanted = [{"desc": await self.keys.descriptor(self.kind), "range": 999}]
+        wanted = [{"desc": self.descriptor, "range": 999}]
         scan = await self.world.server.rpc("scantxoutset", "start", wanted)
         assert (ours_sat, booked_msat) == (sat(scan["total_amount"]), ours_sat * 1_000)
         return int(ours_sat)
@@ -214,8 +215,9 @@ async def open_hosted_till(
     """
     node = world.outside if cold else world.server
     keys = await operator_wallet(node, passphrase=passphrase)
+    descriptor = await keys.descriptor(kind)
     settings = {
-        "descriptor": await keys.descriptor(kind),
+        "descriptor": descriptor,
         "wallet": "" if cold else keys.name,
         **(hosted or {}),
     }
@@ -223,7 +225,7 @@ async def open_hosted_till(
         await node.rpc("unloadwallet", keys.name)
     config = HostedConfig(**settings)
     async with open_till(world, folder, hosted=config, **changes) as till:
-        shop = HostedShop(till, world, keys, kind)
+        shop = HostedShop(till, world, keys, descriptor)
 
         await shop.settle("hosted")
         yield shop
