@@ -16,6 +16,7 @@ from bitcache.db.tables import grants
 from bitcache.ids import new_id
 from bitcache.invoice_view import frozen_offer, invoice_view
 from bitcache.node_state import node_state
+from bitcache.refund_state import refund_facts
 from payments.invoice import Standing, Status
 from payments.policy import Permission, permission
 from payments.ports import Clock, Transaction
@@ -112,7 +113,14 @@ class Access:
                     retained_until=settled.retained_until,
                 )
             )
-        view = invoice_view(record, permitted, await node_state(tx, now), now)
+        view = invoice_view(
+            record,
+            permitted,
+            await node_state(tx, now),
+            await refund_facts(tx, record),
+            self._config.hosted,
+            now,
+        )
         event = InvoiceEvent(
             grant.id, permitted.bytes_allowed, Raw(json.encode(view)), record.invoice.seller_id
         )

@@ -2,6 +2,7 @@
 
 import hmac
 from dataclasses import dataclass
+from typing import Literal
 
 from sqlalchemy import ColumnElement, func, insert, select, update
 
@@ -44,6 +45,8 @@ class Account:
     """None: the server's default."""
     bytes_stored: int
     """Announced sizes of all its files, finished or not."""
+    settlement: Literal["direct", "hosted"]
+    """Of new invoices: paid to the seller's own wallet, or to the operator's."""
 
     def bytes_allowed(self, config: Config) -> int:
         return config.account_bytes_max if self.bytes_max is None else self.bytes_max
@@ -87,6 +90,14 @@ async def rename(tx: Transaction, account_id: str, *, name: str) -> None:
     """Raises NameTaken, ValueRefused."""
     name = await _free_name(tx, name, account_id=account_id)
     await tx.execute(update(accounts).where(accounts.c.id == account_id).values(name=name))
+
+
+async def set_settlement(tx: Transaction, account_id: str, settlement: Literal["direct", "hosted"]) -> bool:
+    """Who is paid by new invoices; whether that changed. Raises NotFound."""
+    if (await load(tx, account_id)).settlement == settlement:
+        return False
+    await tx.execute(update(accounts).where(accounts.c.id == account_id).values(settlement=settlement))
+    return True
 
 
 async def issue_token(tx: Transaction, account_id: str, *, label: str, now: int) -> IssuedToken:
@@ -179,6 +190,7 @@ async def load(tx: Transaction, account_id: str) -> Account:
         created_at=row.created_at,
         bytes_max=row.bytes_max,
         bytes_stored=await bytes_stored(tx, account_id),
+        settlement=row.settlement,
     )
 
 

@@ -76,6 +76,7 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             loops.append(tasks.create_task(_check_network(services)))
             loops.append(tasks.create_task(services.sweep.run()))
             loops.append(tasks.create_task(services.payout_runner.run()))
+            loops.append(tasks.create_task(services.reconciling.run()))
         if role is Role.WATCHER:
             ready()
             await services.stopping.wait()

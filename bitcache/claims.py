@@ -48,18 +48,8 @@ class Claims:
         Raises InvoiceNotFound, ClaimRefused, TakenDown.
         """
 
-        async def hash_of(tx: Transaction) -> bytes | None:
-            known: bytes | None = await tx.scalar(
-                select(invoices.c.claim_hash).where(invoices.c.id == invoice_id)
-            )
-            return known
-
         # Looked at before the one writer is asked for: who has no receipt keeps nobody waiting.
-        claim_hash = await self._store.read(hash_of)
-        if claim_hash is None:
-            raise InvoiceNotFound(f"there is no invoice {invoice_id}")
-        if not hmac.compare_digest(hashlib.sha256(claim_secret).digest(), claim_hash):
-            raise ClaimRefused
+        await self._store.read(lambda tx: check_claim_secret(tx, invoice_id, claim_secret))
 
         async def claimed(tx: Transaction) -> tuple[Grant, ClaimView]:
             record = await self._registry.load(tx, invoice_id, now=self._clock())
@@ -96,3 +86,12 @@ class Claims:
             metadata=base64url.encode(parcel.metadata),
             retained_until=grant.retained_until,
         )
+
+
+async def check_claim_secret(tx: Transaction, invoice_id: str, claim_secret: bytes) -> None:
+    """Raises InvoiceNotFound, ClaimRefused."""
+    claim_hash = await tx.scalar(select(invoices.c.claim_hash).where(invoices.c.id == invoice_id))
+    if claim_hash is None:
+        raise InvoiceNotFound(f"there is no invoice {invoice_id}")
+    if not hmac.compare_digest(hashlib.sha256(claim_secret).digest(), claim_hash):
+        raise ClaimRefused

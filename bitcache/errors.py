@@ -328,6 +328,83 @@ class HostedSalesOff(BitcacheError):
         )
 
 
+# --- payouts ------------------------------------------------------------------------------------------------
+
+
+class PayoutNodeOffline(NodeOffline):
+    """The bitcoin node cannot say now whether the money is still there: nothing is paid out."""
+
+    def __init__(self) -> None:
+        BitcacheError.__init__(
+            self,
+            "The server's bitcoin node cannot see the chain at the moment, so nothing is paid out. Your "
+            "balance is safe: try again in a minute.",
+        )
+
+
+class NotPayable(BitcacheError):
+    """This payout cannot be asked for, or not now; the message says what to do."""
+
+
+class BalanceNegative(NotPayable):
+    """The chain took money back that was paid out already."""
+
+    def __init__(self, balance_sat: int) -> None:
+        super().__init__(
+            f"Your balance is {-balance_sat:,} sat below zero: the chain took back money that was already "
+            "paid out. Your next hosted sales make it good; then you can ask for payouts again."
+        )
+        self.balance_sat = balance_sat
+
+
+class PayoutTargetMissing(NotPayable):
+    """The seller has named no address, and no wallet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "There is nowhere to pay out to. Name an address with `bitcache payout address` "
+            "(`payout_address`), or a wallet with `bitcache payout set` (`payout_descriptor`)."
+        )
+
+
+class PayoutBelowDust(NotPayable):
+    """The network would not relay so small an output."""
+
+    field = "amount_sat"
+
+    def __init__(self, least_sat: int) -> None:
+        super().__init__(
+            f"The network relays no output below {least_sat:,} sat to your address: ask for more."
+        )
+        self.least_sat = least_sat
+
+
+class PayoutBelowMinimum(NotPayable):
+    """The operator pays out no such small amounts."""
+
+    field = "amount_sat"
+
+    def __init__(self, least_sat: int, *, payable_sat: int) -> None:
+        super().__init__(
+            f"The least payout here is {least_sat:,} sat, and {payable_sat:,} sat can be paid out now."
+        )
+        self.least_sat = least_sat
+        self.payable_sat = payable_sat
+
+
+class PayoutAbovePayable(NotPayable):
+    """More than can be paid out now."""
+
+    field = "amount_sat"
+
+    def __init__(self, payable_sat: int) -> None:
+        super().__init__(
+            f"{payable_sat:,} sat can be paid out now: ask for no more. What is still confirming, or is set "
+            "aside for other payouts, is shown with your balance."
+        )
+        self.payable_sat = payable_sat
+
+
 # --- claims and grants --------------------------------------------------------------------------------------
 
 
@@ -338,6 +415,33 @@ class ClaimRefused(BitcacheError):
         super().__init__(
             "This claim secret does not belong to this invoice. Use the receipt you kept when you paid."
         )
+
+
+class NothingOwed(BitcacheError):
+    """No money of the invoice can be asked back, or not now; the message says why."""
+
+
+class RefundAddressInvalid(BitcacheError):
+    """Nothing can be paid to this address; the message says why."""
+
+    field = "address"
+
+
+class RefundAddressFinal(BitcacheError):
+    """Another address was named first: whoever learns of the receipt later cannot turn the money away."""
+
+    field = "address"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"This invoice is refunded to {address}, which was named first: that is final. Ask again with "
+            "that address."
+        )
+        self.address = address
+
+
+class RefundDecided(BitcacheError):
+    """Somebody else has decided on the refund; the message says who."""
 
 
 class GrantTokenInvalid(BitcacheError):

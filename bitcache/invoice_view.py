@@ -7,7 +7,9 @@ came, and after a takedown.
 from msgspec import Struct, json
 
 from bitcache.api.wire import InvoiceSummary, InvoiceView, PolicyView, ReceivedOutputView
+from bitcache.config import HostedConfig
 from bitcache.node_state import NodeState
+from bitcache.refund_state import RefundFacts, owed_by_books, refund_view
 from payments.invoice import TIP_SAT_MAX, Standing, Status
 from payments.money import Sat, btc_from_sat
 from payments.outputs import ReceivedOutput, confirmations
@@ -32,7 +34,14 @@ def frozen_offer(record: InvoiceRecord) -> FrozenOffer:
     return json.decode(record.frozen, type=FrozenOffer)
 
 
-def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState, now: int) -> InvoiceView:
+def invoice_view(
+    record: InvoiceRecord,
+    permission: Permission,
+    node: NodeState,
+    refund: RefundFacts,
+    hosted: HostedConfig,
+    now: int,
+) -> InvoiceView:
     """The buyer's view of `record`; whoever holds the invoice's id may see it."""
     invoice, standing, offer = record.invoice, record.standing, frozen_offer(record)
     address = None if _address_hidden(record) else record.address
@@ -49,7 +58,7 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
         received_sat=standing.received_sat,
         confirmed_sat=standing.confirmed_sat,
         due_sat=due_sat,
-        owed_sat=owed_sat(standing, withdrawn=invoice.withdrawn),
+        owed_sat=owed_by_books(refund) if refund.refunds else owed_sat(standing, withdrawn=invoice.withdrawn),
         address=address,
         uri=payment_uri(address, Sat(due_sat), invoice.reference) if address and due_sat else None,
         valid_until=standing.valid_until,
@@ -63,11 +72,12 @@ def invoice_view(record: InvoiceRecord, permission: Permission, node: NodeState,
         node_online=node.online,
         now=now,
         taken_down=invoice.revoked,
+        refund=refund_view(record, refund, hosted),
     )
 
 
-def invoice_summary(record: InvoiceRecord) -> InvoiceSummary:
-    """One line of the seller's list."""
+def invoice_summary(record: InvoiceRecord, owed_by_refunds_sat: Sat | None) -> InvoiceSummary:
+    """One line of the seller's list; what is owed by the books, where something was asked back."""
     invoice, standing, offer = record.invoice, record.standing, frozen_offer(record)
     return InvoiceSummary(
         invoice_id=invoice.id,
@@ -79,9 +89,14 @@ def invoice_summary(record: InvoiceRecord) -> InvoiceSummary:
         created_at=invoice.created_at,
         price_sat=standing.price_sat,
         received_sat=standing.received_sat,
-        due_sat=standing.due_sat,
-        owed_sat=owed_sat(standing, withdrawn=invoice.withdrawn),
+        due_sat=0 if invoice.withdrawn else standing.due_sat,
+        owed_sat=owed_sat(standing, withdrawn=invoice.withdrawn)
+        if owed_by_refunds_sat is None
+        else owed_by_refunds_sat,
         txids=sorted({output.outpoint.txid for output in record.outputs}),
+        settlement=invoice.mode.value,
+        fee_sat=(fee_sat := invoice.fee.of(standing.price_sat)),
+        net_sat=standing.price_sat - fee_sat,
     )
 
 

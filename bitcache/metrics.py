@@ -1,6 +1,9 @@
-"""What /metrics shows: a few numbers an operator would act on. No ids, no addresses, no amounts."""
+"""What /metrics shows: a few numbers an operator would act on. No ids, no addresses, and no amounts but what
+waits to be paid out, and one that ought to be zero."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from bitcache.payout_figures import PayoutFigures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,6 +45,58 @@ class Metrics:
         self.damaged_files = Gauge(
             "bitcache_damaged_files", "Files whose stored bytes were found damaged", registry=self.registry
         )
+        self.reconciled_at = Gauge(
+            "bitcache_reconciled_at_seconds",
+            "When ledger and wallet were last compared; 0 for never",
+            registry=self.registry,
+        )
+        self.reconciliation_explained = Gauge(
+            "bitcache_reconciliation_explained",
+            "1 when every satoshi was explained then",
+            registry=self.registry,
+        )
+        self.reconciliation_difference_sat = Gauge(
+            "bitcache_reconciliation_difference_sat",
+            "Sats that were not explained then",
+            registry=self.registry,
+        )
+
+        self.payouts_waiting = Gauge(
+            "bitcache_payouts_waiting", "Payouts that are in no batch yet", registry=self.registry
+        )
+        self.payouts_waiting_sat = Gauge(
+            "bitcache_payouts_waiting_sat", "Sats of these together", registry=self.registry
+        )
+        self.payouts_oldest_wait = Gauge(
+            "bitcache_payouts_oldest_wait_seconds",
+            "How long the oldest of these waits for an approval or a batch",
+            registry=self.registry,
+        )
+        self.batches_unsigned = Gauge(
+            "bitcache_payout_batches_unsigned", "Batches that nobody has signed yet", registry=self.registry
+        )
+        self.batches_unconfirmed = Gauge(
+            "bitcache_payout_batches_unconfirmed",
+            "Batches that are signed and in no block",
+            registry=self.registry,
+        )
+        self.batch_unconfirmed_wait = Gauge(
+            "bitcache_payout_batch_unconfirmed_seconds",
+            "How long ago the oldest of these was signed",
+            registry=self.registry,
+        )
+        self.payouts_stopped = Gauge(
+            "bitcache_payouts_stopped", "1 while nothing at all may be paid out", registry=self.registry
+        )
+
+    def show_payouts(self, figures: PayoutFigures) -> None:
+        self.payouts_waiting.set(figures.waiting)
+        self.payouts_waiting_sat.set(figures.waiting_sat)
+        self.payouts_oldest_wait.set(figures.oldest_wait_s)
+        self.batches_unsigned.set(figures.batches_unsigned)
+        self.batches_unconfirmed.set(figures.batches_unconfirmed)
+        self.batch_unconfirmed_wait.set(figures.unconfirmed_s)
+        self.payouts_stopped.set(figures.stopped)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

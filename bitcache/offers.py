@@ -1,6 +1,7 @@
 """Offers: the terms on which a parcel may be downloaded. Changing one changes new invoices only."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Row, Select, insert, or_, select, tuple_, update
@@ -33,6 +34,8 @@ class Offer:
     id: str
     parcel_id: str
     seller_name: str
+    settlement: Literal["direct", "hosted"]
+    """Who a new invoice is paid to."""
     created_at: int
     terms: Terms
     size_bytes: int
@@ -139,6 +142,7 @@ class Offers:
             id=row.id,
             parcel_id=row.parcel_id,
             seller_name=row.seller_name,
+            settlement=row.settlement,
             created_at=row.created_at,
             terms=Terms(
                 price_msat=row.price_msat,
@@ -220,6 +224,7 @@ def _joined() -> Select[tuple[object, ...]]:
         select(
             offers,
             accounts.c.name.label("seller_name"),
+            accounts.c.settlement,
             parcels.c.size_bytes,
             parcels.c.files_count,
         )

@@ -9,8 +9,8 @@ from payments.bitcoind import Bitcoind
 
 LEAST_SAT_KVB = 1_000
 """Nodes relay nothing below it by default."""
-REPLACEMENT_STEP_SAT_KVB = 1_000
-"""A replacement pays for its own relay (BIP125, rule 4)."""
+REPLACEMENT_STEP_SAT_KVB = 1_100
+"""A replacement pays for its own relay (BIP125, rule 4), and may be a little larger than was estimated."""
 
 
 async def feerate_now(hosted: HostedConfig, node: Bitcoind) -> int:

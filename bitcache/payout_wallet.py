@@ -2,22 +2,26 @@
 
 The first descriptor counts at once, and so does the next while no address of the one in force was ever handed
 out: nobody can have paid it, and a mistake must be mended before anybody does. Any other change waits, and is
-told of, so that a thief of a token cannot turn the income around unseen.
+told of, so that a thief of a token cannot turn the income around unseen. Once there were hosted sales it
+waits even before an address was handed out, since their earnings are paid out to the wallet; and where they
+are paid out to a fixed address, the first wallet waits too, since a thief could have new sales paid to it.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, or_, select, update
 
 from bitcache import events
-from bitcache.db.tables import accounts
+from bitcache.db.tables import accounts, payout_plans
 from bitcache.errors import NotFound, ValueRefused
 from bitcache.work import GAP_MARGIN
 from payments.addresses import PayoutDescriptor
 from payments.descriptors import DescriptorStore, DescriptorUsage
+from payments.invoice import Mode
 from payments.ports import Transaction
+from payments.tables import invoices
 
 TOPIC = "payout"
 GAP_LIMITS = range(20, 10_001)
@@ -31,11 +35,30 @@ class PayoutChanged(Struct, frozen=True):
     effective_at: int
 
 
+class SettlementChanged(Struct, frozen=True):
+    """An `events` row of topic "payout": who new invoices are paid to."""
+
+    settlement: str
+
+
+class PayoutTold(Struct, frozen=True):
+    """An `events` row of topic "payout": one of the seller's payouts is in this state now."""
+
+    payout_id: str
+    state: str
+
+
 @dataclass(frozen=True, slots=True)
 class PayoutWallet:
     descriptor_id: str
     pending_descriptor_id: str | None
     pending_until: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWallet:
+    descriptor_id: str
+    effective_at: int
 
 
 async def set_descriptor(
@@ -49,45 +72,48 @@ async def set_descriptor(
     now: int,
 ) -> None:
     """Pay into this wallet from `takes_effect_at` on; setting the present one calls a change off."""
-    current = await wallet(tx, account_id, now=now)
-    effective_at = await takes_effect_at(tx, store, current, descriptor, delay_s=delay_s, now=now)
+    current, waiting = await wallet(tx, account_id, now=now), await pending(tx, account_id, now=now)
+    effective_at = await takes_effect_at(tx, store, account_id, descriptor, delay_s=delay_s, now=now)
     await store.register(tx, descriptor, start_index=start_index, now=now)
-    if current is None or effective_at <= now:
-        changed = PayoutWallet(descriptor.id, None, None)
-    elif descriptor.id == current.pending_descriptor_id:
+    columns: dict[str, str | int | None]
+    if effective_at <= now:
+        columns = {"descriptor_id": descriptor.id, "pending_descriptor_id": None, "pending_until": None}
+    elif waiting is not None and descriptor.id == waiting.descriptor_id:
         return
     else:
         # What became due meanwhile is in force: the new change starts from there.
-        changed = PayoutWallet(current.descriptor_id, descriptor.id, effective_at)
-    await tx.execute(
-        update(accounts)
-        .where(accounts.c.id == account_id)
-        .values(
-            descriptor_id=changed.descriptor_id,
-            pending_descriptor_id=changed.pending_descriptor_id,
-            pending_until=changed.pending_until,
-        )
-    )
-    told = PayoutChanged(effective_at=changed.pending_until or now)
+        columns = {
+            "descriptor_id": current.descriptor_id if current else None,
+            "pending_descriptor_id": descriptor.id,
+            "pending_until": effective_at,
+        }
+    await tx.execute(update(accounts).where(accounts.c.id == account_id).values(**columns))
+    told = PayoutChanged(effective_at=effective_at)
     await events.append(tx, topic=TOPIC, subject=account_id, payload=told, now=now)
 
 
 async def takes_effect_at(
     tx: Transaction,
     store: DescriptorStore,
-    current: PayoutWallet | None,
+    account_id: str,
     descriptor: PayoutDescriptor,
     *,
     delay_s: int,
     now: int,
 ) -> int:
-    """When `descriptor`, set now, would be paid into; `current` is the wallet in force."""
-    if current is None or descriptor.id == current.descriptor_id:
+    """When `descriptor`, set now, would be paid into. Raises NotFound."""
+    current, waiting = await wallet(tx, account_id, now=now), await pending(tx, account_id, now=now)
+    if current is not None and descriptor.id == current.descriptor_id:
         return now
-    if (await store.usage(tx, current.descriptor_id)).highest_index_used is None:
+    if current is None:
+        waits = await _has_payout_address(tx, account_id) and await _sold_hosted(tx, account_id)
+    else:
+        handed_out = (await store.usage(tx, current.descriptor_id)).highest_index_used is not None
+        waits = handed_out or await _sold_hosted(tx, account_id)
+    if not waits:
         return now
-    if descriptor.id == current.pending_descriptor_id and current.pending_until is not None:
-        return current.pending_until
+    if waiting is not None and descriptor.id == waiting.descriptor_id:
+        return waiting.effective_at
     return now + delay_s
 
 
@@ -123,6 +149,18 @@ async def set_gap_limit(
 
 async def wallet(tx: Transaction, account_id: str, *, now: int) -> PayoutWallet | None:
     """The wallet in force at `now`, a due change counted; None before the first. Raises NotFound."""
+    return in_force(await _row(tx, account_id), now)
+
+
+async def pending(tx: Transaction, account_id: str, *, now: int) -> PendingWallet | None:
+    """The wallet that will be in force, if a change waits: the first one may, too. Raises NotFound."""
+    row = await _row(tx, account_id)
+    if row.pending_descriptor_id is None or row.pending_until <= now:
+        return None
+    return PendingWallet(row.pending_descriptor_id, row.pending_until)
+
+
+async def _row(tx: Transaction, account_id: str) -> Row[*tuple[Any, ...]]:
     row = (
         await tx.execute(
             select(
@@ -132,7 +170,26 @@ async def wallet(tx: Transaction, account_id: str, *, now: int) -> PayoutWallet 
     ).first()
     if row is None:
         raise NotFound("account", account_id)
-    return in_force(row, now)
+    return row
+
+
+async def _sold_hosted(tx: Transaction, account_id: str) -> bool:
+    """Whether the operator's wallet was ever named to a buyer for this seller."""
+    hosted = select(invoices.c.id).where(
+        invoices.c.seller_id == account_id,
+        invoices.c.mode == Mode.HOSTED,
+        invoices.c.script_pubkey.is_not(None),
+    )
+    return (await tx.execute(hosted.limit(1))).first() is not None
+
+
+async def _has_payout_address(tx: Transaction, account_id: str) -> bool:
+    """Whether earnings are paid out to a fixed address, or will be."""
+    plan = select(payout_plans.c.account_id).where(
+        payout_plans.c.account_id == account_id,
+        or_(payout_plans.c.address.is_not(None), payout_plans.c.pending_until.is_not(None)),
+    )
+    return (await tx.execute(plan)).first() is not None
 
 
 def in_force(row: Row[*tuple[Any, ...]], now: int) -> PayoutWallet | None:

@@ -25,6 +25,7 @@ from bitcache.invoice_view import FrozenOffer, invoice_summary, invoice_view
 from bitcache.node_state import node_state
 from bitcache.on_sale import SaleOffer, sale_term, selling_offer
 from bitcache.rate_limits import Limits
+from bitcache.refund_state import NOTHING_CAME, owed_by_invoice, refund_facts
 from bitcache.work import Solution, Work, bits_needed, streak_counted_max
 from payments.addresses import AddressBook
 from payments.descriptors import GAP_LIMIT_DEFAULT, DescriptorStore
@@ -120,7 +121,8 @@ class Purchases:
         now = self._clock()
         record = await self._registry.load(tx, invoice_id, now=now)
         permitted = await self._access.permission(tx, record, await grant_of(tx, invoice_id))
-        return invoice_view(record, permitted, await node_state(tx, now), now)
+        refund = await refund_facts(tx, record)
+        return invoice_view(record, permitted, await node_state(tx, now), refund, self._config.hosted, now)
 
     async def renew(self, invoice_id: str) -> InvoiceView:
         """One more term at today's price. Raises InvoiceNotFound, InvoiceNotRenewable, NodeOffline."""
@@ -144,7 +146,8 @@ class Purchases:
                     raise InvoiceNotFound(f"there is no invoice {after}; list again without `after`")
             now = self._clock()
             records = await self._registry.page(tx, seller_id=seller_id, after=after, limit=limit, now=now)
-            return [invoice_summary(record) for record in records]
+            owed_sat = await owed_by_invoice(tx, [record.invoice.id for record in records])
+            return [invoice_summary(record, owed_sat.get(record.invoice.id)) for record in records]
 
         return await self._store.read(listed)
 
@@ -210,7 +213,9 @@ class Purchases:
             now=now,
         )
         permitted = await self._access.permission(tx, record, await self._access.open(tx, record))
-        view = invoice_view(record, permitted, await node_state(tx, now), now)
+        view = invoice_view(
+            record, permitted, await node_state(tx, now), NOTHING_CAME, self._config.hosted, now
+        )
         return record, Purchase(view, created=True)
 
     async def _payable(self, tx: Transaction, offer: SaleOffer, asker: "_Asker", now: int) -> str:

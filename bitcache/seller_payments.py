@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, tuple_, update
 
 from bitcache.errors import NotFound
 from bitcache.invoice_view import FrozenOffer, owed_sat
+from bitcache.refund_state import owed_by_invoice
 from payments.attention import Attention
 from payments.invoice import Flag, Standing, Status
 from payments.ports import Transaction
@@ -111,6 +112,7 @@ async def _newest(tx: Transaction, chosen: Select[tuple[object, ...]], limit: in
     )
     for output in (await tx.execute(outputs)).all():
         paid_by.setdefault(output.invoice_id, []).append(output.txid)
+    owed_by_refunds = await owed_by_invoice(tx, [row.id for row in rows])
     found = []
     for row in rows:
         standing = json.decode(row.standing, type=Standing)
@@ -128,7 +130,9 @@ async def _newest(tx: Transaction, chosen: Select[tuple[object, ...]], limit: in
                 price_sat=standing.price_sat,
                 received_sat=standing.received_sat,
                 due_sat=standing.due_sat,
-                owed_sat=owed_sat(standing, withdrawn=row.revoked or row.refunded),
+                owed_sat=owed_by_refunds.get(
+                    row.id, owed_sat(standing, withdrawn=row.revoked or row.refunded)
+                ),
                 txids=tuple(dict.fromkeys(paid_by.get(row.id, ()))),
             )
         )

@@ -24,10 +24,14 @@ from bitcache.offers import Offers
 from bitcache.on_sale import OfferQuotes
 from bitcache.part_buffers import PartBuffers
 from bitcache.passwords import Passwords
+from bitcache.payout_plans import PayoutPlans
 from bitcache.payout_runner import PayoutRunner
 from bitcache.purchases import Purchases
 from bitcache.rate_limits import Limits, Monotonic
+from bitcache.reconciling import Reconciling
+from bitcache.refunds import Refunds
 from bitcache.sealing import Sealer
+from bitcache.seller_payouts import SellerPayouts
 from bitcache.sweep import Sweep
 from bitcache.uploads import Uploads
 from bitcache.views import OfferViews
@@ -40,6 +44,7 @@ from payments.descriptors import DescriptorStore
 from payments.payout_batches import PayoutBatches
 from payments.payout_follow import PayoutFollower
 from payments.ports import Clock, Transaction
+from payments.reconciler import Reconciler
 from payments.registry import InvoiceRegistry
 from payments.tables import descriptors
 from payments.watcher import Watcher
@@ -64,6 +69,9 @@ class Services:
     signer: PayoutWallet | None
     """The node's wallet that signs batches; None: they are signed elsewhere."""
     payout_runner: PayoutRunner
+    reconciling: Reconciling
+    seller_payouts: SellerPayouts
+    payout_plans: PayoutPlans
     feed: EventFeed
     access: Access
     registry: InvoiceRegistry
@@ -78,6 +86,7 @@ class Services:
     part_buffers: PartBuffers
     grants: GrantBook
     claims: Claims
+    refunds: Refunds
     gate: PaymentGate
     contents: Contents
     streams: InvoiceStreams
@@ -121,7 +130,10 @@ async def open_services(
         limits = Limits.of(config.limits, monotonic)
         registry = _registry(config, access)
         policy = config.hosted.payout_policy
-        follower = PayoutFollower(policy)
+        refunds = Refunds(
+            config=config, store=database, registry=registry, access=access, node=node, clock=clock
+        )
+        follower = PayoutFollower(policy, on_payouts=refunds.tell)
         search = AddressSearch(
             node,
             database,
@@ -152,6 +164,14 @@ async def open_services(
             config=config, node=node, store=database, descriptors=descriptor_store, clock=clock
         )
         signer = _signer(config, node)
+        seller_payouts = SellerPayouts(
+            config=config,
+            store=database,
+            descriptors=descriptor_store,
+            addresses=addresses,
+            clock=clock,
+        )
+        payout_plans = PayoutPlans(config=config, store=database, desk=seller_payouts, clock=clock)
         payout_runner = PayoutRunner(
             config=config,
             node=node,
@@ -159,6 +179,7 @@ async def open_services(
             hosted=hosted,
             batches=batches,
             signer=signer,
+            pay_due=payout_plans.pay_due,
             clock=clock,
             monotonic=monotonic,
         )
@@ -203,6 +224,13 @@ async def open_services(
             batches=batches,
             signer=signer,
             payout_runner=payout_runner,
+            reconciling=Reconciling(
+                reconciler=Reconciler(node=node, store=database, descriptors=descriptor_store),
+                store=database,
+                clock=clock,
+            ),
+            seller_payouts=seller_payouts,
+            payout_plans=payout_plans,
             feed=feed,
             access=access,
             registry=registry,
@@ -210,6 +238,7 @@ async def open_services(
             purchases=purchases,
             grants=grants,
             claims=claims,
+            refunds=refunds,
             gate=PaymentGate(
                 config=config,
                 store=database,

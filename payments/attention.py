@@ -11,7 +11,7 @@ All but `suspended` are money that belongs to the buyer.
 
 from enum import StrEnum
 
-from payments.invoice import TIP_SAT_MAX, Flag, Invoice, Standing, Status
+from payments.invoice import TIP_SAT_MAX, Flag, Invoice, Mode, Standing, Status
 from payments.policy import permission
 
 
@@ -28,7 +28,10 @@ def attention(invoice: Invoice, standing: Standing, *, released: bool) -> Attent
     if invoice.revoked:
         return Attention.TAKEN_DOWN if standing.received_sat else None
     if invoice.refunded:
-        return None  # the refund is listed by itself
+        # A hosted refund is listed by itself; else its seller must pay it, by hand.
+        if invoice.mode is Mode.HOSTED or not standing.received_sat:
+            return None
+        return Attention.LATE if Flag.LATE in standing.flags else Attention.UNDERPAID
     permitted = permission(
         invoice.policy, standing, released=released, zero_conf_key_allowed=False, prefetch_fit=False
     )

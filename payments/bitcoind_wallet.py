@@ -89,6 +89,14 @@ class PayoutWallet:
         await self._unload()
         return True
 
+    async def exists(self) -> bool:
+        """Whether the node has it, open or not. Raises NodeMisconfigured, NodeUnavailable."""
+        try:
+            listed = await self._rpc.call("listwalletdir", answer=_WalletsWire)
+        except NodeRefused as exc:
+            raise self._error(exc) from exc
+        return any(wallet.name == self.name for wallet in listed.wallets)
+
     async def _sign_once(self, psbt: str) -> str:
         # Never abandoned: a wallet that opens after we gave up would stay open.
         loading = asyncio.ensure_future(self._load())
@@ -167,6 +175,14 @@ class PayoutWallet:
         if refusal.code == RPC_WALLET_ERROR:
             return WalletNotLoaded(self.name, refusal.message)
         return psbt_refusal(refusal)
+
+
+class _WalletWire(Struct, frozen=True):
+    name: str
+
+
+class _WalletsWire(Struct, frozen=True):
+    wallets: list[_WalletWire]
 
 
 class _SignedWire(Struct, frozen=True):

@@ -14,7 +14,7 @@ from payments.addresses import AddressBook, PayoutDescriptor
 from payments.errors import AddressesInDoubt, DescriptorInvalid
 from payments.ports import Transaction
 from payments.records import IssuedAddress
-from payments.tables import descriptors, invoices, received_outputs, unassigned_outputs
+from payments.tables import descriptors, invoices, payouts, received_outputs, unassigned_outputs
 
 ADDRESS_INDEX_MAX = 2**31 - 1
 """Unhardened child numbers end here (BIP32)."""
@@ -77,9 +77,9 @@ class DescriptorStore:
         )
 
     async def issue(self, tx: Transaction, descriptor_id: str, book: AddressBook) -> IssuedAddress:
-        """Take the next address for one invoice, for ever.
+        """Take the next address for one invoice or one payout, for ever.
 
-        Skips any address that another invoice ever had, through whatever descriptor, or that was ever paid.
+        Skips any address that another ever had, through whatever descriptor, or that was ever paid.
         Raises AddressesNotDerived when the window in memory ends: derive more outside the transaction, then
         try again. Raises AddressesInDoubt.
         """
@@ -159,9 +159,10 @@ class DescriptorStore:
 
 
 async def _is_used(tx: Transaction, script_pubkey: bytes) -> bool:
-    """An invoice ever had it, or it was paid without one."""
+    """An invoice ever had it, or a payout, or it was paid without one."""
     invoiced = select(invoices.c.script_pubkey).where(invoices.c.script_pubkey == script_pubkey)
     paid = select(unassigned_outputs.c.script_pubkey).where(
         unassigned_outputs.c.script_pubkey == script_pubkey
     )
-    return await tx.scalar(union_all(invoiced, paid).limit(1)) is not None
+    paid_out = select(payouts.c.script_pubkey).where(payouts.c.script_pubkey == script_pubkey)
+    return await tx.scalar(union_all(invoiced, paid, paid_out).limit(1)) is not None

@@ -11,7 +11,7 @@ is looked at by itself, so that no error hides behind an opposite one; between t
 from collections.abc import Iterable, Iterator
 
 from payments.money import Msat
-from payments.reconcile_facts import Facts, Flow, NodeOnly, OursOnly, Owner, Received, Use
+from payments.reconcile_facts import Facts, Flow, NodeOnly, OursOnly, Owner, Use
 from payments.reconcile_report import Group, Line, LineKind, Report
 
 
@@ -52,18 +52,19 @@ def _rest(group: Group, difference_msat: int, lines: Iterable[Line]) -> list[Lin
 
 
 def _of_flow(flow: Flow) -> Iterator[Line]:
-    change_sat = sum(one.amount_sat for one in flow.received if one.use is Use.CHANGE)
-    for one in flow.received:
-        if one.older and one.use is Use.INVOICE:
-            yield _book(
-                LineKind.OLDER_THAN_INVOICE,
-                f"{flow.txid}:{one.vout}",
-                one.amount_sat,
-                "paid to this address before its invoice was made: it is no buyer's money. Leave it, or ask "
-                "who sent it",
-            )
-    expected_sat = sum(o.amount_sat for o in flow.received if o.use is not Use.CHANGE and not _is_older(o))
-    if missing_sat := expected_sat - flow.booked_in_sat:
+    older = [one for one in flow.received if one.older and one.use is Use.INVOICE]
+    for one in older:
+        yield _book(
+            LineKind.OLDER_THAN_INVOICE,
+            f"{flow.txid}:{one.vout}",
+            one.amount_sat,
+            "paid to this address before its invoice was made: it is no buyer's money. Leave it, or ask who "
+            "sent it",
+        )
+    # Who spends nothing of the wallet's gives: that is no change, wherever it goes.
+    change_sat = sum(one.amount_sat for one in flow.received if one.use is Use.CHANGE and flow.spent_sat)
+    received_sat = sum(one.amount_sat for one in flow.received if one not in older)
+    if missing_sat := received_sat - change_sat - flow.booked_in_sat:
         yield _book(
             LineKind.RECEIPT_NOT_BOOKED,
             flow.txid,
@@ -76,10 +77,10 @@ def _of_flow(flow: Flow) -> Iterator[Line]:
             flow.txid,
             -left_sat,
             f"left the wallet by a transaction that is no payout of ours{flow.pays}. If you sent it: "
-            f"`bitcache reconcile --explain {flow.txid} operator`. If a restored server has forgotten this "
-            "payout, name who got it in place of `operator`: seller:NAME, or owed:INVOICE for a refund. Change "
-            "that a wallet program kept: send it to the address of `bitcache payouts deposit-address`. If you "
-            "know nothing of it, somebody else has the wallet's keys: move what is left at once",
+            f"`bitcache reconcile --explain {flow.txid} operator`; what came back to a wallet of yours, send "
+            "to the address of `bitcache payouts deposit-address`. If a restored server has forgotten this "
+            "payout, name who got it in place of `operator`: seller:NAME, or owed:INVOICE for a refund. If "
+            "you know nothing of it, somebody else has the wallet's keys: move what is left at once",
         )
     yield from _of_spend(flow, change_sat - flow.spent_sat + flow.paid_sat + flow.taken_sat)
 
@@ -96,16 +97,6 @@ def _of_spend(flow: Flow, gap_sat: int) -> Iterator[Line]:
             f"batch {flow.batch_id} is in a block and not in the ledger as such, or the other way round: "
             "restart the server. If that does not help, pay nothing out and report it",
         )
-    elif not flow.spent_sat and not flow.taken_sat:
-        for one in flow.received:
-            if one.use is Use.CHANGE:
-                yield _book(
-                    LineKind.STRAY_CHANGE,
-                    f"{flow.txid}:{one.vout}",
-                    one.amount_sat,
-                    "sent by a stranger to an address that the wallet's change went to: it is nobody's, and "
-                    "stays in the wallet",
-                )
     elif gap_sat > 0 and not flow.taken_sat:
         yield _book(
             LineKind.CHANGE_OVER_SPENT,
@@ -122,10 +113,6 @@ def _of_spend(flow: Flow, gap_sat: int) -> Iterator[Line]:
             "spends coins of the wallet, and the ledger says something else of it: restart the server. If "
             "that does not help, pay nothing out and report it",
         )
-
-
-def _is_older(one: Received) -> bool:
-    return one.older and one.use is Use.INVOICE
 
 
 def _of_node(one: NodeOnly) -> Line:

@@ -47,7 +47,7 @@ from payments.tables import (
     unassigned_addresses,
     unassigned_outputs,
 )
-from payments.unassigned import DEPOSIT_PREFIX
+from payments.unassigned import DEPOSIT_PREFIX, GIFT_PREFIX
 
 TXIDS_PER_QUERY = 300
 TXID_CHARACTERS = 64
@@ -212,6 +212,7 @@ def _booked_in() -> Select[Any]:
     wallets = union_all(
         select(literal("unassigned:") + descriptors.c.id).where(hosted),
         select(literal(DEPOSIT_PREFIX) + descriptors.c.id).where(hosted),
+        select(literal(GIFT_PREFIX) + descriptors.c.id).where(hosted),
     )
     of_wallet = or_(transfers.c.reference.in_(hosted_invoices), transfers.c.reference.in_(wallets))
     return _booked("booked_in", Code.RECEIVED, Code.RECEIVED_REVERSED).where(of_wallet)

@@ -1,4 +1,4 @@
-"""What a comparison of ledger, coins and node says: sums, and a line for each satoshi that differs. Values."""
+"""What a comparison of ledger, coins and node says: sums, and a line for each satoshi that differs."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +18,6 @@ class Group(StrEnum):
 class LineKind(StrEnum):
     # Of the books.
     OLDER_THAN_INVOICE = "older_than_invoice"
-    STRAY_CHANGE = "stray_change"
     CHANGE_OVER_SPENT = "change_over_spent"
     SPEND_UNEXPLAINED = "spend_unexplained"
     RECEIPT_NOT_BOOKED = "receipt_not_booked"
@@ -46,7 +45,6 @@ class LineKind(StrEnum):
 EXPLAINED = frozenset(
     {
         LineKind.OLDER_THAN_INVOICE,
-        LineKind.STRAY_CHANGE,
         LineKind.CHANGE_OVER_SPENT,
         LineKind.DIRECT_SALE,
         LineKind.COINBASE_YOUNG,

@@ -98,6 +98,16 @@ async def is_restored(tx: Transaction) -> bool:
     return await tx.scalar(select(restores.c.id)) is not None
 
 
+async def resume_payouts(tx: Transaction, *, now: int) -> bool:
+    """The operator knows what was paid out since the backup. Whether payouts were stopped by a restore."""
+    row = (await tx.execute(select(restores))).one_or_none()
+    if row is None or (row.payouts_resumed_at or 0) >= row.restored_at:
+        return False
+    # Our clock may have been set back since the restore.
+    await tx.execute(update(restores).values(payouts_resumed_at=max(now, row.restored_at)))
+    return True
+
+
 async def register(tx: Transaction, descriptor_id: str, *, start_index: int) -> None:
     """A descriptor that is new to a restored database may not have been to the one that was lost."""
     from_height = await tx.scalar(select(restores.c.from_height))

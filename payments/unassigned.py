@@ -59,15 +59,17 @@ class UnassignedOutput:
 
 async def add_own_address(tx: Transaction, issued: IssuedAddress, purpose: Purpose) -> None:
     """Keep an address that `DescriptorStore.issue` gave for change or for a deposit. Watch it from now on."""
-    await tx.execute(
-        insert(unassigned_addresses).values(
-            script_pubkey=issued.script_pubkey,
-            descriptor_id=issued.descriptor_id,
-            address_index=issued.index,
-            address=issued.address,
-            purpose=purpose,
-        )
-    )
+    values = {
+        "descriptor_id": issued.descriptor_id,
+        "address_index": issued.index,
+        "address": issued.address,
+        "purpose": purpose,
+    }
+    of_script = unassigned_addresses.c.script_pubkey == issued.script_pubkey
+    # After a restore it is watched already, as one that the lost server may have handed out.
+    known = await tx.execute(update(unassigned_addresses).where(of_script).values(**values))
+    if not known.rowcount:
+        await tx.execute(insert(unassigned_addresses).values(script_pubkey=issued.script_pubkey, **values))
 
 
 async def unused_change_address(tx: Transaction, descriptor_id: str) -> IssuedAddress | None:

@@ -1,29 +1,46 @@
 """Sellers: registration, tokens, and the wallet they are paid into."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from aiohttp import web
 from msgspec import UNSET
 
-from bitcache import accounts, payout_wallet
+from bitcache import accounts, events, payout_plans, payout_targets, payout_wallet
 from bitcache.accounts import Account, IssuedToken
 from bitcache.api.routing import Answer, Auth, Call, Route
 from bitcache.api.wire import (
     AccountPatch,
     AccountRequest,
     AccountView,
+    PayoutPlanView,
     PayoutPreview,
     PayoutPreviewRequest,
-    PayoutView,
+    PendingWallet,
+    Settlement,
     TokenRequest,
     TokenView,
+    WalletView,
 )
-from bitcache.errors import TokenInvalid
-from bitcache.payout_wallet import PayoutWallet
+from bitcache.errors import HostedSalesOff, TokenInvalid
+from bitcache.payout_targets import Target
+from bitcache.payout_views import plan_view
+from bitcache.payout_wallet import SettlementChanged
 from bitcache.rate_limits import ALL
 from bitcache.services import Services
 from payments.addresses import PayoutDescriptor, normalise_descriptor
 from payments.descriptors import DescriptorUsage
 from payments.errors import NodeMisconfigured, NodeUnavailable
 from payments.ports import Transaction
+
+SETTLEMENT_NOTES: Mapping[Settlement, str] = {
+    "direct": "Buyers pay your own wallet. The server never holds your money.",
+    "hosted": (
+        "New invoices are paid to the operator's wallet. The operator holds the money, owes it to you less "
+        "the fee, and pays it out; if the operator loses it or keeps it, it is gone. Buyers are told. "
+        "Invoices that exist stay as they were made."
+    ),
+}
 
 
 async def register(call: Call) -> Answer:
@@ -69,21 +86,36 @@ async def show(call: Call) -> Answer:
 
 
 async def change(call: Call) -> Answer:
-    services, asked, account_id = call.services, call.body(AccountPatch), call.seller.account_id
-    descriptor = None
+    await change_account(call.services, call.seller.account_id, call.body(AccountPatch))
+    return Answer(200, await account_view(call.services, call.seller.account_id))
+
+
+async def change_account(services: Services, account_id: str, asked: AccountPatch) -> None:
+    """All of what is asked, or nothing.
+
+    Raises HostedSalesOff, DescriptorInvalid, ValueRefused, NameTaken, NodeUnavailable.
+    """
+    if asked.settlement == "hosted" and not services.hosted.enabled:
+        raise HostedSalesOff
+    descriptor, target = None, None
     if asked.payout_descriptor is not UNSET:
         # The node is asked before the transaction: nobody's writes wait for it.
         descriptor = await normalise_descriptor(
             services.node, asked.payout_descriptor, services.config.network
         )
+    if asked.payout_address is None:
+        target = payout_targets.WALLET
+    elif asked.payout_address is not UNSET:
+        address, network = asked.payout_address, services.config.network
+        target = await payout_targets.read_address(services.node, address, network)
 
     async def changed(tx: Transaction) -> None:
         if asked.name is not UNSET:
             await accounts.rename(tx, account_id, name=asked.name)
         await _change_payout(services, tx, account_id, descriptor, asked)
+        await _change_hosted(services, tx, account_id, target, asked)
 
     await services.database.write(changed)
-    return Answer(200, await account_view(services, account_id))
 
 
 async def preview_payout(call: Call) -> Answer:
@@ -101,7 +133,7 @@ async def payout_preview(services: Services, account_id: str, text: str) -> Payo
         return await payout_wallet.takes_effect_at(
             tx,
             services.descriptors,
-            await payout_wallet.wallet(tx, account_id, now=now),
+            account_id,
             descriptor,
             delay_s=services.config.payout_change_delay_s,
             now=now,
@@ -150,46 +182,92 @@ async def _change_payout(
         )
 
 
+async def _change_hosted(
+    services: Services, tx: Transaction, account_id: str, target: Target | None, asked: AccountPatch
+) -> None:
+    config, now = services.config, services.clock()
+    if asked.settlement is not UNSET and await accounts.set_settlement(tx, account_id, asked.settlement):
+        told = SettlementChanged(settlement=asked.settlement)
+        await events.append(tx, topic=payout_wallet.TOPIC, subject=account_id, payload=told, now=now)
+    if target is not None:
+        await payout_targets.set_target(tx, account_id, target, delay_s=config.payout_change_delay_s, now=now)
+    await payout_plans.set_plan(
+        tx,
+        config,
+        account_id,
+        threshold_sat=asked.payout_threshold_sat,
+        every=asked.payout_every,
+        now=now,
+    )
+
+
 def _token_view(issued: IssuedToken) -> TokenView:
     return TokenView(token_id=issued.token_id, token=issued.token, account_id=issued.account_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the database has about an account's money."""
+
+    account: Account
+    plan: PayoutPlanView
+    descriptor: PayoutDescriptor | None
+    usage: DescriptorUsage | None
+    pending: PendingWallet | None
 
 
 async def account_view(services: Services, account_id: str) -> AccountView:
     """The account as its seller sees it. Raises NotFound."""
 
-    async def look(
-        tx: Transaction,
-    ) -> tuple[Account, PayoutWallet | None, list[PayoutDescriptor], DescriptorUsage | None]:
+    async def look(tx: Transaction) -> _Kept:
+        now = services.clock()
         account = await accounts.load(tx, account_id)
-        wallet = await payout_wallet.wallet(tx, account_id, now=services.clock())
-        if wallet is None:
-            return account, None, [], None
-        ids = [wallet.descriptor_id, wallet.pending_descriptor_id]
-        descriptors = [await services.descriptors.load(tx, known) for known in ids if known is not None]
-        return account, wallet, descriptors, await services.descriptors.usage(tx, wallet.descriptor_id)
+        plan = await plan_view(tx, account_id, now=now)
+        wallet = await payout_wallet.wallet(tx, account_id, now=now)
+        change = await payout_wallet.pending(tx, account_id, now=now)
+        descriptor, usage, pending = None, None, None
+        if wallet is not None:
+            descriptor = await services.descriptors.load(tx, wallet.descriptor_id)
+            usage = await services.descriptors.usage(tx, wallet.descriptor_id)
+        if change is not None:
+            text = (await services.descriptors.load(tx, change.descriptor_id)).text
+            pending = PendingWallet(descriptor=text, effective_at=change.effective_at)
+        return _Kept(account, plan, descriptor, usage, pending)
 
-    account, wallet, descriptors, usage = await services.database.read(look)
-    payout = None
-    if wallet is not None and usage is not None:
-        payout = PayoutView(
-            descriptor=descriptors[0].text,
-            first_addresses=await _first_addresses(services, descriptors[0]),
-            next_index=usage.next_index,
-            highest_index_used=usage.highest_index_used,
-            unused_streak=usage.unused_streak,
-            gap_limit=usage.gap_limit,
-            advice=payout_wallet.gap_limit_advice(usage),
-            pending_descriptor=descriptors[1].text if wallet.pending_descriptor_id else None,
-            pending_until=wallet.pending_until,
-        )
+    kept = await services.database.read(look)
+    account, config = kept.account, services.config
     return AccountView(
         account_id=account.id,
         name=account.name,
         created_at=account.created_at,
         bytes_stored=account.bytes_stored,
-        bytes_max=account.bytes_allowed(services.config),
-        price_floor_sat=services.config.price_floor_sat,
-        payout=payout,
+        bytes_max=account.bytes_allowed(config),
+        price_floor_sat=config.price_floor_sat,
+        payout=await _wallet_view(services, kept),
+        pending_wallet=kept.pending,
+        settlement=account.settlement,
+        settlement_note=SETTLEMENT_NOTES[account.settlement],
+        hosted_available=services.hosted.enabled,
+        fee_percent=config.hosted.fee_percent,
+        fee_sat=config.hosted.fee_sat,
+        payout_plan=kept.plan,
+    )
+
+
+async def _wallet_view(services: Services, kept: _Kept) -> WalletView | None:
+    if kept.descriptor is None or kept.usage is None:
+        return None
+    usage, pending = kept.usage, kept.pending
+    return WalletView(
+        descriptor=kept.descriptor.text,
+        first_addresses=await _first_addresses(services, kept.descriptor),
+        next_index=usage.next_index,
+        highest_index_used=usage.highest_index_used,
+        unused_streak=usage.unused_streak,
+        gap_limit=usage.gap_limit,
+        advice=payout_wallet.gap_limit_advice(usage),
+        pending_descriptor=pending.descriptor if pending else None,
+        pending_until=pending.effective_at if pending else None,
     )
 
 
@@ -238,7 +316,7 @@ ROUTES = (
         path="/account",
         handler=show,
         operation_id="getAccount",
-        summary="The account: bytes stored, and the wallet it is paid into",
+        summary="The account: bytes stored, who is paid for its sales, its wallet and the plan of payouts",
         responses={200: AccountView},
         auth=Auth.SELLER,
     ),
@@ -247,10 +325,10 @@ ROUTES = (
         path="/account",
         handler=change,
         operation_id="updateAccount",
-        summary="Rename the account, or set the wallet it is paid into",
+        summary="Rename the account, set its wallet, choose who is paid for new sales, plan payouts",
         request=AccountPatch,
         responses={200: AccountView},
-        problems=("descriptor-invalid", "name-taken", "node-offline"),
+        problems=("descriptor-invalid", "hosted-sales-off", "name-taken", "node-offline"),
         auth=Auth.SELLER,
     ),
     Route(

@@ -9,7 +9,7 @@ Who holds an invoice's id sees its state and address, nothing else; claiming tak
 """
 
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from bitcache.api import events_stream
 from bitcache.api.bodies import octets
@@ -44,7 +44,8 @@ async def get_invoice_events(call: Call) -> web.StreamResponse:
 
 async def claim_invoice(call: Call) -> Answer:
     call.services.limits.claims.check(call.client)
-    return Answer(200, await call.services.claims.claim(call.path("invoice_id"), _claim_secret(call)))
+    claim_secret = claim_secret_of(call, call.body(ClaimRequest).claim_secret)
+    return Answer(200, await call.services.claims.claim(call.path("invoice_id"), claim_secret))
 
 
 async def renew_invoice(call: Call) -> Answer:
@@ -60,9 +61,8 @@ async def list_invoices(call: Call) -> Answer:
     return Answer(200, InvoiceList(items=items, next=items[-1].invoice_id if more else None))
 
 
-def _claim_secret(call: Call) -> bytes:
+def claim_secret_of(call: Call, claim_secret: str | UnsetType) -> bytes:
     """The secret in the body or, for who paid a challenge, the one that the echoed challenge stands for."""
-    claim_secret = call.body(ClaimRequest).claim_secret
     if claim_secret is not UNSET:
         return octets(claim_secret, "claim_secret")
     authorization = call.http.headers.get("Authorization", "")

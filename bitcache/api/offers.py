@@ -98,6 +98,7 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         parcel_id=offer.parcel_id,
         state=offer.state,
         seller_name=offer.seller_name,
+        settlement=offer.settlement,
         network=config.network,
         price=FixedPrice(amount_msat=offer.terms.price_msat),
         policy=PolicyView(bytes_at=offer.terms.bytes_at, key_at=offer.terms.key_at),

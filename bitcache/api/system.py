@@ -8,7 +8,7 @@ import logging
 from aiohttp import web
 from sqlalchemy import text
 
-from bitcache import VERSION, damage
+from bitcache import VERSION, damage, payout_figures, reconciling
 from bitcache.api.bodies import encode, json_response
 from bitcache.api.routing import Answer, Call, Route
 from bitcache.api.wire import HealthView
@@ -54,6 +54,12 @@ async def metrics(call: Call) -> web.StreamResponse:
         services.metrics.node_online.set(state.online)
         services.metrics.tip_height.set(state.tip_height)
         services.metrics.damaged_files.set(await services.database.read(damage.count))
+        paying = await services.database.read(lambda tx: payout_figures.figures(tx, now=services.clock()))
+        services.metrics.show_payouts(paying)
+        found = await services.database.read(reconciling.latest)
+        services.metrics.reconciled_at.set(found.at if found else 0)
+        services.metrics.reconciliation_explained.set(found is None or found.explained)
+        services.metrics.reconciliation_difference_sat.set(found.difference_sat if found else 0)
     free_bytes = await services.blobs.free_bytes()
     if free_bytes is not None:
         services.metrics.free_bytes.set(free_bytes)

@@ -4,7 +4,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bitcache import VERSION
-from bitcache.api import accounts, content, earnings, files, invoices, offers, parcels, system
+from bitcache.api import (
+    accounts,
+    content,
+    earnings,
+    files,
+    invoices,
+    offers,
+    parcels,
+    payouts,
+    refunds,
+    statements,
+    system,
+)
 from bitcache.api.openapi import document_route
 from bitcache.api.routing import Route
 from bitcache.api.wire import API
@@ -22,8 +34,11 @@ _ROUTES: tuple[Route, ...] = (
     *_below_api(parcels.ROUTES),
     *_below_api(offers.ROUTES),
     *_below_api(invoices.ROUTES),
+    *_below_api(refunds.ROUTES),
     *_below_api(content.ROUTES),
     *_below_api(earnings.ROUTES),
+    *_below_api(statements.ROUTES),
+    *_below_api(payouts.ROUTES),
     *pages.ROUTES,
 )
 ROUTES = (*_ROUTES, document_route(_ROUTES, version=VERSION))

@@ -19,6 +19,7 @@ Digest = Annotated[
     str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")
 ]
 PriceMsat = Annotated[int, Meta(ge=0, le=2_100_000_000_000_000_000, multiple_of=1000)]
+AmountSat = Annotated[int, Meta(ge=1, le=2_100_000_000_000_000)]
 Confirmations = Annotated[int, Meta(ge=0, le=100)]
 TIME_MAX = 253_402_300_799
 """The end of the year 9999, which every date library can show."""
@@ -77,7 +78,7 @@ class TokenView(Response, frozen=True):
     account_id: Id
 
 
-class PayoutView(Response, frozen=True):
+class WalletView(Response, frozen=True):
     descriptor: str
     first_addresses: list[str]
     next_index: int
@@ -110,6 +111,36 @@ class PayoutPreview(Response, frozen=True):
     """Set now, from when on buyers would pay into it."""
 
 
+Settlement = Literal["direct", "hosted"]
+"""`direct`: buyers pay the seller's own wallet. `hosted`: the operator's, who owes it to the seller."""
+PayoutEvery = Literal["never", "day", "week", "month"]
+
+
+class PayoutTargetView(Response, frozen=True):
+    kind: Literal["address", "wallet"]
+    """`wallet`: each payout gets the next address of the seller's wallet."""
+    address: str | None
+    """Of `address`."""
+
+
+class PayoutPlanView(Response, frozen=True):
+    """Where hosted earnings are paid out to, and when without being asked."""
+
+    target: PayoutTargetView | None
+    """None: there is none yet."""
+    pending_target: PayoutTargetView | None
+    pending_until: Time | None
+    """A change of target takes effect only then."""
+    threshold_sat: int | None
+    every: PayoutEvery
+    next_at: Time | None
+
+
+class PendingWallet(Response, frozen=True):
+    descriptor: str
+    effective_at: Time
+
+
 class AccountView(Response, frozen=True):
     account_id: Id
     name: str
@@ -118,7 +149,20 @@ class AccountView(Response, frozen=True):
     bytes_max: int
     price_floor_sat: int
     """The least price of an offer that is not free."""
-    payout: PayoutView | None
+    payout: WalletView | None
+    """The seller's wallet."""
+    pending_wallet: PendingWallet | None
+    """A change of it that waits; of a first one too."""
+    settlement: Settlement
+    """Who new invoices are paid to."""
+    settlement_note: str
+    """What that means, in words."""
+    hosted_available: bool
+    """Whether `hosted` may be chosen here."""
+    fee_percent: str
+    """What the operator keeps of each new hosted sale: this part of the price, and `fee_sat`."""
+    fee_sat: int
+    payout_plan: PayoutPlanView
 
 
 class AccountPatch(Request, frozen=True):
@@ -127,6 +171,12 @@ class AccountPatch(Request, frozen=True):
     start_index: Annotated[int, Meta(ge=0, le=2_000_000_000)] | UnsetType = UNSET
     gap_limit: Annotated[int, Meta(ge=20, le=10_000)] | UnsetType = UNSET
     """Of the wallet that is paid into now, or is set with it."""
+    settlement: Settlement | UnsetType = UNSET
+    """Of new invoices."""
+    payout_address: Annotated[str, Meta(min_length=1, max_length=120)] | UnsetType | None = UNSET
+    """null: the next address of the wallet."""
+    payout_threshold_sat: AmountSat | UnsetType | None = UNSET
+    payout_every: PayoutEvery | UnsetType = UNSET
 
 
 # --- files and parcels --------------------------------------------------------------------------------------
@@ -223,6 +273,8 @@ class OfferView(Response, frozen=True):
     parcel_id: Id
     state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
     seller_name: str
+    settlement: Settlement
+    """Who is paid: the seller's own wallet, or the operator's for the seller."""
     network: str
     price: FixedPrice
     policy: PolicyView
@@ -279,6 +331,50 @@ class ReceivedOutputView(Response, frozen=True):
     """Of its block."""
 
 
+RefundState = Literal["requested", "approved", "batched", "done", "cancelled", "declined"]
+
+
+class RefundView(Response, frozen=True):
+    """Money on its way back to a buyer."""
+
+    refund_id: Id
+    amount_sat: int
+    """The network's fee comes out of it."""
+    state: RefundState
+    requested_at: Time
+    ready_at: Time
+    """Not paid before."""
+    reason: str | None
+    """Why it was declined or cancelled."""
+    txid: str | None
+    """Of the transaction that pays it, once that was sent."""
+    network_fee_sat: int | None
+    """What that transaction takes of it."""
+    confirmations: int | None
+    """Of that transaction; 0 in the mempool."""
+
+
+class InvoiceRefundView(Response, frozen=True):
+    """What of an invoice's money is the buyer's to ask back, on which terms, and what was asked back."""
+
+    paid_by: Literal["operator", "seller"]
+    """Who has the money. The server pays for the operator; a seller must pay by hand."""
+    refundable_sat: int
+    """What asking now would give back; 0: nothing, or not yet."""
+    whole: bool
+    """All of it was asked back: nothing opens for it any more, whatever comes."""
+    address: str | None
+    """The first one that was named, and the only one that is ever paid."""
+    approval: bool
+    """Whether the seller or the operator must approve of what is asked back now."""
+    delay_s: int
+    """Not paid sooner after it was asked."""
+    fee_percent_max: int
+    """The network's fee comes out of it; as long as that would be more than this part, it waits."""
+    refunds: list[RefundView]
+    """Newest first."""
+
+
 class InvoiceView(Response, frozen=True):
     invoice_id: Id
     reference: str
@@ -312,6 +408,8 @@ class InvoiceView(Response, frozen=True):
     now: Time
     taken_down: bool
     """By the operator: nothing opens any more, and what was paid is owed."""
+    refund: InvoiceRefundView | None = None
+    """None as long as nothing came."""
 
 
 class InvoiceSummary(Response, frozen=True):
@@ -329,6 +427,12 @@ class InvoiceSummary(Response, frozen=True):
     due_sat: int
     owed_sat: int
     txids: list[str]
+    settlement: Settlement
+    """Frozen when the invoice was made."""
+    fee_sat: int
+    """The operator's part of the price, of a hosted sale."""
+    net_sat: int
+    """The price without it."""
 
 
 class ClaimRequest(Request, frozen=True):
@@ -351,6 +455,46 @@ class ClaimView(Response, frozen=True):
     """Until when the bytes are kept, whatever the seller does."""
 
 
+# --- refunds ------------------------------------------------------------------------------------------------
+
+
+class RefundRequest(Request, frozen=True):
+    address: Annotated[str, Meta(min_length=1, max_length=120)]
+    """Of the buyer's wallet, on the server's network. The first one is final."""
+    claim_secret: Digest | UnsetType = UNSET
+    """As in ClaimRequest."""
+
+
+class RefundDecline(Request, frozen=True):
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+    """The buyer reads it."""
+
+
+class RefundSummary(Response, frozen=True):
+    """One line of the seller's list."""
+
+    refund_id: Id
+    """Of a debt that the seller must pay by hand: the invoice's."""
+    invoice_id: Id
+    reference: str
+    offer_id: Id
+    paid_by: Literal["operator", "seller"]
+    amount_sat: int
+    address: str
+    state: Literal["requested", "approved", "batched", "done", "cancelled", "declined", "owed", "attended"]
+    """`owed` and `attended`: by hand, not seen to and seen to."""
+    requested_at: Time
+    ready_at: Time | None
+    decided_by: str | None
+    """`seller`, `operator` or `policy`."""
+    reason: str | None
+    txid: str | None
+    network_fee_sat: int | None
+    confirmations: int | None
+    uri: str | None
+    """BIP321, for who must pay by hand; None where nothing is owed."""
+
+
 # --- earnings -----------------------------------------------------------------------------------------------
 
 
@@ -358,6 +502,9 @@ class EarningsDay(Response, frozen=True):
     day: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     parcel_id: Id
     received_sat: int
+    """Of hosted sales without the operator's fee."""
+    fee_sat: int
+    """The operator's."""
     sales: int
 
 
@@ -367,6 +514,9 @@ class EarningsView(Response, frozen=True):
     since: Time
     until: Time
     received_sat: int
+    """Of hosted sales without the operator's fee."""
+    fee_sat: int
+    """The operator's, of hosted sales."""
     pending_sat: int
     """Seen or confirming, not settled yet."""
     owed_sat: int
@@ -379,6 +529,161 @@ class EarningsView(Response, frozen=True):
     """In the seller's wallet, for invoices that the server lost and a restore did not bring back."""
     sales: int
     days: list[EarningsDay]
+
+
+# --- payouts ------------------------------------------------------------------------------------------------
+
+
+class BalanceView(Response, frozen=True):
+    """What the operator holds of the seller's hosted sales, and what of it can be paid out now."""
+
+    balance_sat: int
+    """Less what is set aside; below zero when the chain took back what was paid out."""
+    payable_sat: int
+    maturing_sat: int
+    """Of sales whose payment is not `depth` blocks deep yet."""
+    depth: int
+    reserved_sat: int
+    """Set aside for payouts under way, besides the balance."""
+    payout_min_sat: int
+    settlement: Settlement
+    fee_percent: str
+    fee_sat: int
+    plan: PayoutPlanView
+    blocked: str | None
+    """Why nothing can be paid out now, in words."""
+
+
+class PayoutRequest(Request, frozen=True):
+    """One of the two. The target is the one in force: none can be named."""
+
+    amount_sat: AmountSat | UnsetType = UNSET
+    all: Literal[True] | UnsetType = UNSET
+    """All that is payable."""
+
+
+PayoutState = Literal["waiting", "approved", "in_batch", "sent", "done", "cancelled", "declined"]
+
+
+class PayoutView(Response, frozen=True):
+    payout_id: Id
+    state: PayoutState
+    """`waiting`: something holds it up, see `trouble`. `approved`: it will be in the next batch. `in_batch`:
+    its transaction is made, and not sent. `sent`: see `confirmations`."""
+    amount_sat: int
+    """What the balance falls by: the network's fee comes out of it."""
+    network_fee_sat: int | None
+    """What its transaction takes of it, as it is now; a higher fee may still be paid to have it mined."""
+    arrives_sat: int | None
+    address: str
+    requested_at: Time
+    txid: str | None
+    confirmations: int
+    depth: int
+    """Confirmations from which it is done."""
+    trouble: str | None
+    reason: str | None
+    """Why it was declined."""
+
+
+class PayoutList(Response, frozen=True):
+    items: list[PayoutView]
+    next: str | None
+
+
+# --- statements ---------------------------------------------------------------------------------------------
+
+
+class StatementSums(Response, frozen=True):
+    """What moved: what was booked, less what was taken back."""
+
+    gross_sat: int
+    """Hosted sales, the whole prices."""
+    reversed_sat: int
+    """What was taken back of them, by the chain or to be refunded. `gross_sat` is without it already."""
+    operator_fee_sat: int
+    net_sat: int
+    """`gross_sat` less `operator_fee_sat`: what sales added to the balance."""
+    corrections_sat: int
+    """What the operator took from the balance, for a transaction of the wallet."""
+    paid_out_sat: int
+    """What arrived of payouts that are in a block. Together with `network_fee_sat` it left the balance."""
+    network_fee_sat: int
+    refunds_sat: int
+    """What arrived with buyers. It came out of what was owed to them, not out of the balance."""
+    refunds_network_fee_sat: int
+    """What the network took of refunds, out of the same."""
+    direct_sat: int
+    """Direct sales: into the seller's own wallet."""
+
+
+class StatementPart(Response, frozen=True):
+    """A day or month, as far as it is in the period."""
+
+    name: Annotated[str, Meta(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+    sums: StatementSums
+
+
+class StatementLine(Response, frozen=True):
+    """One event. A reversal has the amounts of what it takes back, below zero."""
+
+    line_id: str
+    at: Time
+    kind: Literal[
+        "sale",
+        "direct_sale",
+        "payout",
+        "refund",
+        "correction",
+        "sale_reversal",
+        "direct_sale_reversal",
+        "payout_reversal",
+        "refund_reversal",
+        "correction_reversal",
+    ]
+    reference: str | None
+    """The invoice's, of a sale or refund."""
+    invoice_id: str | None
+    payout_id: str | None
+    """Of a payout or refund."""
+    offer_id: str | None
+    parcel_id: str | None
+    transactions: list[str]
+    """The outputs that paid a sale, `txid:vout`; the txid of all else."""
+    gross_sat: int
+    operator_fee_sat: int
+    network_fee_sat: int
+    net_sat: int
+    """What of it came to the seller's balance or wallet, or to the buyer."""
+    change_sat: int
+    """Of the balance: 0 for direct sales and refunds."""
+    balance_sat: int
+    """After it."""
+
+
+class StatementView(Response, frozen=True):
+    """opening + net - corrections - paid out - network fee = closing.
+
+    The balance is what the operator has of the seller's, what is set aside for payouts included until those are
+    in a block.
+    """
+
+    since: Time
+    until: Time
+    opening_sat: int
+    closing_sat: int
+    reserved_sat: int
+    """What of `closing_sat` is set aside for payouts that no block has."""
+    direct_opening_sat: int
+    """Direct sales, all told, until `since`."""
+    direct_closing_sat: int
+    sums: StatementSums
+    parts: list[StatementPart]
+    """By day or month, oldest first; those in which nothing moved are left out."""
+    lines: list[StatementLine]
+    """Oldest first, as many as were asked for."""
+    next: str | None
+    """Pass as `after` for further lines; None at the end, or where none were asked for."""
 
 
 # --- lists, health ------------------------------------------------------------------------------------------
@@ -400,15 +705,14 @@ class InvoiceList(Response, frozen=True):
     next: str | None
 
 
+class RefundList(Response, frozen=True):
+    items: list[RefundSummary]
+    next: str | None
+
+
 class HealthView(Response, frozen=True):
     status: Literal["ok", "degraded"]
     node_online: bool
     trouble: str | None
     """What is wrong with the node, for the operator."""
     version: str
-    """Of hosted sales without the operator's fee."""
-    fee_sat: int
-    """The operator's."""
-    """Of hosted sales without the operator's fee."""
-    fee_sat: int
-    """The operator's, of hosted sales."""

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from rich.progress import (
@@ -37,22 +38,22 @@ _SPAN = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _SPAN_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-def parse_price(text: str) -> Sat:
-    """Sats in `5000`, `5000sat` or `0.0001btc`. Raises UsageWrong."""
+def parse_price(text: str, *, what: str = "price") -> Sat:
+    """Sats in `5000`, `5000sat` or `0.0001btc`; `what` names it in a refusal. Raises UsageWrong."""
     words = text.strip().lower().replace("_", "").replace(" ", "")
     unit = "btc" if words.endswith("btc") else "sat"
     number = words.removesuffix("btc").removesuffix("sats").removesuffix("sat")
     if not re.fullmatch(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})", number):
-        raise UsageWrong(f"{text!r} is no price. Write 5000sat, 5000 or 0.00005btc.")
+        raise UsageWrong(f"{text!r} is no {what}. Write 5000sat, 5000 or 0.00005btc.")
     if number.startswith("-"):
-        raise UsageWrong("A price is 0 or more.")
+        raise UsageWrong(f"{text!r} is below 0.")
     try:
         amount = Decimal(number)
         amount_sat = sat_from_btc(amount) if unit == "btc" else amount
     except (InvalidOperation, AmountInvalid) as exc:
-        raise UsageWrong(f"{text!r} is no price: {exc}.") from exc
+        raise UsageWrong(f"{text!r} is no {what}: {exc}.") from exc
     if amount_sat != int(amount_sat):
-        raise UsageWrong(f"{text!r} has a fraction of a satoshi; on-chain prices are whole sats.")
+        raise UsageWrong(f"{text!r} has a fraction of a satoshi; on-chain amounts are whole sats.")
     if amount_sat > MAX_MONEY_SAT:
         raise UsageWrong(f"{text!r} is more bitcoin than will ever exist.")
     return Sat(int(amount_sat))
@@ -79,6 +80,14 @@ def day_start(text: str, *, zone: tzinfo | None) -> int:
         return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp())
     except (ValueError, OverflowError) as exc:
         raise UsageWrong(f"{text!r} is no date. Write it as 2030-12-31.") from exc
+
+
+def parse_zone(name: str) -> tzinfo:
+    """Raises UsageWrong."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise UsageWrong(f"{name!r} is no time zone. Write one like Europe/Paris or UTC.") from exc
 
 
 def local_now() -> datetime:

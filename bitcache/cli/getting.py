@@ -98,6 +98,11 @@ class Get:
             self._show_invoice(invoice)
             if invoice.taken_down:
                 raise TakenDown(invoice.received_sat)
+            if invoice.refund is not None and invoice.refund.whole:
+                raise InvoiceExpired(
+                    "What was paid was asked back, so it opens nothing any more. Run `bitcache get` with the "
+                    "link to buy it again."
+                )
             if invoice.bytes_allowed or invoice.key_allowed:
                 return
             if invoice.status in {"expired", "cancelled"}:

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from bitcache import VERSION, log
-from bitcache.cli import backup, buyer, doctor, moderation, operator, seller
+from bitcache.cli import (
+    backup,
+    batches,
+    buyer,
+    doctor,
+    ledger,
+    moderation,
+    operator,
+    payouts,
+    reconcile,
+    refund,
+    seller,
+)
 from bitcache.cli.output import EXIT_FAILED, print_text
 from bitcache.freed_memory import keep_freed_memory
 
@@ -17,8 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (operator, seller, buyer, doctor, backup, moderation):
+for group in (operator, seller, buyer, refund, doctor, ledger, backup, moderation, payouts, reconcile):
     app.add_typer(group.app)
+payouts.payouts_app.add_typer(batches.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,11 +21,11 @@ from bitcache.cli.output import (
     run,
     say,
 )
+from bitcache.cli.server_side import server_services
 from bitcache.ids import ID_PATTERN
 
 if TYPE_CHECKING:
     from bitcache.reports import Report
-    from bitcache.services import Services
     from bitcache.takedown import Reached
 
 app = typer.Typer()
@@ -116,14 +114,14 @@ def _print_report(report: Report) -> None:
 async def _list(data: Path, *, handled: bool) -> list[Report]:
     from bitcache.reports import list_reports
 
-    async with _services(data) as services:
+    async with server_services(data) as services:
         return await services.database.read(lambda tx: list_reports(tx, handled=handled))
 
 
 async def _mark(data: Path, report_id: str) -> None:
     from bitcache.reports import mark_handled
 
-    async with _services(data) as services:
+    async with server_services(data) as services:
         await services.database.write(lambda tx: mark_handled(tx, report_id, now=services.clock()))
 
 
@@ -131,23 +129,10 @@ async def _take_down(data: Path, offer_id: str, reason: str | None) -> Reached:
     """Without a reason it is put back."""
     from bitcache.takedown import put_back, take_down
 
-    async with _services(data) as services:
+    async with server_services(data) as services:
         registry, access, now = services.registry, services.access, services.clock()
         if reason is None:
             return await services.database.write(lambda tx: put_back(tx, registry, access, offer_id, now=now))
         return await services.database.write(
             lambda tx: take_down(tx, registry, access, offer_id, reason=reason, now=now)
         )
-
-
-@asynccontextmanager
-async def _services(data: Path) -> AsyncIterator[Services]:
-    """The server's, with its tables up to date, whether the server runs or not."""
-    from bitcache import config_file
-    from bitcache.services import open_services
-    from bitcache.setup import prepare_database
-
-    settings = config_file.load(data)
-    async with open_services(settings) as services:
-        await prepare_database(settings, services.database)
-        yield services

@@ -55,6 +55,8 @@ def standing_words(invoice: InvoiceView) -> str:
     """One line: how the payment stands."""
     if invoice.taken_down:
         return "The operator has taken these files down: do not pay."
+    if invoice.refund is not None and invoice.refund.whole:
+        return "Its money was asked back: do not pay it. `bitcache refund RECEIPT` shows how that stands."
     if invoice.suspended:
         return "The chain took the payment back; the download goes on when it is confirmed again."
     flags = set(invoice.flags)
@@ -75,12 +77,18 @@ def standing_words(invoice: InvoiceView) -> str:
         case "settled":
             late = " It came late." if "late" in flags else ""
             over = (
-                f" {show_sat(invoice.owed_sat)} too much: the seller owes it to you."
+                f" {show_sat(invoice.owed_sat)} too much: ask for it with `bitcache refund RECEIPT ADDRESS`."
                 if invoice.owed_sat
                 else ""
             )
             return f"Paid and confirmed.{late}{over}"
         case "expired":
-            return f"The time to pay is over (invoice {printable(invoice.reference)})."
+            owed = (
+                f" Ask for {show_sat(invoice.owed_sat)} with `bitcache refund RECEIPT ADDRESS`, or pay the "
+                "rest at a new price."
+                if invoice.owed_sat
+                else ""
+            )
+            return f"The time to pay is over (invoice {printable(invoice.reference)}).{owed}"
         case "cancelled":
             return "The invoice was cancelled."

@@ -3,19 +3,19 @@
 import re
 import sys
 import time
-from datetime import tzinfo
 from pathlib import Path
 from typing import Annotated
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from msgspec import UNSET
 
 from bitcache.api import wire
 from bitcache.cli import goods, offers
+from bitcache.cli import payout as hosted
 from bitcache.cli.common import (
     confirm,
     day_start,
+    parse_zone,
     read_text,
     seller_api,
     show_count,
@@ -43,12 +43,14 @@ from payments.extended_keys import keys_in
 app = typer.Typer()
 app.add_typer(goods.app)
 app.add_typer(offers.app)
+app.add_typer(hosted.app)
 payout = typer.Typer(
-    help="The wallet that buyers pay to: yours, which the server can watch but not spend.",
+    help="The wallet that buyers pay to, which the server can watch but not spend; payouts of hosted sales.",
     epilog="Example: bitcache payout show",
     no_args_is_help=True,
 )
 app.add_typer(payout, name="payout")
+payout.add_typer(hosted.payout_app)
 
 CLOCKS_APART_S = 300
 """A wallet that counts sooner than this by our clock counts at once: the server's may differ."""
@@ -93,7 +95,7 @@ def login(
         print_json({"server": known.server, "account_id": account.account_id, "name": account.name})
         return
     print_text(f"Signed in to {known.server} as {printable(account.name)}.")
-    if account.payout is None:
+    if account.payout is None and account.settlement == "direct":
         say("Next: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB, so that buyers can pay you.")
 
 
@@ -195,7 +197,7 @@ def earnings(
     """Show what was earned, per day and parcel."""
     if csv and json_output:
         raise UsageWrong("Choose --csv or --json.")
-    zone = _zone(tz)
+    zone = parse_zone(tz)
     query = {"tz": tz}
     if since is not None:
         query["since"] = str(day_start(since, zone=zone))
@@ -252,7 +254,7 @@ def _print_wallet(descriptor: str, first_addresses: list[str]) -> None:
         print_text(f"Address {number}  {printable(address)}")
 
 
-def _print_payout(view: wire.PayoutView) -> None:
+def _print_payout(view: wire.WalletView) -> None:
     _print_wallet(view.descriptor, view.first_addresses)
     highest = "none yet" if view.highest_index_used is None else f"index {view.highest_index_used}"
     print_text(f"Handed out up to: {highest}; next is index {view.next_index}.")
@@ -285,10 +287,3 @@ def _print_earnings(view: wire.EarningsView) -> None:
             f"In your wallet for invoices that the server lost: {show_sat(view.unassigned_sat)}. "
             "Its operator can list them."
         )
-
-
-def _zone(name: str) -> tzinfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
-        raise UsageWrong(f"{name!r} is no time zone. Write one like Europe/Paris or UTC.") from exc

@@ -119,14 +119,19 @@ class ServerApi:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, *, headers: Mapping[str, str], authorization: str | None = None
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        authorization: str | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One GET whose body the caller reads and bounds. Not retried, and no limit on the whole time.
 
         Raises ServerProblem and ServerAnswerWrong; connection trouble comes as CONNECTION_TROUBLE.
         """
         sent = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
-        async with self._request("GET", path, headers=sent, total_s=None) as response:
+        async with self._request("GET", path, headers=sent, query=query, total_s=None) as response:
             await _check_status(response)
             yield response
 

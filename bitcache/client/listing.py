@@ -34,6 +34,16 @@ async def offers(api: ServerApi) -> list[wire.OfferSummary]:
     return await _all(page)
 
 
+async def refunds(api: ServerApi) -> list[wire.RefundSummary]:
+    """Newest first."""
+
+    async def page(after: str | None) -> tuple[list[wire.RefundSummary], str | None]:
+        answer = await api.get("/refunds", wire.RefundList, query=_query(after))
+        return answer.items, answer.next
+
+    return await _all(page)
+
+
 async def _all(page: Callable[[str | None], Awaitable[tuple[list[T], str | None]]]) -> list[T]:
     found: list[T] = []
     after: str | None = None

@@ -101,6 +101,8 @@ async def _usable(api: ServerApi, invoice_id: str) -> wire.InvoiceView | None:
             return None
         raise
     ended = invoice.status in {"expired", "cancelled"} and not invoice.received_sat
+    if invoice.refund is not None and invoice.refund.whole:
+        return None  # called off: who wants it again buys it again
     return None if ended else await renewed(api, invoice)
 
 

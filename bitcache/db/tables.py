@@ -41,7 +41,9 @@ payout_plans = Table(
     metadata,
     Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("address", Text),  # None: the next address of the seller's wallet
+    Column("script_pubkey", LargeBinary),  # of `address`
     Column("pending_address", Text),
+    Column("pending_script_pubkey", LargeBinary),
     Column("pending_until", BigInteger),  # None: nothing is pending; an empty address then means the wallet
     Column("threshold_sat", BigInteger),  # pay out by itself from this balance on
     Column("every", Text),  # day, week, month; None: never by itself

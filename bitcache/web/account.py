@@ -20,7 +20,7 @@ from aiohttp import web
 from bitcache import accounts, passwords, payout_wallet, sessions
 from bitcache.accounts import ListedToken, Seller
 from bitcache.api.accounts import account_view, payout_preview
-from bitcache.api.wire import PayoutView
+from bitcache.api.wire import WalletView
 from bitcache.errors import TooManyRequests, ValueRefused
 from bitcache.node_state import node_state
 from bitcache.passwords import Known
@@ -243,7 +243,7 @@ async def _page(
     return visit.page("account.html", fields, form=SELLER_FORM, status=status)
 
 
-def _gap(payout: PayoutView | None) -> dict[str, int] | None:
+def _gap(payout: WalletView | None) -> dict[str, int] | None:
     """The numbers for advice on the wallet's gap limit; None while none is needed. Pure."""
     if payout is None or payout.highest_index_used is None:
         return None

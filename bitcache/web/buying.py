@@ -89,10 +89,11 @@ async def invoice_page(visit: Visit) -> web.Response:
             "receipt": _receipt_url(visit, invoice),
             "seller_name": offer.seller_name,
             "final": fields["state"] in FINAL,
+            **_refund(invoice),
             **fields,
         },
         form=RENEW_FORM,
-        script_words=("js_offer_", "js_receipt_", "js_get_"),
+        script_words=("js_offer_", "js_receipt_", "js_get_", "js_refund_"),
     )
 
 
@@ -104,6 +105,15 @@ async def renew_page(visit: Visit) -> web.Response:
 
 def _receipt_url(visit: Visit, invoice: InvoiceView) -> str:
     return f"{visit.services.config.public_url}/r/{invoice.invoice_id}"
+
+
+def _refund(invoice: InvoiceView) -> dict[str, object]:
+    """What `refund.html` shows. A seller who has the address already need not be given it again."""
+    refund = invoice.refund
+    if refund is None:
+        return {"refund_shown": False, "refund_askable": False}
+    askable = refund.refundable_sat > 0 and (refund.paid_by == "operator" or refund.address is None)
+    return {"refund_shown": askable or refund.address is not None, "refund_askable": askable}
 
 
 def _payment(visit: Visit, invoice: InvoiceView, *, offer: SaleState) -> dict[str, object]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from bitcache import accounts
 from bitcache.accounts import Seller
 from bitcache.api.routing import Call, Route
 from bitcache.api.wire import EarningsDay
@@ -204,6 +205,8 @@ async def _notices(
         found.append(("n_offline", {}))
     current = await wallet(tx, seller_id, now=now)
     if current is None:
+        if (await accounts.load(tx, seller_id)).settlement == "hosted":
+            return found
         return [*found, ("n_no_wallet", {})]
     usage = await services.descriptors.usage(tx, current.descriptor_id)
     if is_gap_near(usage.unused_streak, usage.gap_limit):

@@ -6,6 +6,7 @@ from bitcache.web import (
     buying,
     dashboard,
     front,
+    money,
     offers_page,
     report,
     sign_in,
@@ -23,5 +24,6 @@ ROUTES = (
     *upload.ROUTES,
     *dashboard.ROUTES,
     *offers_page.ROUTES,
+    *money.ROUTES,
     *assets.ROUTES,
 )

@@ -11,13 +11,13 @@ from bitcache.web.session_cookie import signed_in
 from bitcache.web.sign_in import sign_in_page
 from bitcache.web.visit import Visit, page_route
 
-SellerHandler = Callable[[Visit, Seller], Awaitable[web.Response]]
+SellerHandler = Callable[[Visit, Seller], Awaitable[web.StreamResponse]]
 
 
 def seller_route(method: str, path: str, handler: SellerHandler, summary: str, *, back: str = "") -> Route:
     """As `page_route`, for who is signed in."""
 
-    async def visited(visit: Visit) -> web.Response:
+    async def visited(visit: Visit) -> web.StreamResponse:
         seller = await signed_in(visit.call.http, visit.services)
         if seller is not None:
             return await handler(replace(visit, account_id=seller.account_id), seller)

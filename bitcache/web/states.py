@@ -8,7 +8,7 @@ UNLOCKED = frozenset({"paid", "overpaid"})
 UNDER_WAY = UNLOCKED | {"seen", "confirming", "missing", "suspended"}
 """The whole amount came: it is on its way to unlocking, or there."""
 RENEWABLE = frozenset({"expired", "lapsed", "late"})
-FINAL = UNLOCKED | {"taken_down", "cancelled", "gone", "owed"}
+FINAL = UNLOCKED | {"taken_down", "refunded", "cancelled", "gone", "owed"}
 """From here on the page is a receipt: nothing is waited for."""
 _LOST = {"replaced", "conflicted"}
 
@@ -21,6 +21,8 @@ def page_state(invoice: InvoiceView, *, offer: SaleState = "open") -> str:
     flags = set(invoice.flags)
     if invoice.taken_down:
         return "taken_down"
+    if invoice.refund is not None and invoice.refund.whole:
+        return "refunded"
     if invoice.suspended:
         return "suspended"
     if invoice.key_allowed:
@@ -54,4 +56,4 @@ def tone_of(state: str) -> str:
         return "ok"
     if state in {"expired", "cancelled", "gone", "taken_down"}:
         return "bad"
-    return "info" if state in {"waiting", "seen", "confirming"} else "warn"
+    return "info" if state in {"waiting", "refunded", "seen", "confirming"} else "warn"

@@ -128,7 +128,7 @@ def bound_form(form: str, account_id: str) -> str:
     return f"{form}/{account_id}" if account_id else form
 
 
-PageHandler = Callable[[Visit], Awaitable[web.Response]]
+PageHandler = Callable[[Visit], Awaitable[web.StreamResponse]]
 
 
 def page_route(method: str, path: str, handler: PageHandler, summary: str, *, back: str = "") -> Route:

@@ -2,6 +2,7 @@
 // is fetched again and put in place, without moving what stays: one banner that screen readers follow, no jumps.
 
 import { copy, element, show } from './page.js';
+import { swapRefund } from './refund.js';
 import { fetchDocument } from './trusted.js';
 
 const HOLD_SHOWN_S = 300;
@@ -40,6 +41,7 @@ function swap(page) {
   banner.className = news.className;
   live.querySelector('.body').replaceWith(next.querySelector('.body'));
   Object.assign(live.dataset, next.dataset);
+  swapRefund(page);
   element('transactions').replaceWith(page.getElementById('transactions'));
   dress();
   if (focused !== undefined) live.querySelector('[data-copy]')?.focus();

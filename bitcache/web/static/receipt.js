@@ -8,6 +8,7 @@ import { parseReceipt, receiptUrl } from './links.js';
 import { refresh, startClock } from './live.js';
 import { copy, element, hasCryptography, keepFragment, show, trouble } from './page.js';
 import { qrCode } from './qr.js';
+import { offerRefund } from './refund.js';
 import { say } from './words.js';
 
 const RETRY_MS = 5_000;
@@ -21,6 +22,7 @@ async function start() {
   let getting = null;
   if (receipt) {
     showReceipt(receipt);
+    offerRefund(receipt, refresh);
     if (hasCryptography()) getting = new Getting(receipt);
     else trouble('js_offer_insecure');
   } else trouble('js_receipt_no_secret');

@@ -1,0 +1,219 @@
+"""What of an invoice's money is the buyer's to ask back, and what was asked: by the books and the payouts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from bitcache.api.wire import InvoiceRefundView, RefundView
+from bitcache.config import HostedConfig
+from payments import books, chain_facts, ledger
+from payments.invoice import DUST_SAT, TIP_SAT_MAX, Invoice, Mode, Standing, Status
+from payments.money import NOTHING_MSAT, NOTHING_SAT, Msat, Sat, sat_rounded_down
+from payments.outputs import Presence
+from payments.payout import Kind, Payout, State
+from payments.payout_store import payout_of
+from payments.ports import Transaction
+from payments.records import InvoiceRecord
+from payments.tables import (
+    balances,
+    paying_transactions,
+    payout_versions,
+    payouts,
+    refund_addresses,
+    version_shares,
+)
+
+SENT = (Presence.MEMPOOL, Presence.BLOCK)
+AT_REST = (Status.SETTLED, Status.EXPIRED, Status.CANCELLED)
+"""Nothing is under way that could still buy something with the money."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The transaction that pays a refund."""
+
+    txid: str
+    network_fee_sat: Sat
+    """The refund's share of it."""
+    confirmations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    payout: Payout
+    held_sat: Sat
+    """Set aside for it, and in no block yet."""
+    sent: Sent | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefundFacts:
+    """Of one invoice. `NOTHING_CAME` for one that nobody paid."""
+
+    owed_msat: Msat
+    """In the books, in blocks, not set aside: never what is in the mempool."""
+    address: str | None = None
+    """The first that was named; with its script."""
+    script_pubkey: bytes = b""
+    refunds: tuple[Refund, ...] = ()
+    """Newest first."""
+
+    @property
+    def declined_sat(self) -> Sat:
+        """Asked back before and refused: asking again does not ask again."""
+        declined = (one.payout for one in self.refunds if one.payout.state is State.DECLINED)
+        return Sat(sum(payout.amount_sat for payout in declined))
+
+
+NOTHING_CAME = RefundFacts(NOTHING_MSAT)
+
+
+def refundable_sat(invoice: Invoice, standing: Standing, facts: RefundFacts) -> Sat:
+    """What asking now would give back. Pure.
+
+    Never while the money may still settle the invoice. Up to a tip is given back only where nothing was, or
+    can be, sold for it.
+    """
+    if not invoice.withdrawn and standing.status not in AT_REST:
+        return NOTHING_SAT
+    mine_sat = Sat(sat_rounded_down(facts.owed_msat) - facts.declined_sat)
+    least_sat = DUST_SAT if invoice.withdrawn else TIP_SAT_MAX + 1
+    return mine_sat if mine_sat >= least_sat else NOTHING_SAT
+
+
+def asks_for_all(invoice: Invoice, standing: Standing) -> bool:
+    """Whether asking now calls off the sale, and not only the surplus of one that stands. Pure."""
+    return invoice.withdrawn or standing.status is not Status.SETTLED
+
+
+def approval_needed(record: InvoiceRecord, hosted: HostedConfig) -> bool:
+    """Whether somebody must look at what is asked back now. Pure."""
+    if hosted.refund_policy == "ask":
+        return True
+    # A buyer who has had the key, and of whose payment a part left the chain, would get the rest as well.
+    return (
+        record.released_at is not None
+        and not record.invoice.revoked
+        and asks_for_all(record.invoice, record.standing)
+    )
+
+
+def owed_by_books(facts: RefundFacts) -> Sat:
+    """What has not left for the buyer yet, set aside or not. Pure."""
+    held_sat = sum(one.held_sat for one in facts.refunds)
+    return Sat(max(0, sat_rounded_down(facts.owed_msat) + held_sat))
+
+
+def refund_view(record: InvoiceRecord, facts: RefundFacts, hosted: HostedConfig) -> InvoiceRefundView | None:
+    """As the buyer sees it. Pure."""
+    if not record.outputs:
+        return None
+    invoice = record.invoice
+    return InvoiceRefundView(
+        paid_by="operator" if invoice.mode is Mode.HOSTED else "seller",
+        refundable_sat=refundable_sat(invoice, record.standing, facts),
+        whole=invoice.refunded,
+        address=facts.address,
+        approval=approval_needed(record, hosted),
+        delay_s=hosted.refund_delay_s,
+        fee_percent_max=hosted.fee_share_percent_max,
+        refunds=[_view(one) for one in facts.refunds],
+    )
+
+
+async def refund_facts(tx: Transaction, record: InvoiceRecord) -> RefundFacts:
+    """Cheap for an invoice that nobody paid, as most are."""
+    if not record.outputs:
+        return NOTHING_CAME
+    invoice_id = record.invoice.id
+    owed_msat = await books.balance(tx, ledger.owed(invoice_id))
+    named = select(refund_addresses).where(refund_addresses.c.invoice_id == invoice_id)
+    row = (await tx.execute(named)).one_or_none()
+    if row is None:
+        return RefundFacts(owed_msat)
+    asked = select(payouts).where(payouts.c.invoice_id == invoice_id, payouts.c.kind == Kind.REFUND)
+    newest_first = asked.order_by(payouts.c.requested_at.desc(), payouts.c.id.desc())
+    found = [payout_of(one) for one in (await tx.execute(newest_first)).all()]
+    return RefundFacts(owed_msat, row.address, row.script_pubkey, tuple(await refunds_of(tx, found)))
+
+
+async def refunds_of(tx: Transaction, found: Sequence[Payout]) -> list[Refund]:
+    """These payouts, with what is set aside and sent for each, in a fixed number of queries."""
+    held = await _balances(tx, [ledger.payout(payout.id) for payout in found])
+    sent = await _sent(tx, [payout.id for payout in found])
+    return [
+        Refund(
+            payout, sat_rounded_down(held.get(ledger.payout(payout.id), NOTHING_MSAT)), sent.get(payout.id)
+        )
+        for payout in found
+    ]
+
+
+async def owed_by_invoice(tx: Transaction, invoice_ids: Iterable[str]) -> dict[str, Sat]:
+    """As `owed_by_books`, of those of these invoices of which the server was asked to give something back."""
+    asked = select(payouts.c.id, payouts.c.invoice_id).where(
+        payouts.c.invoice_id.in_(list(invoice_ids)), payouts.c.kind == Kind.REFUND
+    )
+    accounts: dict[str, list[str]] = {}
+    for row in (await tx.execute(asked)).all():
+        accounts.setdefault(row.invoice_id, [ledger.owed(row.invoice_id)]).append(ledger.payout(row.id))
+    known = await _balances(tx, [account for some in accounts.values() for account in some])
+    return {
+        invoice_id: Sat(max(0, sat_rounded_down(Msat(sum(known.get(one, 0) for one in some)))))
+        for invoice_id, some in accounts.items()
+    }
+
+
+async def _balances(tx: Transaction, accounts: Sequence[str]) -> dict[str, Msat]:
+    if not accounts:
+        return {}
+    rows = await tx.execute(select(balances).where(balances.c.account.in_(accounts)))
+    return {row.account: Msat(row.amount_msat) for row in rows.all()}
+
+
+async def _sent(tx: Transaction, payout_ids: Sequence[str]) -> dict[str, Sent]:
+    """The version that is in a block, else the newest that our node sees, of each payout's present batch."""
+    if not payout_ids:
+        return {}
+    tip = await chain_facts.tip(tx)
+    tip_height = tip.height if tip else 0
+    versions = (
+        select(version_shares.c.payout_id, version_shares.c.fee_sat, payout_versions.c.txid)
+        .add_columns(paying_transactions.c.height)
+        .join(payouts, (payouts.c.id == version_shares.c.payout_id))
+        .join(
+            payout_versions,
+            (payout_versions.c.batch_id == version_shares.c.batch_id)
+            & (payout_versions.c.n == version_shares.c.n),
+        )
+        .join(paying_transactions, paying_transactions.c.txid == payout_versions.c.txid)
+        .where(
+            payouts.c.id.in_(payout_ids),
+            payouts.c.batch_id == version_shares.c.batch_id,
+            paying_transactions.c.presence.in_(SENT),
+        )
+        .order_by(paying_transactions.c.presence == Presence.BLOCK, version_shares.c.n)
+    )
+    # The last one of each is the best.
+    return {
+        row.payout_id: Sent(
+            row.txid, Sat(row.fee_sat), 0 if row.height is None else tip_height - row.height + 1
+        )
+        for row in (await tx.execute(versions)).all()
+    }
+
+
+def _view(refund: Refund) -> RefundView:
+    payout, sent = refund.payout, refund.sent
+    return RefundView(
+        refund_id=payout.id,
+        amount_sat=payout.amount_sat,
+        state=payout.state.value,
+        requested_at=payout.requested_at,
+        ready_at=payout.ready_at,
+        reason=payout.reason,
+        txid=sent.txid if sent else None,
+        network_fee_sat=sent.network_fee_sat if sent else None,
+        confirmations=sent.confirmations if sent else None,
+    )

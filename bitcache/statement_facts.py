@@ -1,0 +1,123 @@
+"""What the lines of a statement are about: which sale, which files, which transaction.
+
+The ledger names the outputs that paid a sale, but not the transaction of a payout: that is the version of its
+batch by which so much arrived.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Row, select
+
+from bitcache.db.tables import grants
+from payments.ledger import Code, Transfer
+from payments.money import msat_from_sat
+from payments.outputs import Presence
+from payments.ports import Transaction
+from payments.tables import invoices, paying_transactions, payout_versions, payouts, version_shares
+
+IDS_PER_QUERY = 500
+ARRIVING = (Code.PAID_OUT, Code.PAID_OUT_REVERSED)
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    invoice_id: str | None = None
+    """Of a sale, or of the sale that is refunded."""
+    invoice_reference: str | None = None
+    offer_id: str | None = None
+    parcel_id: str | None = None
+    payout_id: str | None = None
+    """Of a payout or refund."""
+    transactions: tuple[str, ...] = ()
+    """The outputs that paid a sale, `<txid>:<vout>`; the transaction of all else."""
+
+
+async def facts_of(tx: Transaction, groups: Mapping[Key, Sequence[Transfer]]) -> dict[Key, Facts]:
+    """Of each line, whose transfers all have the same reference."""
+    references = {of_line[0].reference for of_line in groups.values()}
+    paid = await _payouts(tx, references)
+    sold = await _invoices(tx, references | {row.invoice_id for row in paid.values() if row.invoice_id})
+    sent = await _sent(tx, paid)
+    return {key: _facts(of_line, sold, paid, sent) for key, of_line in groups.items()}
+
+
+def _facts(
+    of_line: Sequence[Transfer],
+    sold: Mapping[str, Row[tuple[object, ...]]],
+    paid: Mapping[str, Row[tuple[object, ...]]],
+    sent: Mapping[tuple[str, int], str],
+) -> Facts:
+    reference = of_line[0].reference
+    payout = paid.get(reference)
+    sale = sold.get(reference if payout is None else payout.invoice_id or "")
+    if payout is not None:
+        arrived = (one.amount_msat for one in of_line if one.code in ARRIVING)
+        txids = (sent.get((reference, amount)) for amount in arrived)
+        transactions = tuple(txid for txid in txids if txid is not None)
+    elif sale is not None:
+        transactions = tuple(sorted({one.id.partition("/")[0] for one in of_line}))
+    else:
+        transactions = (reference,)
+    return Facts(
+        invoice_id=sale.id if sale else None,
+        invoice_reference=sale.reference if sale else None,
+        offer_id=sale.subject if sale else None,
+        parcel_id=sale.parcel_id if sale else None,
+        payout_id=reference if payout is not None else None,
+        transactions=transactions,
+    )
+
+
+async def _payouts(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[object, ...]]]:
+    found: dict[str, Row[tuple[object, ...]]] = {}
+    for some in _some(ids):
+        chosen = select(payouts.c.id, payouts.c.invoice_id).where(payouts.c.id.in_(some))
+        found |= {row.id: row for row in (await tx.execute(chosen)).all()}
+    return found
+
+
+async def _invoices(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[object, ...]]]:
+    found: dict[str, Row[tuple[object, ...]]] = {}
+    for some in _some(ids):
+        chosen = (
+            select(invoices.c.id, invoices.c.reference, invoices.c.subject, grants.c.parcel_id)
+            .outerjoin(grants, grants.c.invoice_id == invoices.c.id)
+            .where(invoices.c.id.in_(some))
+        )
+        found |= {row.id: row for row in (await tx.execute(chosen)).all()}
+    return found
+
+
+async def _sent(tx: Transaction, payout_ids: Iterable[str]) -> dict[tuple[str, int], str]:
+    """(payout, msat that arrive) -> the transaction by which so much arrives; of several, one in a block."""
+    found: dict[tuple[str, int], str] = {}
+    for some in _some(payout_ids):
+        rows = await tx.execute(
+            select(
+                version_shares.c.payout_id,
+                version_shares.c.arrives_sat,
+                payout_versions.c.txid,
+                paying_transactions.c.presence,
+            )
+            .join(
+                payout_versions,
+                (payout_versions.c.batch_id == version_shares.c.batch_id)
+                & (payout_versions.c.n == version_shares.c.n),
+            )
+            .outerjoin(paying_transactions, paying_transactions.c.txid == payout_versions.c.txid)
+            .where(version_shares.c.payout_id.in_(some), payout_versions.c.txid.is_not(None))
+            .order_by(payout_versions.c.created_at, payout_versions.c.n)
+        )
+        mined_last = sorted(rows.all(), key=lambda row: bool(row.presence == Presence.BLOCK))
+        found |= {(row.payout_id, msat_from_sat(row.arrives_sat)): row.txid for row in mined_last}
+    return found
+
+
+def _some(ids: Iterable[str]) -> Iterator[list[str]]:
+    listed = sorted(set(ids))
+    for start in range(0, len(listed), IDS_PER_QUERY):
+        yield listed[start : start + IDS_PER_QUERY]
