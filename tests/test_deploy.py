@@ -113,6 +113,12 @@ WORLDS = {
     "BitcacheRefusesForWantOfRoom": World(
         'bitcache_http_requests_total{route="/y",status="507"}', "0 0 1x10", "5x10"
     ),
+    "BitcacheBooksUnexplained": World("bitcache_reconciliation_explained", "1 0x10", "1x10"),
+    "BitcacheBooksNotCompared": World(
+        "bitcache_reconciled_at_seconds", "60x3000", "60+60x3000", minutes=2_900
+    ),
+    "BitcachePayoutsStopped": World("bitcache_payouts_stopped", "0 1x10", "0 1x3 0x6"),
+    "BitcachePayoutUnconfirmed": World("bitcache_payout_batch_unconfirmed_seconds", "50000x10", "40000x10"),
 }
 NODE_ONLINE = {"series": "bitcache_node_online", "values": "1x200"}
 
