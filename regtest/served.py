@@ -10,10 +10,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from regtest.errors import RegtestError
 from regtest.processes import GuardedProcess, free_ports, remove_folder
@@ -57,6 +57,9 @@ class ServedBitcache:
     `settings` are BITCACHE_* variables without the prefix, such as {"PRICE_HOLD_S": "60"}. `data_folder`:
     where the server keeps its things, if not in a folder of its own.
     """
+
+    command_program: ClassVar[Callable[[], Path]] = staticmethod(lambda: BITCACHE)
+    """What `command` runs."""
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class ServedBitcache:
         Raises CommandFailed.
         """
         process = await asyncio.create_subprocess_exec(
-            BITCACHE,
+            type(self).command_program(),
             *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

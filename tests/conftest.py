@@ -19,11 +19,15 @@ from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.errors import BitcoindMissing
 from regtest.install import BitcoindInstallation, find_bitcoind
 from regtest.processes import free_ports
+from regtest.served import ServedBitcache
 from regtest.world import RegtestWorld
 from tests.browser import NewVisitor, Visitor, open_chromium
+from tests.command_server import quick_bitcache
 from tests.postgres import PostgresCluster, find_programs
 
 _database_numbers = count(1)
+
+ServedBitcache.command_program = staticmethod(quick_bitcache)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from aiohttp import ClientSession
 
 from regtest.processes import free_ports
 from regtest.world import RegtestWorld
+from tests.command_server import quick_bitcache
 
 BITCACHE = [sys.executable, "-m", "bitcache.cli.main"]
 START_S = 60
@@ -26,7 +27,11 @@ def environment(**changes: str) -> dict[str, str]:
 
 def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*BITCACHE, *arguments], capture_output=True, text=True, timeout=60, env=environment(**variables)
+        [quick_bitcache(), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(**variables),
     )
 
 

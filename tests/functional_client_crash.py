@@ -19,6 +19,7 @@ from pathlib import Path
 from bitcache.client import upload as uploading
 from storage.ports import PART_SIZE_BYTES
 from tests.client_shop import Shop, open_shop
+from tests.command_server import quick_bitcache
 
 SIZE_BYTES = 96 << 20
 HALF_BYTES = SIZE_BYTES // 2
@@ -82,8 +83,17 @@ def environment(home: Path, changes: Mapping[str, str]) -> dict[str, str]:
 
 
 async def bitcache(home: Path, *words: str, **changes: str) -> asyncio.subprocess.Process:
+    """A command that nobody sends a signal."""
+    return await _started(quick_bitcache(), home, *words, **changes)
+
+
+async def installed_bitcache(home: Path, *words: str, **changes: str) -> asyncio.subprocess.Process:
+    return await _started(BITCACHE, home, *words, **changes)
+
+
+async def _started(program: Path, home: Path, *words: str, **changes: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        BITCACHE,
+        program,
         *words,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -121,7 +131,7 @@ async def test_killed_half_way_both_go_on(tmp_path: Path) -> None:
         command = ("upload", str(file), "--price", "0", "--json")
 
         wire.up_watch = HALF_BYTES + PART_SIZE_BYTES // 2
-        await killed_half_way(await bitcache(tmp_path, *command, **seller), wire)
+        await killed_half_way(await installed_bitcache(tmp_path, *command, **seller), wire)
         first_bytes = wire.up_bytes
         wire.restart()
         upload = await finished(await bitcache(tmp_path, *command, **seller))
@@ -138,7 +148,7 @@ async def test_killed_half_way_both_go_on(tmp_path: Path) -> None:
         command = ("get", link, "-o", str(target), "--json")
         wire.restart()
         wire.down_watch = HALF_BYTES
-        await killed_half_way(await bitcache(tmp_path, *command), wire)
+        await killed_half_way(await installed_bitcache(tmp_path, *command), wire)
         first_bytes = wire.down_bytes
         assert not list(target.glob("*.bin"))
         wire.restart()

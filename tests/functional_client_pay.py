@@ -109,6 +109,12 @@ async def test_get_pays_waits_downloads_and_pays_once(market: Market, tmp_path: 
     target = tmp_path / "out"
     target.mkdir()
     getting = asyncio.create_task(market.get(link, "-o", str(target), "--pay", market.wallet, "--yes"))
+
+    async def bought() -> bool:
+        receipts = await market.server.command_json("receipts", home=market.buyer)
+        return getting.done() or "A song" in {kept["title"] for kept in receipts}
+
+    await wait_until(bought, "the first command to have its receipt")
     waiting = await market.get(link, "--no-wait")
     await market.until(waiting["receipt"], "seen")
     # Again while it is unconfirmed: the same invoice, the same transaction, nothing more.

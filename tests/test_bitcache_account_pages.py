@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from bitcache.passwords import Fault, Passwords, fault_of
 from regtest.node import wait_until
 from regtest.wallet import OutsideWallet
 from regtest.world import RegtestWorld
+from tests.command_server import quick_bitcache
 from tests.functional_client_crash import environment
 from tests.plain_browser import Browser
 from tests.service import RunningServer
@@ -559,7 +559,7 @@ async def test_the_operator_sets_a_lost_password(till: Till, browser: Browser, t
 
     async def command(*more: str, stdin: str = "") -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).parent / "bitcache",
+            quick_bitcache(),
             *words,
             *more,
             stdin=asyncio.subprocess.PIPE,

@@ -19,7 +19,7 @@ from tests.functional_client_crash import bitcache
 
 
 async def command(home: Path, *words: str, **variables: str) -> tuple[int | None, str, str]:
-    """(exit code, stdout, stderr) of the installed program."""
+    """(exit code, stdout, stderr) of a command."""
     process = await bitcache(home, *words, **variables)
     out, err = await process.communicate()
     assert b"Traceback" not in err

@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from bitcache.config import NodeConfig
 from regtest.world import RegtestWorld
-from tests.functional_client_crash import BITCACHE, environment
+from tests.command_server import quick_bitcache
+from tests.functional_client_crash import environment
 from tests.service import RunningServer, running_server
 from tests.test_bitcache_accounts import KEY
 from tests.test_bitcache_catalog import ask
@@ -34,7 +35,7 @@ class Seller:
         reading, terminal = os.pipe() if answer is None else pty.openpty()
         try:
             process = await asyncio.create_subprocess_exec(
-                BITCACHE,
+                quick_bitcache(),
                 *words,
                 stdin=reading if answer is None else terminal,
                 stdout=asyncio.subprocess.PIPE,

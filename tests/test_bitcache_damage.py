@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from storage.errors import StoreUnavailable
 from storage.local import LocalBlobStore
 from storage.scrub import Pace
 from storage.stream import CHUNK_SIZE_BYTES
+from tests.command_server import quick_bitcache
 from tests.test_storage_scrub import flip
 from tests.till import Sold, Till, open_nodeless_till, open_till
 
@@ -159,7 +159,8 @@ async def test_what_the_sweep_took_is_no_damage(till: Till) -> None:
 
 async def doctor_says(*arguments: str) -> tuple[int, bytes]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bitcache.cli.main", "doctor", *arguments),
+        quick_bitcache(),
+        *("doctor", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import sys
 from pathlib import Path
 
 from bitcache import doctor
 from bitcache.config import DATABASE_FILE_NAME
 from bitcache.doctor import Verdict
 from bitcache.setup import initialise
+from tests.command_server import quick_bitcache
 from tests.plain_browser import Browser
 from tests.service import running_server
 from tests.till import Till, open_nodeless_till
@@ -60,7 +60,8 @@ async def test_a_file_that_is_no_database_ends_the_start_in_words(tmp_path: Path
     (folder / DATABASE_FILE_NAME).write_bytes(GARBAGE * 4)
     for command, words in (("serve", b"database is damaged"), ("doctor", b"it is no database at all")):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bitcache.cli.main", command, "--data", str(folder)),
+            quick_bitcache(),
+            *(command, "--data", str(folder)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -55,7 +55,7 @@ async def nodeless(tmp_path: Path) -> AsyncIterator[Till]:
 
 
 async def operator(till: Till, *words: str) -> Any:
-    """The installed program, a process of its own, on the data folder of the server that runs."""
+    """A command, a process of its own, on the data folder of the server that runs."""
     folder = till.server.services.config.data_folder
     (folder / CONFIG_FILE_NAME).write_text(CONFIG)
     return await finished(await bitcache(folder, *words, "--data", str(folder), "--json"))
