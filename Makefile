@@ -18,7 +18,7 @@ help:
 	@echo 'make screens a picture of every page in every state (build/screens)'
 	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
 	@echo 'make soak-drill  ten sellers, a hundred buyers and random faults; then the books (SECONDS=600 SEED=n)'
-	@echo 'make soak-crash  SIGKILL at every commit point of a sale, then the client goes on (SEED=n)'
+	@echo 'make soak-crash  SIGKILL at every commit point of a sale and of a payout, then all goes on (SEED=n)'
 	@echo 'make soak-fuzz   requests, forms, tokens, links, blocks that nobody sane would send (CASES=12000 SEED=n)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
 	@echo 'make check   formatting, lint, types, and which package may use which'
@@ -45,7 +45,7 @@ soak-drill: .venv/installed-dev
 	@SECONDS='$(SECONDS)' SEED='$(SEED)' $(RUN) -m tests.drill
 
 soak-crash: .venv/installed-dev
-	SOAK_CRASH=1 SEED='$(SEED)' $(RUN) -m pytest -s tests/functional_crash_points.py
+	SOAK_CRASH=1 SEED='$(SEED)' $(RUN) -m pytest -s tests/functional_crash_points.py tests/functional_payouts_crash.py
 
 soak-fuzz: .venv/installed-dev
 	$(RUN) -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
