@@ -29,6 +29,10 @@ from bitcache.sessions import MAC_PURPOSE, SESSION_LIFETIME_S
 from bitcache.web.forms import Forms
 from bitcache.web.sign_in import SELLER_FORM
 from bitcache.web.visit import API_FORM, bound_form
+from payments import books, ledger
+from payments.money import Sat
+from payments.payout import Kind, Payout, State, desired_payout
+from payments.payout_store import insert_payout
 from payments.ports import Transaction
 from payments.tables import metadata as payments_tables
 from regtest.node import wait_until
@@ -40,6 +44,7 @@ from tests.till import Bought, Sold, Till, open_till
 # What changes by itself: the node's side, and the count of looks at an offer, which anybody may take.
 NOT_COMPARED = {"watcher_state", "blocks", "outages", "offer_views"}
 WITHDRAWN_FEE_SAT = 400_000
+ADDRESS = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080"
 SIGN_IN_MARK = "Seller token"
 
 
@@ -226,6 +231,31 @@ class Stage:
             "invoice_id": bought.id,
             "claim_secret": base64url.encode(bought.claim_secret),
         }
+
+    async def refund(self) -> dict[str, str]:
+        """One that waits for the seller."""
+        invoice, now = await self.invoice(), self.till.server.clock()
+        payout = Payout(
+            id=new_id(),
+            kind=Kind.REFUND,
+            seller_id=self.owner.account_id,
+            invoice_id=invoice["invoice_id"],
+            account=ledger.owed(invoice["invoice_id"]),
+            amount_sat=Sat(10_000),
+            address=ADDRESS,
+            script_pubkey=bytes(22),
+            state=State.REQUESTED,
+            requested_at=now,
+            ready_at=now,
+        )
+
+        async def put(tx: Transaction) -> None:
+            await insert_payout(tx, payout)
+            held = desired_payout(payout, None)
+            await books.append_missing(tx, held, (), reference=payout.id, now=now)
+
+        await self.till.server.services.database.write(put)
+        return {"refund_id": payout.id}
 
     async def _made(self, path: str, body: object) -> dict[str, Any]:
         async with self._as_owner("POST", path, json=body) as answer:

@@ -18,7 +18,7 @@ from bitcache.api.table import ROUTES
 from bitcache.ids import new_id
 from regtest.world import RegtestWorld
 from storage import base64url
-from tests.authorisation import Actor, Answered, Asked, Stage, fresh, open_stage
+from tests.authorisation import ADDRESS, Actor, Answered, Asked, Stage, fresh, open_stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -207,11 +207,28 @@ MATRIX: Mapping[str, Row] = {
     ),
     f"POST {API}/invoices/{{invoice_id}}/renew": Row(anybody("409 invoice-not-renewable"), Stage.invoice),
     f"GET {API}/invoices": Row(each_their_own("200"), Stage.invoice),
+    # Money back: the claim secret asks, and the seller of that sale decides.
+    f"POST {API}/invoices/{{invoice_id}}/refund": Row(
+        anybody("409 nothing-owed"),
+        Stage.invoice,
+        body={"claim_secret": "$claim_secret", "address": ADDRESS},
+    ),
+    f"POST {API}/invoices/{{invoice_id}}/refund (another secret)": Row(
+        anybody("403 claim-refused"),
+        Stage.invoice,
+        body={"claim_secret": "$fresh_secret", "address": ADDRESS},
+    ),
+    f"GET {API}/refunds": Row(each_their_own("200"), Stage.refund),
+    f"POST {API}/refunds/{{refund_id}}/approve": Row(own("200"), Stage.refund),
+    f"POST {API}/refunds/{{refund_id}}/decline": Row(own("200"), Stage.refund, body={"reason": "no"}),
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"HEAD {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/digests": Row(anybody("200"), sold),
     f"GET {API}/earnings": Row(each_their_own("200"), Stage.invoice),
     f"GET {API}/earnings.csv": Row(each_their_own("200"), Stage.invoice),
+    f"GET {API}/statement": Row(each_their_own("200"), Stage.invoice),
+    f"GET {API}/statement.csv": Row(each_their_own("200"), Stage.invoice),
+    f"GET {API}/ledger.csv": Row(each_their_own("200"), Stage.invoice),
     # Pages for everybody.
     "GET /": Row(page("200")),
     "GET /static/{static_name}": Row(page("200")),

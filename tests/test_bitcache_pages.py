@@ -14,7 +14,7 @@ from msgspec import structs
 from sqlalchemy import func, select
 
 from bitcache import accounts
-from bitcache.api.wire import InvoiceView, PolicyView
+from bitcache.api.wire import InvoiceRefundView, InvoiceView, PolicyView
 from bitcache.on_sale import SaleState
 from bitcache.role import Role
 from bitcache.web.forms import FORM_LIFETIME_S
@@ -370,6 +370,12 @@ def test_the_language_is_the_wish_then_the_browsers(
     assert chosen_language(wish, accepted) == language
 
 
+ASKED_BACK = InvoiceRefundView(
+    paid_by="operator", refundable_sat=0, whole=True, address="x", approval=True, delay_s=0,
+    fee_percent_max=10, refunds=[],
+)  # fmt: skip
+
+
 def test_every_state_has_its_words_and_a_tone() -> None:
     view = InvoiceView(
         invoice_id="a", reference="r", offer_id="o", parcel_id="p", status="open", flags=[], created_at=0,
@@ -394,6 +400,7 @@ def test_every_state_has_its_words_and_a_tone() -> None:
         "offline": {"node_online": False},
         "damaged": {},
         "taken_down": {"taken_down": True, "status": "settled"},
+        "refunded": {"status": "expired", "received_sat": 10, "refund": ASKED_BACK},
         "gone": {"status": "expired"},
         "owed": {"status": "expired", "received_sat": 10},
     }
