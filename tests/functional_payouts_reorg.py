@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from bitcache import payout_desk
+from bitcache.services import open_services
 from payments import books, foreign_spends, ledger, payable, payout_follow, payout_requests
 from payments.errors import PayoutConflict, PayoutsStopped, PsbtInvalid
 from payments.ledger import Code
@@ -98,9 +99,9 @@ async def test_one_version_after_the_other_is_mined(shaky: RegtestWorld, tmp_pat
 
 
 async def test_what_others_spend_kills_a_batch_once_it_is_deep_and_its_payouts_go_again(
-    shaky: RegtestWorld, tmp_path: Path
+    shaky: RegtestWorld, tmp_path: Path, each_database: str
 ) -> None:
-    async with open_hosted_till(shaky, tmp_path, hosted={"depth": 2}) as shop:
+    async with open_hosted_till(shaky, tmp_path, hosted={"depth": 2}, database_url=each_database) as shop:
         await shop.sell(price_sat=PRICE_SAT, count=2, depth=2)
         payout = await shop.request(30_000)
         batch_id, batches = await shop.build(), shop.services.batches
@@ -234,6 +235,28 @@ async def test_a_batch_whose_coin_was_never_made_dies(shaky: RegtestWorld, tmp_p
         assert await shop.agree() == 100_000
 
 
+async def test_a_new_process_still_sees_who_spends_what_was_spent_before(
+    shaky: RegtestWorld, tmp_path: Path
+) -> None:
+    """A payout is in a block when the watcher starts; a reorg then has somebody else spend its coin."""
+    async with open_hosted_till(shaky, tmp_path, hosted={"depth": 1}) as shop:
+        await shop.sell(price_sat=PRICE_SAT, depth=2)
+        payout = await shop.request(30_000)
+        batch_id = await shop.build()
+        await shop.send(batch_id)
+        foreign = await shop.spend_otherwise(*(await shop.batch(batch_id)).inputs)
+        await shop.mine()
+        # The running one stands still; another takes its place.
+        async with shop.services.watcher._one_at_a_time, open_services(shop.services.config) as started:
+            await started.watcher.poll_once()
+            await reorg_to(shop, 1, foreign, seen=False)
+            await started.watcher.poll_once()
+            assert (await shop.batch(batch_id)).state is BatchState.DEAD
+            assert (await shop.payout(payout.id)).state is State.APPROVED
+            assert (await shop.balances_sat())["unexplained"] == -PRICE_SAT
+            assert await shop.agree() == 0
+
+
 async def test_what_strangers_pay_to_a_change_address_is_the_operators(
     shaky: RegtestWorld, tmp_path: Path
 ) -> None:
@@ -272,7 +295,7 @@ async def dead_batch(shop: HostedShop) -> tuple[str, str, str]:
     return batch_id, await raw_of(shop, batch_id), foreign
 
 
-async def reorg_to(shop: HostedShop, depth: int, *raws: str) -> None:
+async def reorg_to(shop: HostedShop, depth: int, *raws: str, seen: bool = True) -> None:
     """Replace so many blocks by as many empty ones and one with these transactions, whatever they conflict
     with."""
     outside = shop.world.outside
@@ -281,7 +304,8 @@ async def reorg_to(shop: HostedShop, depth: int, *raws: str) -> None:
     for transactions in (*[()] * depth, raws):
         await shop.world.mine_exactly(transactions, sync=False)
     await shop.world.wait_synced()
-    await shop.seen()
+    if seen:
+        await shop.seen()
 
 
 async def respent(shop: HostedShop, txid: str) -> str:
