@@ -22,12 +22,17 @@ from typing import Any
 
 from playwright.async_api import Browser, FilePayload, Page
 
-from bitcache.api.wire import PolicyView
+from bitcache.api.accounts import change_account
+from bitcache.api.wire import AccountPatch, PolicyView
+from bitcache.config import HostedConfig
+from bitcache.ids import new_id
 from bitcache.takedown import take_down
 from payments.ports import Transaction
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.world import RegtestWorld
+from storage import base64url
 from tests.browser import DESKTOP, PHONE, Visitor, open_chromium, until
+from tests.hosted_shop import operator_wallet
 from tests.market import Market, open_market, png, ready, unlocked, until_state
 
 SCREENS = Path(__file__).parent.parent / "build" / "screens"
@@ -134,9 +139,15 @@ class Tour:
                 yield stop
             async for stop in _troubled(market):
                 yield stop
-        short = {"price_hold_s": SHORT_HOLD_S, **OPERATOR}
+        keys = await operator_wallet(self._world.outside)
+        hosted = HostedConfig(descriptor=await keys.descriptor(), fee_percent="2.5", depth=1)
+        short = {"price_hold_s": SHORT_HOLD_S, "hosted": hosted, **OPERATOR}
         async with open_market(self._world, self._folder / "second", **short) as market:
             async for stop in _too_late(market):
+                yield stop
+            # The token of the first server is of no use here.
+            self.token = market.till.account.token
+            async for stop in _hosted(market):
                 yield stop
 
 
@@ -211,6 +222,7 @@ async def _sellers(market: Market) -> AsyncIterator[Stop]:
     yield Stop("upload-result", upload, signed_in=True, prepare=sell)
     yield Stop("dashboard", f"{market.url}/dashboard", signed_in=True)
     yield Stop("offers", f"{market.url}/dashboard/offers", signed_in=True)
+    yield Stop("money", f"{market.url}/dashboard/money", signed_in=True)
     yield Stop("account", f"{market.url}/account", signed_in=True)
 
 
@@ -264,6 +276,27 @@ async def _too_late(market: Market) -> AsyncIterator[Stop]:
     await market.until(late, lambda view: view["received_sat"] == 9_000, "the late money")
     await _until_expired(market, late)
     yield Stop("pay-late", late_receipt, prepare=in_state("late"))
+
+
+async def _hosted(market: Market) -> AsyncIterator[Stop]:
+    """Sales that the operator is paid for: one overpaid, its surplus asked back, earnings paid out."""
+    services = market.till.server.services
+    await change_account(services, market.till.account.account_id, AccountPatch(settlement="hosted"))
+    link = await market.sell(price_sat=21_000, title="A year in Lyon")
+    overpaid, receipt = await market.buy(link)
+    await market.pay(overpaid, 26_000)
+    await market.world.mine()
+    await market.until(overpaid, lambda view: view["status"] == "settled", "the sale")
+    yield Stop("pay-refundable", receipt, prepare=unlocked_in_state("overpaid"))
+    address = await market.world.new_miner_address()
+    await services.refunds.claim(overpaid, base64url.decode(receipt.partition("#")[2].split(".")[1]), address)
+    yield Stop("pay-refund-asked", receipt, prepare=unlocked_in_state("overpaid"))
+    desk, account_id = services.seller_payouts, market.till.account.account_id
+    await desk.with_addresses(
+        lambda tx: desk.request(tx, account_id, payout_id=new_id(), amount_sat=12_000, now=services.clock())
+    )
+    yield Stop("money-hosted", f"{market.url}/dashboard/money", signed_in=True)
+    yield Stop("dashboard-hosted", f"{market.url}/dashboard", signed_in=True)
 
 
 def in_state(state: str) -> Callable[[Page], Awaitable[None]]:
