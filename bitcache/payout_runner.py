@@ -16,10 +16,10 @@ from bitcache.config import Config
 from bitcache.db.engine import DATABASE_TROUBLE
 from bitcache.errors import FeerateUnknown
 from bitcache.hosted_wallet import HostedWallet, hosted_ids
-from bitcache.node_state import node_state
 from bitcache.payout_feerate import bumped, feerate_now
+from bitcache.payout_overview import stopped
 from bitcache.rate_limits import Monotonic
-from payments import payable, payout_store
+from payments import payout_store
 from payments.addresses import PayoutDescriptor
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
@@ -137,7 +137,7 @@ class PayoutRunner:
                 log.warning("the payout wallet was left open in the node: closed it")
             self._wallet_closed = True
         wallet = await self._hosted.open() if self._hosted.enabled else None
-        if (reason := await self._store.read(self._stopped)) is not None:
+        if (reason := await self._store.read(partial(stopped, now=self._clock()))) is not None:
             self._tell(reason)
             return
         if self._pay_due is not None:
@@ -147,9 +147,6 @@ class PayoutRunner:
         if wallet is not None:
             await self._build_if_due(wallet)
         self._told = None
-
-    async def _stopped(self, tx: Transaction) -> str | None:
-        return await payable.stopped(tx) or (await node_state(tx, self._clock())).trouble
 
     async def _tend(self, batch: Batch) -> None:
         """Bring a batch as far as it goes now; why it does not go on is kept with it."""

@@ -179,7 +179,7 @@ async def test_what_cannot_be_paid_yet_waits_and_says_why(wallets: RegtestWorld,
 async def test_what_is_not_mined_is_sent_again_for_more_but_never_above_the_most(
     wallets: RegtestWorld, tmp_path: Path
 ) -> None:
-    hosted = {"depth": 1, "bump_after_blocks": 2, "feerate_sat_vb": 1, "feerate_max_sat_vb": 2}
+    hosted = {"depth": 1, "bump_after_blocks": 2, "feerate_sat_vb": 1, "feerate_max_sat_vb": 3}
     async with open_hosted_till(wallets, tmp_path, cold=False, hosted=hosted) as shop:
         await shop.sell(price_sat=50_000)
         payout = await shop.request(40_000)
@@ -191,7 +191,7 @@ async def test_what_is_not_mined_is_sent_again_for_more_but_never_above_the_most
         assert len(batch.versions) == 1, "one block is not two"
         await mine_without(shop, 1)
         (batch,) = await turn(shop)
-        assert [one.feerate_sat_kvb for one in batch.versions] == [1_000, 2_000]
+        assert [one.feerate_sat_kvb for one in batch.versions] == [1_000, 2_100]
         assert [one.presence for one in batch.versions] == [Presence.CONFLICTED, Presence.MEMPOOL]
         await wallets.mempool_wait(str(batch.newest.txid), node=wallets.outside)
         assert first not in await wallets.outside.rpc("getrawmempool")
@@ -258,9 +258,9 @@ async def test_it_goes_on_without_a_node_and_ends_without_hosted_sales(
 
 
 def test_a_replacement_pays_a_quarter_more_or_what_is_asked_now_and_never_above_the_most() -> None:
-    assert bumped(1_000, None, most_sat_kvb=100_000) == 2_000
+    assert bumped(1_000, None, most_sat_kvb=100_000) == 2_100
     assert bumped(8_000, None, most_sat_kvb=100_000) == 10_000
     assert bumped(8_000, 30_000, most_sat_kvb=100_000) == 30_000
     assert bumped(8_000, 30_000, most_sat_kvb=20_000) == 20_000
-    assert bumped(8_000, None, most_sat_kvb=9_000) == 9_000
-    assert bumped(8_000, 30_000, most_sat_kvb=8_999) is None
+    assert bumped(8_000, None, most_sat_kvb=9_100) == 9_100
+    assert bumped(8_000, 30_000, most_sat_kvb=9_099) is None

@@ -97,6 +97,9 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
         ("database_url = 'sqlite:///x'", "database_url"),
         ("[node]\nrpc_url = 'http://u:hunter2@127.0.0.1:8332'", "rpc_user"),
         ("[node]\nrpc_url = '127.0.0.1:8332'", "rpc_url"),
+        ("[hosted]\nwallet = 'hosted'", "`descriptor`"),
+        ("[hosted]\ndescriptor = 'wpkh(x)'\nwallet_passphrase = 'hunter2'", "`wallet_passphrase` is of no"),
+        ("[hosted]\nfeerate_sat_vb = 101", "`feerate_max_sat_vb`"),
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:
