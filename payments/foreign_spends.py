@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, or_, select, union, update
 
-from payments import books, chain_facts, coins, ledger, payout_store, unassigned
+from payments import books, chain_facts, coins, ledger, payable, payout_store, unassigned
 from payments.errors import ExplanationRefused, SpendNotFound
 from payments.ledger import Code, desired_uninvoiced
 from payments.money import Msat, Sat, msat_from_sat
@@ -105,25 +105,17 @@ async def book(tx: Transaction, txid: str, *, now: int) -> None:
 
 async def book_gifts(tx: Transaction, *, now: int) -> None:
     """What others pay to a change address is the operator's, as a deposit is: blocks tell such addresses."""
-    found = await unassigned.paid_to_change(tx)
-    txids = select(unassigned_outputs.c.txid).where(
-        unassigned_outputs.c.script_pubkey.in_(
-            select(unassigned_addresses.c.script_pubkey).where(
-                unassigned_addresses.c.purpose == Purpose.CHANGE
-            )
-        )
+    change = select(unassigned_addresses.c.script_pubkey).where(
+        unassigned_addresses.c.purpose == Purpose.CHANGE
     )
-    spends = union(coins.sold_among_inputs(txids), coins.own_among_inputs(txids))
-    paid_back = {row.txid for row in (await tx.execute(spends)).all()}
+    txids = select(unassigned_outputs.c.txid).where(unassigned_outputs.c.script_pubkey.in_(change))
+    paying_back = union(coins.sold_among_inputs(txids), coins.own_among_inputs(txids))
+    gifts = await unassigned.paid_to_change(tx, but_by=paying_back)
     chain = await chain_facts.view(tx, now)
-    for descriptor_id in sorted({one.descriptor_id for one in found}):
+    for descriptor_id in await payable.hosted_descriptors(tx):
         reference = f"{GIFT_PREFIX}{descriptor_id}"
-        gifts = [
-            one.output
-            for one in found
-            if one.descriptor_id == descriptor_id and one.output.outpoint.txid not in paid_back
-        ]
-        desired = desired_uninvoiced(ledger.operator(), gifts, chain)
+        outputs = [gift.output for gift in gifts if gift.descriptor_id == descriptor_id]
+        desired = desired_uninvoiced(ledger.operator(), outputs, chain)
         standing = (await books.booked(tx, [reference]))[reference]
         await books.append_missing(tx, desired, standing, reference=reference, now=now)
 

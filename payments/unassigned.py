@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import exists, func, insert, select, update
+from sqlalchemy import ColumnElement, CompoundSelect, exists, func, insert, select, update
 
 from payments import books, chain_facts, ledger
 from payments.addresses import DerivedAddress
@@ -214,12 +214,18 @@ async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -
     return [one for one in await _paid(tx, descriptor_ids) if one.purpose is None]
 
 
-async def paid_to_change(tx: Transaction) -> list[UnassignedOutput]:
-    """Change of payouts; and what others paid to those addresses, who saw them in a block."""
-    return [one for one in await _paid(tx) if one.purpose is Purpose.CHANGE]
+async def paid_to_change(tx: Transaction, *, but_by: CompoundSelect[tuple[str]]) -> list[UnassignedOutput]:
+    """What came to addresses of change, other than by these transactions."""
+    is_change = unassigned_addresses.c.purpose == Purpose.CHANGE
+    return await _paid(tx, condition=is_change & unassigned_outputs.c.txid.not_in(but_by))
 
 
-async def _paid(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -> list[UnassignedOutput]:
+async def _paid(
+    tx: Transaction,
+    descriptor_ids: Iterable[str] | None = None,
+    *,
+    condition: ColumnElement[bool] | None = None,
+) -> list[UnassignedOutput]:
     chosen = (
         select(unassigned_outputs, unassigned_addresses, paying_transactions)
         .join(
@@ -236,6 +242,8 @@ async def _paid(tx: Transaction, descriptor_ids: Iterable[str] | None = None) ->
     )
     if descriptor_ids is not None:
         chosen = chosen.where(unassigned_addresses.c.descriptor_id.in_(list(descriptor_ids)))
+    if condition is not None:
+        chosen = chosen.where(condition)
     return [
         UnassignedOutput(
             descriptor_id=row.descriptor_id,
