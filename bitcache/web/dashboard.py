@@ -33,6 +33,8 @@ from bitcache.web.session_cookie import signed_in
 from bitcache.web.sign_in import SELLER_FORM
 from bitcache.web.span import LENGTHS, Span, chosen_span
 from bitcache.web.visit import Visit, see_other
+from payments import books, ledger
+from payments.money import sat_rounded_down
 from payments.ports import Transaction
 
 PAGE = "/dashboard"
@@ -88,6 +90,8 @@ class Overview:
     """Of the span and of as many days before it."""
     pending_sat: int
     owed_sat: int
+    held_sat: int
+    """By the operator, for the seller."""
     passed: Funnel
     attention: list[SellerPayment]
     attention_count: int
@@ -189,6 +193,7 @@ async def _overview(
         days=await days_of(tx, seller_id, span.with_before),
         pending_sat=await pending_sat(tx, seller_id),
         owed_sat=(await owed_of(tx, seller_id)).sum_sat,
+        held_sat=sat_rounded_down(await books.balance(tx, ledger.seller(seller_id))),
         passed=await funnel(tx, seller_id, span.period),
         attention=attention,
         attention_count=attention_count,
