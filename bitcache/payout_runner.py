@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from bitcache.config import Config
 from bitcache.db.engine import DATABASE_TROUBLE
-from bitcache.errors import FeerateUnknown
+from bitcache.errors import FeerateUnknown, NodeOffline, SealBroken
 from bitcache.hosted_wallet import HostedWallet, hosted_ids
 from bitcache.payout_feerate import bumped, feerate_now
 from bitcache.payout_overview import stopped
@@ -62,6 +62,7 @@ STATES = (
     DescriptorInvalid,
     FeerateUnknown,
     NodeMisconfigured,
+    NodeOffline,
     NodeRefused,
     NodeUnavailable,
     PayoutConflict,
@@ -71,6 +72,7 @@ STATES = (
     PsbtAltered,
     PsbtIncomplete,
     PsbtInvalid,
+    SealBroken,
     WalletCannotSign,
     WalletLocked,
     WalletNotFound,

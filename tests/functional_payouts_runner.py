@@ -16,11 +16,12 @@ from msgspec import structs
 from sqlalchemy import insert, update
 
 from bitcache.config import HostedConfig
+from bitcache.errors import DatabaseUnavailable, PayoutNodeOffline
 from bitcache.payout_feerate import bumped
 from bitcache.payout_runner import HOUR_S, RETRY_S, PayoutRunner
 from bitcache.services import Services, open_services
 from payments import payout_store
-from payments.errors import NodeUnavailable, WalletLocked
+from payments.errors import NodeUnavailable, PayoutsStopped, WalletLocked
 from payments.outputs import Presence
 from payments.payout import BatchState, State
 from payments.payout_store import Batch
@@ -29,6 +30,7 @@ from payments.tables import payout_batches, restores
 from regtest.install import BitcoindInstallation
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
+from storage.errors import DiskFull
 from tests.hosted_shop import HostedShop, open_hosted_till
 from tests.service import running_server
 
@@ -174,6 +176,37 @@ async def test_what_cannot_be_paid_yet_waits_and_says_why(wallets: RegtestWorld,
         assert (await shop.payout(second.id)).batch_id == newest.id
         # Nobody signs it here: it waits, unsigned, without trouble.
         assert (newest.newest.raw, newest.trouble) == (None, None)
+
+
+async def test_sellers_plans_that_cannot_be_made_now_end_nothing(
+    wallets: RegtestWorld, tmp_path: Path
+) -> None:
+    async with open_hosted_till(wallets, tmp_path, hosted={"depth": 1}) as shop:
+        trouble = [PayoutNodeOffline(), PayoutsStopped("for a test"), DatabaseUnavailable(), DiskFull()]
+        asked: list[Exception] = []
+
+        async def pay_due() -> None:
+            if len(asked) < len(trouble):
+                asked.append(trouble[len(asked)])
+                raise asked[-1]
+            raise ZeroDivisionError
+
+        services = shop.services
+        runner = PayoutRunner(
+            config=services.config,
+            node=services.node,
+            store=services.database,
+            hosted=services.hosted,
+            batches=services.batches,
+            signer=None,
+            pay_due=pay_due,
+            clock=services.clock,
+            monotonic=services.monotonic,
+        )
+        # But for a bug.
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(runner.run(interval_s=0.01), 60)
+        assert asked == trouble
 
 
 async def test_what_is_not_mined_is_sent_again_for_more_but_never_above_the_most(
