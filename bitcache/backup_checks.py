@@ -80,5 +80,5 @@ async def _search_finding(
 
 _DECIDE = (
     "Or decide where a seller's addresses go on, above all that were handed out: "
-    "`bitcache account start-index NAME INDEX`."
+    "`bitcache account start-index NAME INDEX`, for hosted sales `bitcache payouts start-index INDEX`."
 )

@@ -193,7 +193,7 @@ class AddressSearch:
             self._told.add(trouble)
             log.error(
                 "some sellers get no new invoices since the restore: %s; or decide where their addresses go "
-                "on: `bitcache account start-index`",
+                "on: `bitcache account start-index`, or `bitcache payouts start-index`",
                 trouble,
             )
 

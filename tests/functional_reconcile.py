@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
+from bitcache import unassigned_money
 from bitcache.backup import back_up
 from bitcache.cli.main import app
 from bitcache.config import CONFIG_FILE_NAME
@@ -30,7 +31,7 @@ from payments.money import Sat
 from payments.ports import Transaction
 from payments.reconcile_report import Line, LineKind, Report
 from payments.reconciler import Reconciler
-from payments.tables import reconciliations
+from payments.tables import address_searches, reconciliations
 from regtest.node import sat, wait_until
 from regtest.processes import free_ports
 from regtest.wallet import OutsideWallet
@@ -201,6 +202,75 @@ async def test_payouts_that_a_backup_does_not_know_are_found_explained_and_paid_
         assert (await shop.balances_sat()).get(ledger.payout(payout.id), 0) == 0
         assert seller not in await shop.balances_sat()
         assert (await look(shop)).explained
+
+
+async def test_lost_sales_far_ahead_may_be_spent_already(world: RegtestWorld, tmp_path: Path) -> None:
+    """Their addresses are watched only after the blocks with sale and spend: those are read again."""
+    (folder := tmp_path / "lost").mkdir()
+    async with open_hosted_till(world, folder) as lost:
+        await lost.sell(price_sat=50_000)
+        await back_up_to(lost, tmp_path / "backup")
+        wallet, book = await lost.services.hosted.open(), lost.services.addresses
+        near, far = [(await book.derive(wallet, start=n, count=1))[0].address for n in (1_500, 3_000)]
+        sweeper = await far_sighted(lost, "far", range_end=3_000)
+    payer = OutsideWallet(world.outside, MINER)
+    await payer.pay([(far, 40_000)], feerate_sat_vb=5)
+    await world.mine()
+    sent = await sweeper.rpc(
+        "sendall", [await lost.new_address()], options={"fee_rate": FEERATE_SAT_VB, "minconf": 1}
+    )
+    await world.mine()
+    await payer.pay([(near, 10_000)], feerate_sat_vb=5)
+    await world.mine()
+
+    async with risen(lost, tmp_path / "backup", tmp_path / "risen") as shop:
+        report = await look(shop)
+        # The sale that the backup knows was swept with the rest.
+        assert found(report) == {LineKind.SPEND_UNEXPLAINED: [(sent["txid"], -90_000)]}
+        assert report.liabilities_sat == {"seller": 50_000, "unassigned": 50_000}
+        assert report.node_sat == report.coins_sat == 10_000
+        listed = await shop.services.database.read(unassigned_money.listed)
+        assert [(one.amount_sat, one.hosted, one.sellers) for one in listed.payments] == [
+            (10_000, True, ()),
+            (40_000, True, ()),
+        ]
+
+
+async def far_sighted(shop: HostedShop, name: str, *, range_end: int) -> OutsideWallet:
+    """The operator's keys in a wallet that looks further, at one kind of address."""
+    listed = await shop.keys.rpc("listdescriptors", True)
+    (secret,) = [
+        one["desc"]
+        for one in listed["descriptors"]
+        if one["desc"].startswith("wpkh(") and not one["internal"]
+    ]
+    await shop.world.outside.rpc("createwallet", wallet_name=name, blank=True, load_on_startup=False)
+    wallet = OutsideWallet(shop.world.outside, name)
+    wanted = {"desc": secret, "range": [0, range_end], "timestamp": "now"}
+    (done,) = await wallet.rpc("importdescriptors", [wanted])
+    assert done["success"], done
+    return wallet
+
+
+async def test_where_no_block_tells_the_operator_decides_where_hosted_addresses_go_on(
+    world: RegtestWorld, tmp_path: Path
+) -> None:
+    async with open_hosted_till(world, tmp_path) as shop:
+        database, clock = shop.services.database, shop.till.server.clock
+        await shop.sell(price_sat=50_000)
+        await database.write(partial(restores.note_restore, taken_at=clock(), now=clock()))
+        await database.write(lambda tx: tx.execute(address_searches.update().values(from_height=None)))
+        await shop.seen()
+        assert (await database.read(unassigned_money.listed)).hosted_searching
+        decide = unassigned_money.decide_hosted_start_index
+        assert await database.write(partial(decide, start_index=40)) == 1
+        await shop.seen()
+        assert not (await database.read(unassigned_money.listed)).hosted_searching
+        bought = await shop.till.buy(await shop.till.offer(price_sat=5_000))
+        wallet = await shop.services.hosted.open()
+        (there,) = await shop.services.addresses.derive(wallet, start=40, count=1)
+        assert bought.invoice["address"] == there.address
+        assert await database.write(partial(decide, start_index=50)) == 0
 
 
 async def test_a_sweep_by_hand_is_named_explained_otherwise_and_survives_a_reorg(

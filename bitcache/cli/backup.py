@@ -22,11 +22,13 @@ from bitcache.cli.output import (
     run,
     say,
 )
+from bitcache.cli.payouts import payouts_app
 
 if TYPE_CHECKING:
     from bitcache.backup import BackupDone
     from bitcache.config import Config
     from bitcache.unassigned_money import UnassignedMoney
+    from payments.ports import Transaction
 
 app = typer.Typer()
 
@@ -118,7 +120,7 @@ def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) ->
         print_json(found)
         return
     for payment in found.payments:
-        names = ", ".join(printable(name) for name in payment.sellers) or "a wallet no seller has now"
+        names = _names(payment.sellers, hosted=payment.hosted)
         print_text(
             f"{payment.amount_sat:>14,} sat  {payment.address}  index {payment.address_index}  "
             f"{payment.presence}, {show_count(payment.confirmations, 'confirmation')}  {payment.outpoint}  "
@@ -127,10 +129,18 @@ def unassigned(data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) ->
     if not found.payments:
         print_text("Nothing was paid to invoices that were lost.")
     else:
-        print_text(f"{found.confirmed_sat:>14,} sat confirmed, in the sellers' wallets")
+        print_text(f"{found.confirmed_sat:>14,} sat confirmed, in these wallets")
     for sellers in found.searching:
-        names = ", ".join(printable(name) for name in sellers) or "a wallet no seller has now"
-        print_text(f"No new invoices yet for: {names}. Used addresses are still searched for.")
+        if sellers or not found.hosted_searching:
+            names = _names(sellers, hosted=False)
+            print_text(f"No new invoices yet for: {names}. Used addresses are still searched for.")
+    if found.hosted_searching:
+        print_text("No new invoices of hosted sales yet, and no payouts: used addresses are searched for.")
+
+
+def _names(sellers: tuple[str, ...], *, hosted: bool) -> str:
+    named = [printable(name) for name in sellers] + (["your wallet for hosted sales"] if hosted else [])
+    return ", ".join(named) or "a wallet no seller has now"
 
 
 @account_app.command(
@@ -151,6 +161,23 @@ def account_start_index(
         print_json({"name": name, "start_index": index, "wallets": decided})
     else:
         print_text(f"{printable(name)} goes on at address {index}, within seconds of the server's next look.")
+
+
+@payouts_app.command("start-index", epilog="Example: bitcache payouts start-index 700 --data /srv/bitcache")
+@expected_errors
+def payouts_start_index(
+    index: Annotated[int, typer.Argument(min=0, max=2**31 - 1, help="Above every address handed out.")],
+    data: DataFolder = DATA_FOLDER,
+    json_output: JsonFlag = False,
+) -> None:
+    """As `account start-index`, for the wallet of hosted sales."""
+    decided = run(_decide(config_file.load(data), None, index))
+    if not decided:
+        raise CommandFailed("The wallet of hosted sales does not wait: nothing was changed.")
+    if json_output:
+        print_json({"start_index": index, "wallets": decided})
+    else:
+        print_text(f"Hosted sales go on at address {index}, within seconds of the server's next look.")
 
 
 async def _back_up(settings: Config, folder: Path, *, with_master_key: bool) -> BackupDone:
@@ -184,9 +211,15 @@ async def _list_unassigned(settings: Config) -> UnassignedMoney:
         return await database.read(listed)
 
 
-async def _decide(settings: Config, name: str, start_index: int) -> int:
+async def _decide(settings: Config, name: str | None, start_index: int) -> int:
+    """`name` None: the wallet of hosted sales."""
     from bitcache.setup import open_database
-    from bitcache.unassigned_money import decide_start_index
+    from bitcache.unassigned_money import decide_hosted_start_index, decide_start_index
+
+    async def decide(tx: Transaction) -> int:
+        if name is None:
+            return await decide_hosted_start_index(tx, start_index)
+        return await decide_start_index(tx, name, start_index)
 
     async with open_database(settings) as database:
-        return await database.write(lambda tx: decide_start_index(tx, name, start_index))
+        return await database.write(decide)
