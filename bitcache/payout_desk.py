@@ -27,7 +27,7 @@ from payments.errors import (
 )
 from payments.money import Sat
 from payments.payout import Kind, Payout, State
-from payments.payout_batches import BatchPlan
+from payments.payout_planning import BatchPlan
 from payments.payout_store import Version
 from payments.ports import Transaction
 from payments.records import IssuedAddress

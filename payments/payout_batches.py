@@ -5,13 +5,9 @@ crashes in between, the next step finds what the last one did, and no payout get
 that does not spend the same coins.
 """
 
-import secrets
-from base64 import b32encode
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from payments import chain_store, payable, payout_store
+from payments import chain_store, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind import Bitcoind, BroadcastOutcome
 from payments.bitcoind_coins import DescriptorRange
@@ -19,65 +15,29 @@ from payments.bitcoind_psbt import PsbtNode
 from payments.bitcoind_wallet import PayoutWallet
 from payments.chain_facts import PayingTransaction
 from payments.descriptors import DescriptorStore
-from payments.errors import (
-    AddressesNotDerived,
-    PayoutConflict,
-    PayoutRefused,
-    PayoutsStopped,
-    PsbtAltered,
-    PsbtInvalid,
-    TransactionMalformed,
-)
+from payments.errors import PayoutConflict, PayoutRefused, PsbtAltered, PsbtInvalid, TransactionMalformed
 from payments.money import Sat
-from payments.payout import (
-    BatchState,
-    Choice,
-    Payout,
-    PayoutPolicy,
-    Share,
-    State,
-    fee_of,
-    over_share,
-)
-from payments.payout_candidates import Candidates, candidates, origins_of, take_affordable
+from payments.payout import BatchState, Payout, PayoutPolicy, State, fee_of
+from payments.payout_candidates import origins_of
 from payments.payout_layout import change_of, matching_version, payees_of, shares_at
-from payments.payout_store import Batch, Version
-from payments.payout_transaction import (
-    Payee,
-    differences,
-    dust_sat,
-    txid_of,
-    unsigned_transaction,
+from payments.payout_planning import (
+    BatchPlan,
+    BatchPlanner,
+    check_feerate,
+    check_running,
+    share_troubles,
 )
+from payments.payout_store import Batch, Version
+from payments.payout_transaction import differences, txid_of, unsigned_transaction
 from payments.ports import Clock, Store, Transaction
 from payments.psbt import transaction_in
-from payments.records import IssuedAddress
 from payments.transaction import parse_transaction
-from payments.unassigned import Purpose, add_own_address, unused_change_address
 
 ATTEMPTS_MAX = 5
 INCREMENTAL_SAT_VB = 1
 """A replacement pays for its own relay (BIP125, rule 4; Bitcoin Core's -incrementalrelayfee)."""
-VSIZE_MAX_VBYTES = 99_000
-"""Nodes relay 100,000 (Bitcoin Core's MAX_STANDARD_TX_WEIGHT); signatures may be longer than estimated."""
 LONG_SIGNATURES_PERCENT = 1
 """By so much a transaction may be larger than was estimated, when others than Bitcoin Core sign it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """A batch that could be kept now. Nothing is reserved for it."""
-
-    payouts: tuple[Payout, ...]
-    choice: Choice
-    change: IssuedAddress
-    feerate_sat_kvb: int
-    unsigned: bytes
-    psbt: str
-    fee_sat: Sat
-    """All that goes to the network."""
-    shares: tuple[Share, ...]
-    """In the order of the outputs."""
 
 
 class PayoutBatches:
@@ -97,9 +57,16 @@ class PayoutBatches:
         self._psbts = PsbtNode(node)
         self._store = store
         self._descriptors = descriptors
-        self._addresses = addresses
         self._policy = policy
         self._clock = clock
+        self._planner = BatchPlanner(
+            psbts=self._psbts,
+            store=store,
+            descriptors=descriptors,
+            addresses=addresses,
+            policy=policy,
+            clock=clock,
+        )
 
     async def build(self, *, feerate_sat_kvb: int, wallet: PayoutDescriptor) -> str | None:
         """A batch of all payouts that are ready and can be paid at this feerate: its id, or None.
@@ -117,27 +84,21 @@ class PayoutBatches:
 
     async def plan(self, *, feerate_sat_kvb: int, wallet: PayoutDescriptor) -> BatchPlan | None:
         """As `build`, but only what the batch would be: `keep` makes it one."""
-        self._check_feerate(feerate_sat_kvb)
-        found = await self._store.read(self._candidates)
-        plan, troubles = None, dict[str, str]()
-        if found.payouts:
-            plan, troubles = await self._plan(found, await self._change_address(wallet), feerate_sat_kvb)
-        await self._store.write(partial(_keep_troubles, troubles={**found.troubles, **troubles}))
-        return plan
+        return await self._planner.plan(feerate_sat_kvb=feerate_sat_kvb, wallet=wallet)
 
     async def keep(self, plan: BatchPlan) -> str | None:
         """Make exactly this batch: its id; None if its payouts, coins or change address are taken since.
 
         Raises PayoutsStopped.
         """
-        return await self._store.write(partial(self._write, plan=plan))
+        return await self._planner.keep(plan)
 
     async def bump(self, batch_id: str, *, feerate_sat_kvb: int) -> int:
         """One more version of an unmined batch, at a higher feerate; its number.
 
         Raises PayoutNotFound, PayoutConflict, PayoutRefused, NodeUnavailable.
         """
-        self._check_feerate(feerate_sat_kvb)
+        check_feerate(self._policy, feerate_sat_kvb)
 
         async def read(tx: Transaction) -> tuple[Batch, list[Payout], list[DescriptorRange]]:
             batch = await payout_store.load_batch(tx, batch_id)
@@ -158,7 +119,7 @@ class PayoutBatches:
                 f"{-(-(least - batch.left_sat) // vsize)} sat/vB or more"
             )
         shares = shares_at(members, Sat(fee_sat - batch.left_sat), vsize, change_of(batch))
-        troubles = self._troubles(members, shares)
+        troubles = share_troubles(self._policy, members, shares)
         if troubles:
             (payout_id, trouble), *_ = sorted(troubles.items())
             raise PayoutRefused(f"payout {payout_id}: {trouble}. Choose a lower feerate")
@@ -197,7 +158,7 @@ class PayoutBatches:
             batch = await payout_store.load_batch(tx, batch_id)
             _check_whole(batch)
             if batch.exported_at is None:
-                await _check_running(tx)
+                await check_running(tx)
                 await payout_store.change_batch(tx, batch_id, exported_at=self._clock())
             return batch.newest.psbt
 
@@ -211,7 +172,7 @@ class PayoutBatches:
         """
 
         async def read(tx: Transaction) -> Batch:
-            await _check_running(tx)
+            await check_running(tx)
             return await payout_store.load_batch(tx, batch_id)
 
         batch = await self._store.read(read)
@@ -281,100 +242,6 @@ class PayoutBatches:
 
         await self._store.write(write)
 
-    async def _candidates(self, tx: Transaction) -> Candidates:
-        await _check_running(tx)
-        return await candidates(tx, depth=self._policy.depth, now=self._clock())
-
-    async def _plan(
-        self, found: Candidates, address: IssuedAddress, feerate_sat_kvb: int
-    ) -> tuple[BatchPlan | None, dict[str, str]]:
-        """What to write; and why payouts are left out."""
-        change_script = address.script_pubkey
-        ready, troubles = list(found.payouts), dict[str, str]()
-        while True:
-            affordable = take_affordable(ready, found.coins, dust_sat=dust_sat(change_script))
-            troubles |= affordable.troubles
-            if affordable.choice is None:
-                return None, troubles
-            ready, choice = list(affordable.payouts), affordable.choice
-            inputs = [coin.outpoint for coin in choice.coins]
-            change = Payee(choice.change_sat, change_script) if choice.change_sat else None
-            origins = await self._store.read(
-                partial(
-                    origins_of,
-                    store=self._descriptors,
-                    outpoints=inputs,
-                    change_script=change_script if change else None,
-                )
-            )
-            # The fee is not known before the size is: shares of nothing give a transaction of the same size.
-            sized = unsigned_transaction(
-                inputs, payees_of(ready, shares_at(ready, Sat(0), 1, change), change)
-            )
-            vsize = await self._psbts.vsize_vbytes(await self._psbts.psbt_of(sized, origins))
-            if vsize > VSIZE_MAX_VBYTES:
-                # With half as many, of half the coins or so.
-                too_many = ready[len(ready) // 2 :]
-                troubles |= {payout.id: "one transaction cannot pay so many: it waits" for payout in too_many}
-                ready = ready[: len(ready) // 2]
-                continue
-            fee_sat = fee_of(vsize, feerate_sat_kvb)
-            shares = shares_at(ready, fee_sat, vsize, change)
-            too_dear = self._troubles(ready, shares)
-            if too_dear:
-                troubles |= too_dear
-                ready = [payout for payout in ready if payout.id not in too_dear]
-                continue
-            unsigned = unsigned_transaction(inputs, payees_of(ready, shares, change))
-            psbt = await self._psbts.psbt_of(unsigned, origins)
-            total_sat = Sat(fee_sat + choice.left_sat)
-            plan = BatchPlan(
-                payouts=tuple(ready),
-                choice=choice,
-                change=address,
-                feerate_sat_kvb=feerate_sat_kvb,
-                unsigned=unsigned,
-                psbt=psbt,
-                fee_sat=total_sat,
-                shares=tuple(shares),
-            )
-            return plan, troubles
-
-    async def _write(self, tx: Transaction, *, plan: BatchPlan) -> str | None:
-        found = await self._candidates(tx)
-        still_ready = {payout.id for payout in found.payouts}
-        still_free = {coin.outpoint for coin in found.coins}
-        if not still_ready.issuperset(payout.id for payout in plan.payouts):
-            return None
-        if not still_free.issuperset(coin.outpoint for coin in plan.choice.coins):
-            return None
-        # Two who plan at the same time are given the same unused address.
-        if await payout_store.has_change(tx, plan.change.script_pubkey):
-            return None
-        batch_id, now = _new_id(), self._clock()
-        await payout_store.insert_batch(
-            tx,
-            batch_id=batch_id,
-            coins=plan.choice.coins,
-            change_sat=plan.choice.change_sat,
-            change_script_pubkey=plan.change.script_pubkey if plan.choice.change_sat else None,
-            now=now,
-        )
-        await payout_store.insert_version(
-            tx,
-            batch_id=batch_id,
-            n=1,
-            feerate_sat_kvb=plan.feerate_sat_kvb,
-            fee_sat=plan.fee_sat,
-            unsigned=plan.unsigned,
-            psbt=plan.psbt,
-            shares=plan.shares,
-            now=now,
-        )
-        ids = [payout.id for payout in plan.payouts]
-        await payout_store.change_payouts(tx, ids, state=State.BATCHED, batch_id=batch_id, trouble=None)
-        return batch_id
-
     async def _keep_signed(self, tx: Transaction, *, batch_id: str, n: int, raw: bytes) -> None:
         batch = await payout_store.load_batch(tx, batch_id)
         _check_unmined(batch)
@@ -387,34 +254,6 @@ class PayoutBatches:
         await chain_store.follow_own(
             tx, PayingTransaction(parsed.txid, raw, parsed.inputs, outputs=(), coinbase=False)
         )
-
-    async def _change_address(self, wallet: PayoutDescriptor) -> IssuedAddress:
-        """One that no batch has used, kept and watched for ever from now on."""
-
-        async def write(tx: Transaction) -> IssuedAddress:
-            kept = await unused_change_address(tx, wallet.id)
-            if kept is not None:
-                return kept
-            issued = await self._descriptors.issue(tx, wallet.id, self._addresses)
-            await add_own_address(tx, issued, Purpose.CHANGE)
-            return issued
-
-        while True:
-            try:
-                return await self._store.write(write)
-            except AddressesNotDerived as missing:
-                await self._addresses.ensure(wallet, missing.index)
-
-    def _troubles(self, members: Sequence[Payout], shares: Sequence[Share]) -> dict[str, str]:
-        dust = {payout.id: dust_sat(payout.script_pubkey) for payout in members}
-        return over_share(shares, percent_max=self._policy.fee_share_percent_max, dust_sat=dust)
-
-    def _check_feerate(self, feerate_sat_kvb: int) -> None:
-        most = self._policy.feerate_max_sat_kvb
-        if not 1_000 <= feerate_sat_kvb <= most:
-            raise PayoutRefused(
-                f"a feerate is 1 to {most // 1_000} sat/vB: [hosted] `feerate_max_sat_vb` is the highest"
-            )
 
 
 def _raw_transaction(text: str) -> bytes | None:
@@ -448,18 +287,6 @@ async def kill(tx: Transaction, batch_id: str) -> None:
     await payout_store.change_payouts(tx, ids, state=State.APPROVED, batch_id=None, trouble=None)
 
 
-async def _keep_troubles(tx: Transaction, *, troubles: dict[str, str]) -> None:
-    """Why payouts wait, as of now; those that do not wait any more have no trouble."""
-    for payout in await payout_store.payouts_in(tx, State.APPROVED):
-        if payout.trouble != troubles.get(payout.id):
-            await payout_store.change_payouts(tx, [payout.id], trouble=troubles.get(payout.id))
-
-
-async def _check_running(tx: Transaction) -> None:
-    if (reason := await payable.stopped(tx)) is not None:
-        raise PayoutsStopped(f"nothing is paid out now: {reason}")
-
-
 def _check_whole(batch: Batch) -> None:
     if not batch.whole:
         raise PayoutConflict(f"batch {batch.id} is dead: its payouts go with another one")
@@ -469,8 +296,3 @@ def _check_unmined(batch: Batch) -> None:
     _check_whole(batch)
     if batch.state is BatchState.DONE or batch.mined is not None:
         raise PayoutConflict(f"batch {batch.id} is in a block already")
-
-
-def _new_id() -> str:
-    """128 random bits in 26 characters of base32, as all ids are."""
-    return b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()

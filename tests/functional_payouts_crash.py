@@ -97,7 +97,7 @@ async def test_killed_at_every_commit_point_a_payout_is_paid_once(
         points = await drill.pay()
         print(f"payout: {len(points)} points: {', '.join(f'{name} ({time})' for name, time in points)}")
         assert {name for name, _ in points} >= {
-            "payments.payout_batches.keep before commit",
+            "payments.payout_planning.keep before commit",
             "sign after",
             "payments.payout_batches.sign after commit",
             "send_raw_transaction before",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bitcache.payout_desk import Sent
     from bitcache.payout_overview import BatchDetails
     from bitcache.services import Services
-    from payments.payout_batches import BatchPlan
+    from payments.payout_planning import BatchPlan
 
 app = typer.Typer()
 
