@@ -106,6 +106,14 @@ async def open_desk(
         yield shop, Desk(shop.services.config)
 
 
+async def metrics(shop: HostedShop) -> dict[str, float]:
+    """Those of payouts."""
+    async with shop.till.http.get("/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    found = [line.split() for line in lines if line.startswith("bitcache_payout")]
+    return {name: float(value) for name, value in found}
+
+
 async def asked(shop: HostedShop, amount_sat: int) -> Payout:
     """A seller's payout that waits for approval."""
     address, now = await shop.new_address(), shop.till.server.clock()
@@ -153,6 +161,8 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         waiting = await desk.ok("list")
         assert [one["waits"] for one in waiting["payouts"]] == ["for the next batch"] * 2
         assert (waiting["free_coins"], waiting["free_sat"], waiting["stopped"]) == (2, 100_000, None)
+        shown = await metrics(shop)
+        assert (shown["bitcache_payouts_waiting"], shown["bitcache_payouts_waiting_sat"]) == (2, 80_000)
         assert "Nothing was changed" in await desk.refused("build")
         assert "sats per vbyte" in await desk.refused("build", "--feerate", "cheap", exit_code=2)
         assert "a feerate is 1 to 100" in await desk.refused("build", "--yes", "--feerate", "101")
@@ -168,6 +178,9 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         assert (shown["batch"]["feerate_sat_vb"], shown["batch"]["stands"]) == (1.5, "for its signatures")
         assert payout.address in await desk.said("show", batch_id)
         assert "arrive" in await desk.said("show", other.id)
+
+        shown = await metrics(shop)
+        assert (shown["bitcache_payouts_waiting"], shown["bitcache_payout_batches_unsigned"]) == (0, 1)
 
         file = tmp_path / "batch.psbt"
         await desk.ok("export", batch_id, "--out", str(file))
@@ -191,6 +204,12 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         await wallets.mempool_wait(sent["txid"], node=wallets.outside)
         assert (await desk.ok("import", batch_id, str(file)))["txid"] == sent["txid"]
 
+        shop.till.server.clock.advance(7)
+        shown = await metrics(shop)
+        assert (shown["bitcache_payout_batches_unsigned"], shown["bitcache_payouts_stopped"]) == (0, 0)
+        assert shown["bitcache_payout_batches_unconfirmed"] == 1
+        assert shown["bitcache_payout_batch_unconfirmed_seconds"] >= 7
+
         assert "give a feerate of" in await desk.refused("bump", batch_id, "--feerate", "2")
         bumped = await desk.ok("bump", batch_id, "--feerate", "6")
         assert [one["signed"] for one in bumped["versions"]] == [True, False]
@@ -200,6 +219,7 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         assert (sent["version"], sent["refusal"]) == (2, None)
         await wallets.mempool_wait(sent["txid"], node=wallets.outside)
         await shop.mine()
+        assert (await metrics(shop))["bitcache_payout_batches_unconfirmed"] == 0
         assert (await desk.ok("show", payout.id))["payout"]["state"] == "done"
         assert (await desk.ok("list"))["payouts"] == []
         states = {one["batch_id"]: one["state"] for one in (await desk.ok("list", "--all"))["batches"]}
@@ -299,6 +319,7 @@ async def test_after_a_restore_nothing_goes_out_until_the_operator_says_so(
         await shop.request(40_000)
         batch_id = await shop.build()
         await shop.services.database.write(restored_now)
+        assert (await metrics(shop))["bitcache_payouts_stopped"] == 1
         assert "Nothing is paid out now: this database was put back" in await desk.said("list")
         for words in (
             ("build", "--yes"),
