@@ -129,7 +129,7 @@ def movement_of(postings: Iterable[Posting]) -> Movement:
     for posting in postings:
         back = is_reversal(posting.code)
         code = booked_code(posting.code)
-        name = _FIELDS.get((posting.source, code, posting.credited is back))
+        name = _FIELDS.get((posting.source, code, posting.credited is not back))
         if name is None:
             raise LedgerImbalance(f"a statement has no place for {posting.code} of a {posting.source}")
         sums[name] = sums.get(name, 0) + (-posting.amount_msat if back else posting.amount_msat)

@@ -17,11 +17,15 @@ from sqlalchemy import event, text
 from bitcache import access, earnings, events, shelf
 from bitcache.earnings import parse_period
 from bitcache.seller_payments import needing_attention, payments_page
+from bitcache.statement_facts import facts_of
+from bitcache.statement_lines import LineKind, Place, page
+from bitcache.statements import statement as seller_statement
 from bitcache.web import dashboard
 from bitcache.web.span import chosen_span
 from payments import chain_facts, chain_store, unassigned
 from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
-from payments.money import Sat
+from payments.ledger import Code, Transfer
+from payments.money import Msat, Sat
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
 from regtest.node import wait_until
@@ -47,6 +51,15 @@ PAYMENT = PayingTransaction(
     coinbase=False,
 )
 Query = Callable[[Till, Transaction], Awaitable[Any]]
+
+
+async def _statement(tx: Transaction, seller_id: str) -> None:
+    period = parse_period(None, None, None, now=NOW)
+    after = Place(NOW - 9, "r", True, LineKind.SALE)
+    await page(tx, await seller_statement(tx, seller_id, period), after=after, limit=50)
+    # What a line is about is looked up only where there is one.
+    await facts_of(tx, {0: [Transfer("p/paid/0", "payout:p", "chain", Msat(1), Code.PAID_OUT, "p", NOW)]})
+
 
 QUERIES: dict[str, Query] = {
     "chain view": lambda _, tx: chain_facts.view(tx, NOW),
@@ -77,6 +90,7 @@ QUERIES: dict[str, Query] = {
     "the dashboard": lambda till, tx: dashboard._overview(
         tx, till.server.services, till.account.account_id, chosen_span({}, now=NOW)[0], None, NOW
     ),
+    "a statement": lambda till, tx: _statement(tx, till.account.account_id),
     "what needs attention": lambda _, tx: needing_attention(tx, "s", limit=50),
     "payments of a seller": lambda _, tx: payments_page(tx, "s", after=None, limit=20),
     "what is on sale": lambda till, tx: shelf.shelf_page(
