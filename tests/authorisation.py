@@ -257,6 +257,31 @@ class Stage:
         await self.till.server.services.database.write(put)
         return {"refund_id": payout.id}
 
+    async def payout(self) -> dict[str, str]:
+        """One of the owner's earnings, in no batch yet."""
+        now, seller_id = self.till.server.clock(), self.owner.account_id
+        payout = Payout(
+            id=new_id(),
+            kind=Kind.SELLER,
+            seller_id=seller_id,
+            invoice_id=None,
+            account=ledger.seller(seller_id),
+            amount_sat=Sat(10_000),
+            address=ADDRESS,
+            script_pubkey=bytes(22),
+            state=State.APPROVED,
+            requested_at=now,
+            ready_at=now,
+        )
+
+        async def put(tx: Transaction) -> None:
+            await insert_payout(tx, payout)
+            held = desired_payout(payout, None)
+            await books.append_missing(tx, held, (), reference=payout.id, now=now)
+
+        await self.till.server.services.database.write(put)
+        return {"payout_id": payout.id}
+
     async def _made(self, path: str, body: object) -> dict[str, Any]:
         async with self._as_owner("POST", path, json=body) as answer:
             assert answer.ok, await answer.text()

@@ -224,6 +224,13 @@ MATRIX: Mapping[str, Row] = {
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"HEAD {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/digests": Row(anybody("200"), sold),
+    f"GET {API}/balance": Row(each_their_own("200"), Stage.payout),
+    f"POST {API}/payouts": Row(
+        sellers("409 balance-negative", "422 payout-below-minimum"), Stage.payout, body={"all": True}
+    ),
+    f"GET {API}/payouts": Row(each_their_own("200"), Stage.payout),
+    f"GET {API}/payouts/{{payout_id}}": Row(own("200"), Stage.payout),
+    f"DELETE {API}/payouts/{{payout_id}}": Row(own("204"), Stage.payout),
     f"GET {API}/earnings": Row(each_their_own("200"), Stage.invoice),
     f"GET {API}/earnings.csv": Row(each_their_own("200"), Stage.invoice),
     f"GET {API}/statement": Row(each_their_own("200"), Stage.invoice),

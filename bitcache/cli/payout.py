@@ -254,9 +254,7 @@ def _patched(patch: wire.AccountPatch) -> wire.PayoutPlanView:
 
 def _confirm_hosted(account: wire.AccountView) -> None:
     say("Buyers will pay the operator's wallet. The operator holds the money and owes it to you; if the")
-    say(
-        "operator loses it or keeps it, it is gone. Buyers are told. You can go back for new sales at any time."
-    )
+    say("operator loses it or keeps it, it is gone. Buyers are told. For later sales you can go back.")
     say(f"The operator's fee of each sale: {_fee(account.fee_percent, account.fee_sat)}.")
     if not confirm("Have the operator paid for your new sales?"):
         raise CommandFailed("Nothing was changed. Answer y, or add --yes.")

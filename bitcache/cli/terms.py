@@ -59,7 +59,12 @@ def check_payable(account: wire.AccountView, price: wire.FixedPrice) -> None:
             f"The least price on this server is {show_sat(account.price_floor_sat)}: below it the buyer's "
             "fee is more than the price. Ask for more, or make it free: --price 0"
         )
-    if account.payout is None:
+    if account.settlement == "hosted":
+        if not account.hosted_available:
+            raise CommandFailed(
+                "Nobody could pay you: this server offers no hosted sales any more: bitcache settlement direct"
+            )
+    elif account.payout is None:
         raise CommandFailed(
             "Nobody could pay you: set the wallet first: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB"
         )
