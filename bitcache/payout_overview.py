@@ -48,7 +48,7 @@ class BatchLine(Struct, kw_only=True):
     amount_sat: int
     """Of its payouts together."""
     fee_sat: int
-    """All that goes to the network, of the version whose txid is shown."""
+    """All that goes to the network, of the version in a block, else of the newest."""
     feerate_sat_vb: float
     change_sat: int
     exported: bool
@@ -248,19 +248,19 @@ async def _payout_lines(
 async def _batch_line(tx: Transaction, batch: Batch, depth: int) -> BatchLine:
     tip = await chain_facts.tip(tx)
     confirmations = _confirmations(batch, tip.height if tip else 0)
-    shown = _shown(batch)
-    shares = await payout_store.shares_of(tx, batch.id, shown.n)
+    priced = batch.mined or batch.newest
+    shares = await payout_store.shares_of(tx, batch.id, priced.n)
     return BatchLine(
         batch_id=batch.id,
         state=batch.state.value,
         created_at=batch.created_at,
         payouts=len(shares),
         amount_sat=sum(share.arrives_sat + share.fee_sat for share in shares),
-        fee_sat=shown.fee_sat,
-        feerate_sat_vb=shown.feerate_sat_kvb / 1_000,
+        fee_sat=priced.fee_sat,
+        feerate_sat_vb=priced.feerate_sat_kvb / 1_000,
         change_sat=batch.change_sat,
         exported=batch.exported_at is not None,
-        txid=shown.txid,
+        txid=_shown(batch).txid,
         confirmations=confirmations,
         stands=_where(batch, confirmations, depth),
         trouble=batch.trouble,

@@ -213,6 +213,8 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         assert "give a feerate of" in await desk.refused("bump", batch_id, "--feerate", "2")
         bumped = await desk.ok("bump", batch_id, "--feerate", "6")
         assert [one["signed"] for one in bumped["versions"]] == [True, False]
+        assert bumped["batch"]["fee_sat"] == sum(one["fee_sat"] for one in bumped["shares"])
+        assert bumped["batch"]["feerate_sat_vb"] == 6
         signed = await shop.sign_outside((await desk.ok("export", batch_id))["psbt"])
         final = await wallets.outside.rpc("finalizepsbt", signed)
         sent = await desk.ok("import", batch_id, "-", stdin=str(final["hex"]).encode())
@@ -423,6 +425,10 @@ async def test_of_two_administrators_at_once_one_has_an_effect_and_the_other_is_
         assert all(isinstance(one, PayoutConflict | PayoutRefused) for one in failed)
         await shop.send(kept[0])
         await shop.mine()
+
+        assert (await desk.ok("list"))["batches"] == []
+        assert (await desk.ok("show", kept[0]))["batch"]["state"] == "done"
+        assert (await metrics(shop))["bitcache_payouts_waiting"] == 0
 
         # As processes, on what is left. One database will do: starting them takes seconds.
         if not first.database.is_sqlite:
