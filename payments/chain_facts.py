@@ -282,26 +282,18 @@ async def watcher_state_of(tx: Transaction) -> WatcherState | None:
 
 def _offered() -> ColumnElement[bool]:
     """Of a row of `paying_transactions`, as in Unconfirmed."""
-    txid = paying_transactions.c.txid
-    versions = select(payout_versions.c.txid).where(payout_versions.c.txid.is_not(None))
-    dropped = versions.join_from(
-        payout_versions,
-        version_shares,
-        (version_shares.c.batch_id == payout_versions.c.batch_id)
-        & (version_shares.c.n == payout_versions.c.n),
-    ).join(
-        payouts,
-        (payouts.c.id == version_shares.c.payout_id)
-        & payouts.c.batch_id.is_distinct_from(version_shares.c.batch_id),
+    txid, version, share = paying_transactions.c.txid, payout_versions.c, version_shares.c
+    is_version = exists().where(version.txid == txid)
+    dropped = exists().where(
+        version.txid == txid,
+        (share.batch_id == version.batch_id) & (share.n == version.n),
+        payouts.c.id == share.payout_id,
+        payouts.c.batch_id.is_distinct_from(version.batch_id),
     )
     pays_us = or_(
         exists().where(received_outputs.c.txid == txid), exists().where(unassigned_outputs.c.txid == txid)
     )
-    return case(
-        (txid.in_(dropped), False),
-        (txid.in_(versions), True),
-        else_=pays_us,
-    )
+    return case((dropped, False), (is_version, True), else_=pays_us)
 
 
 async def inputs_by_txid(tx: Transaction, condition: ColumnElement[bool]) -> dict[str, list[OutPoint]]:

@@ -95,7 +95,10 @@ class PayoutFollower:
 async def obstacle(tx: Transaction, batch: Batch) -> str | None:
     """Why no transaction of this batch can be mined as the chain is now, in words; None: one can."""
     if not batch.whole and batch.state is BatchState.BUILT:
-        return "it was given up before, and some of its payouts went another way: it is not sent any more"
+        return (
+            "it was given up before, and some of its payouts went another way: it is not sent any more. "
+            "Spend one of its coins otherwise, and it dies"
+        )
     for row in await _transactions(tx, list(await coins.spenders_of(tx, batch.inputs))):
         if row.presence == Presence.BLOCK and all(row.txid != one.txid for one in batch.versions):
             return (

@@ -104,6 +104,10 @@ async def test_what_a_signer_changed_is_named_and_refused_and_the_right_one_is_t
         await batches.import_signed(batch_id, await signed_hex(shop, psbt))
         assert await batches.offer(batch_id) is None
         await shop.sent(batch_id)
+        kept = await shop.batch(batch_id)
+        shop.till.server.clock.advance(5)
+        await batches.import_signed(batch_id, await signed_hex(shop, psbt))
+        assert await shop.batch(batch_id) == kept, "the first signatures are the ones that count"
         await shop.mine()
         assert (await shop.payout(payout.id)).state is State.DONE
         await shop.agree()

@@ -202,11 +202,11 @@ class RacedWallet(PayoutWallet):
 
 async def test_what_happens_while_a_wallet_signs(world: RegtestWorld, tmp_path: Path) -> None:
     async with (
-        open_hosted_till(world, tmp_path, hosted={"depth": 1}) as shop,
+        open_hosted_till(world, tmp_path, hosted={"depth": 2}) as shop,
         Bitcoind(world.outside.rpc_url, cookie_file=world.outside.cookie_path) as outside,
     ):
         batches, signer = shop.services.batches, RacedWallet(outside, shop.keys.name)
-        await shop.sell(price_sat=50_000, count=2)
+        await shop.sell(price_sat=50_000, count=2, depth=2)
         payout = await shop.request(30_000)
         # Abandoned: what was signed is not kept, and goes nowhere.
         first = await shop.build()
@@ -231,6 +231,7 @@ async def test_what_happens_while_a_wallet_signs(world: RegtestWorld, tmp_path: 
         await batches.sign(second, signer)
         shop.services.watcher._one_at_a_time.release()
         await shop.seen()
+        await shop.mine()
         batch = await shop.batch(second)
         assert [one.presence for one in batch.versions] == [Presence.BLOCK, Presence.GONE]
         assert (batch.state, batch.versions[0].txid) == (BatchState.DONE, older)
@@ -238,6 +239,20 @@ async def test_what_happens_while_a_wallet_signs(world: RegtestWorld, tmp_path: 
         # Signed already, and done: nothing to sign.
         await batches.sign(second, signer)
         assert await shop.agree() == 70_000
+
+        # Its coin is spent otherwise, and the watcher knows: kept for a reorg, and known to be lost.
+        await shop.request(10_000)
+        third = await shop.build()
+
+        async def spent() -> None:
+            await world.outside.rpc("loadwallet", shop.keys.name)
+            await world.mine_exactly([await shop.spend_otherwise(*(await shop.batch(third)).inputs)])
+            await shop.seen()
+
+        signer.meanwhile = spent
+        await batches.sign(third, signer)
+        assert (await shop.batch(third)).newest.presence is Presence.GONE
+        assert await shop.agree() == 20_000
 
 
 async def build_nothing(shop: HostedShop, *, feerate_sat_kvb: int = 2_000) -> str | None:
