@@ -56,7 +56,7 @@ class BatchLine(Struct, kw_only=True):
     """Of the version in a block, else of the newest that is signed."""
     confirmations: int
     stands: str
-    """Where it is, in words."""
+    """For what it waits, or that it is over, in words."""
     trouble: str | None
 
 
@@ -199,16 +199,18 @@ def _why_waiting(payout: Payout, stands: str | None, now: int) -> str | None:
 
 
 def _where(batch: Batch, confirmations: int, depth: int) -> str:
-    """Pure."""
+    """For what it waits, or that it is over. Pure."""
     if batch.state is BatchState.DEAD:
         return "given up: its payouts go with another batch"
+    if batch.state is BatchState.DONE:
+        return f"mined, {confirmations:,} confirmations deep"
     if confirmations:
-        return f"in a block, {confirmations:,} of {depth} confirmations deep"
+        return f"for confirmations: it has {confirmations:,} of {depth}"
     shown = _shown(batch)
     if shown.raw is None:
-        return "exported, for the signed PSBT" if batch.exported_at is not None else "for its signatures"
-    where = "in the mempool, for a block" if shown.presence is Presence.MEMPOOL else "signed, to be sent"
-    return where if batch.newest.raw is not None else f"{where}; its newest version for signatures"
+        return "for the signed PSBT" if batch.exported_at is not None else "for its signatures"
+    where = "for a block" if shown.presence is Presence.MEMPOOL else "to be sent"
+    return where if batch.newest.raw is not None else f"{where}, and its newest version for signatures"
 
 
 def _shown(batch: Batch) -> Version:

@@ -194,7 +194,7 @@ def print_batch(batch: BatchLine) -> None:
         f"{show_sat(batch.amount_sat)}, of which {show_sat(batch.fee_sat)} go to the network "
         f"({batch.feerate_sat_vb:g} sat/vB)"
     )
-    print_text(f"  {batch.state}: {batch.stands}" + (f"  {batch.txid}" if batch.txid else ""))
+    print_text(f"  {batch.state}, {_clause(batch.stands)}" + (f"  {batch.txid}" if batch.txid else ""))
     if batch.trouble is not None:
         print_text(f"  {printable(batch.trouble)}")
 
@@ -254,15 +254,15 @@ def _print_payout(payout: PayoutLine) -> None:
         f"{payout.payout_id}  {show_time(payout.requested_at)}  {whose}{name}: "
         f"{show_sat(payout.amount_sat)} to {payout.address}"
     )
-    waits = "" if payout.waits is None else f", waits {_as_clause(payout.waits)}"
+    waits = "" if payout.waits is None else f", {_clause(payout.waits)}"
     until = f" ({show_time(payout.ready_at)})" if payout.waits == "for its time" else ""
     decided = "" if payout.decided_by is None else f" by {printable(payout.decided_by)}"
     reason = "" if payout.reason is None else f": {printable(payout.reason)}"
     print_text(f"  {payout.state}{decided}{reason}{waits}{until}")
 
 
-def _as_clause(waits: str) -> str:
-    return waits if waits.startswith("for ") else f"because {printable(waits)}"
+def _clause(waits: str) -> str:
+    return f"waits {waits}" if waits.startswith(("for ", "to ")) else printable(waits)
 
 
 def _print_decided(decided: list[Decided], *, json_output: bool) -> None:
