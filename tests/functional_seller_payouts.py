@@ -266,6 +266,24 @@ async def test_an_address_of_this_server_is_refused(refusing: HostedShop) -> Non
     assert (await call(refusing, "GET", "/account"))[1]["name"] != "Not kept"
 
 
+async def test_asking_and_cancelling_uses_up_no_addresses(shop: HostedShop) -> None:
+    await shop.sell(price_sat=50_000, depth=2)
+    expected = await wallets_next(shop)
+    for _ in range(3):
+        asked = await pay_out(shop)
+        assert asked["address"] == expected
+        assert (await call(shop, "DELETE", f"/payouts/{asked['payout_id']}"))[0] == 204
+    # Only what is called off is given again, and no invoice gets what any payout has.
+    assert (await pay_out(shop, amount_sat=5_000))["address"] == expected
+    second = (await pay_out(shop, amount_sat=5_000))["address"]
+    third = await wallets_next(shop)
+    assert len({expected, second, third}) == 3
+    await shop.request(5_000, address=third)
+    await patch(shop, settlement="direct")
+    bought = await shop.till.buy(await shop.till.offer())
+    assert bought.invoice["address"] not in {expected, second, third}
+
+
 async def test_a_thief_of_the_token_is_paid_only_after_the_delay(alone: HostedShop) -> None:
     await alone.sell(price_sat=50_000, depth=2)
     mine, thiefs = await alone.new_address(), await alone.new_address()
