@@ -12,7 +12,7 @@ import hashlib
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from payments.invoice import ChainView, Invoice, Mode, Policy, Standing, Term, s
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence, ReceivedOutput
 from payments.tables import (
+    balances,
     descriptors,
     invoice_terms,
     invoices,
     paying_inputs,
     paying_transactions,
+    payouts,
     received_outputs,
     transfers,
 )
@@ -67,19 +69,27 @@ ORDER = (
     paying_inputs,
     received_outputs,
     transfers,
+    balances,
+    payouts,
 )
+Row = tuple[Table, dict[str, Any]]
 
 
 def filled(count: int) -> Path:
     """A SQLite file with `count` invoices. Copy it before use."""
+    return made(f"filled-{count}", lambda: _rows(count))
+
+
+def made(name: str, rows: Callable[[], Iterable[Row]], *sources: Path) -> Path:
+    """A SQLite file with these rows, made again only when `sources`, this file or the tables change."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    place = CACHE / f"filled-{count}-{_version()}.db"
+    place = CACHE / f"{name}-{_version(sources)}.db"
     if not place.exists():
-        for old in CACHE.glob(f"filled-{count}-*"):
+        for old in CACHE.glob(f"{name}-*"):
             old.unlink()
         growing = place.with_suffix(".growing")
         asyncio.run(_migrated(growing))
-        _fill(growing, count)
+        _fill(growing, rows())
         growing.rename(place)
     return place
 
@@ -89,10 +99,10 @@ def put_copy(count: int, place: Path) -> None:
     shutil.copyfile(filled(count), place)
 
 
-def _version() -> str:
+def _version(sources: Iterable[Path]) -> str:
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for revision in sorted(MIGRATIONS_FOLDER.glob("versions/*.py")):
-        digest.update(revision.read_bytes())
+    for source in (*sources, *sorted(MIGRATIONS_FOLDER.glob("versions/*.py"))):
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -103,7 +113,7 @@ async def _migrated(place: Path) -> None:
     await database.close()
 
 
-def _fill(place: Path, count: int) -> None:
+def _fill(place: Path, rows: Iterable[Row]) -> None:
     engine = create_engine(f"sqlite:///{place}")
     with engine.connect() as connection:
         # A crash costs the making of it, nothing else.
@@ -111,7 +121,7 @@ def _fill(place: Path, count: int) -> None:
             connection.exec_driver_sql(f"PRAGMA {setting}")
         indexes = _without_indexes(connection)
         waiting: dict[Table, list[dict[str, Any]]] = {table: [] for table in ORDER}
-        for table, row in _rows(count):
+        for table, row in rows:
             waiting[table].append(row)
             if len(waiting[table]) >= ROWS_PER_INSERT:
                 _insert(connection, waiting)
@@ -141,7 +151,7 @@ def _insert(connection: Connection, waiting: dict[Table, list[dict[str, Any]]]) 
             rows.clear()
 
 
-def _rows(count: int) -> Iterator[tuple[Table, dict[str, Any]]]:
+def _rows(count: int) -> Iterator[Row]:
     source = random.Random(count)
     newest_at = int(time.time()) - DAY_S
     sellers = [_id(source) for _ in range(SELLERS)]
@@ -157,7 +167,7 @@ def _rows(count: int) -> Iterator[tuple[Table, dict[str, Any]]]:
         yield from _sale(source, number, seller, offer_of[seller], created_at, HEIGHT - age // 7, paid=paid)
 
 
-def _shop(source: random.Random, sellers: list[str], now: int) -> Iterator[tuple[Table, dict[str, Any]]]:
+def _shop(source: random.Random, sellers: list[str], now: int) -> Iterator[Row]:
     for number, seller in enumerate(sellers):
         yield accounts, {"id": seller, "name": f"bench {number}", "created_at": 0}
         yield descriptors, {"id": seller, "sealed_text": b"", "next_index": 0, "created_at": 0}
@@ -172,7 +182,7 @@ def _shop(source: random.Random, sellers: list[str], now: int) -> Iterator[tuple
     yield tokens, first
 
 
-def _goods(seller: str, offer_id: str, parcel_id: str, now: int) -> Iterator[tuple[Table, dict[str, Any]]]:
+def _goods(seller: str, offer_id: str, parcel_id: str, now: int) -> Iterator[Row]:
     yield (
         parcels,
         {
@@ -209,7 +219,7 @@ def _sale(
     height: int,
     *,
     paid: bool,
-) -> Iterator[tuple[Table, dict[str, Any]]]:
+) -> Iterator[Row]:
     offer_id, parcel_id = goods
     invoice = Invoice(
         id=_id(source),

@@ -14,6 +14,8 @@ TOLD = {
     "transfer": ("paid download in ranges", "upload in parts", "bitcache get, memory"),
     "chain": ("broadcast to", "the key", "3,900 transactions", "2,000 mempool", "SQLite"),
     "listeners": ("200 listeners", "while 100 listeners open"),
+    "statements": ("statement of 1,000 transfers", "every line as CSV", "a balance"),
+    "payouts": ("10 payouts built and checked", "the same, signed by the node"),
     "growth": ("start to ready, with 300 invoices", "the sweep, with 300 invoices"),
 }
 """Of each benchmark some lines. The pages are driven alike by tests of their own."""
