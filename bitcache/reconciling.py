@@ -18,7 +18,7 @@ from payments.errors import NodeMisconfigured, NodeRefused, NodeUnavailable, Rec
 from payments.ports import Clock, Store, Transaction
 from payments.reconcile_report import Line, Report
 from payments.reconciler import Reconciler
-from payments.tables import reconciliations
+from payments.tables import reconciliations, restores
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,22 @@ async def latest(tx: Transaction) -> Reconciliation | None:
     if row is None:
         return None
     return Reconciliation(row.at, row.height, row.difference_sat, row.explained)
+
+
+async def doubt_since_restore(tx: Transaction) -> str | None:
+    """Why payouts should not go on after a restore, in words; None: ledger and wallet agreed since."""
+    restored_at = await tx.scalar(select(restores.c.restored_at))
+    found = await latest(tx)
+    if restored_at is None:
+        return None
+    if found is None or found.at < restored_at:
+        return "`bitcache reconcile` was not run since the restore: run it first."
+    if not found.explained:
+        return (
+            f"`bitcache reconcile` has found {found.difference_sat:,} sat that nobody has explained, and "
+            "payouts may be made twice: do first what it says."
+        )
+    return None
 
 
 async def _is_due(tx: Transaction, *, now: int) -> bool:

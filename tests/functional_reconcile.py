@@ -19,7 +19,7 @@ from bitcache.backup import back_up
 from bitcache.cli.main import app
 from bitcache.config import CONFIG_FILE_NAME
 from bitcache.db.tables import accounts
-from bitcache.reconciling import EVERY_S, KEPT_MAX, RETRY_S, Reconciling, latest
+from bitcache.reconciling import EVERY_S, KEPT_MAX, RETRY_S, Reconciling, doubt_since_restore, latest
 from bitcache.restore import restore
 from payments import foreign_spends, ledger, payable, restores
 from payments.addresses import normalise_descriptor
@@ -107,6 +107,11 @@ async def stopped(shop: HostedShop) -> str | None:
     return reason
 
 
+async def doubt(shop: HostedShop) -> str | None:
+    words: str | None = await shop.services.database.read(doubt_since_restore)
+    return words
+
+
 async def back_up_to(shop: HostedShop, folder: Path) -> None:
     config = shop.services.config
     (config.data_folder / CONFIG_FILE_NAME).write_text('network = "regtest"\n')
@@ -176,12 +181,17 @@ async def test_payouts_that_a_backup_does_not_know_are_found_explained_and_paid_
         with pytest.raises(ExplanationRefused):
             await explain(shop, mined, seller=40_001)
         assert (await explain(shop, mined, seller=30_000, operator=None)).left_sat == 0
+        assert "not run since the restore" in str(await doubt(shop))
+        await shop.services.reconciling.look()
+        assert "found 40,000 sat" in str(await doubt(shop)), "of the second one"
         await explain(shop, mined, seller=None)
         assert "put back from a backup" in str(await stopped(shop))
         await shop.services.database.write(partial(restores.resume_payouts, now=shop.till.server.clock()))
         assert "40,000 sat left the wallet" in str(await stopped(shop))
         await explain(shop, waiting, seller=None)
         assert await stopped(shop) is None
+        await shop.services.reconciling.look()
+        assert await doubt(shop) is None
         report = await look(shop)
         assert report.explained
         assert sorted(found(report)[LineKind.SPEND_EXPLAINED]) == sorted(
@@ -216,19 +226,19 @@ async def test_lost_sales_far_ahead_may_be_spent_already(world: RegtestWorld, tm
     payer = OutsideWallet(world.outside, MINER)
     await payer.pay([(far, 40_000)], feerate_sat_vb=5)
     await world.mine()
-    sent = await sweeper.rpc(
-        "sendall", [await lost.new_address()], options={"fee_rate": FEERATE_SAT_VB, "minconf": 1}
-    )
+    (coin,) = [one for one in await sweeper.rpc("listunspent") if one["address"] == far]
+    inputs = [{"txid": coin["txid"], "vout": coin["vout"]}]
+    options = {"fee_rate": FEERATE_SAT_VB, "inputs": inputs}
+    sent = await sweeper.rpc("sendall", [await lost.new_address()], options=options)
     await world.mine()
     await payer.pay([(near, 10_000)], feerate_sat_vb=5)
     await world.mine()
 
     async with risen(lost, tmp_path / "backup", tmp_path / "risen") as shop:
         report = await look(shop)
-        # The sale that the backup knows was swept with the rest.
-        assert found(report) == {LineKind.SPEND_UNEXPLAINED: [(sent["txid"], -90_000)]}
+        assert found(report) == {LineKind.SPEND_UNEXPLAINED: [(sent["txid"], -40_000)]}
         assert report.liabilities_sat == {"seller": 50_000, "unassigned": 50_000}
-        assert report.node_sat == report.coins_sat == 10_000
+        assert report.node_sat == report.coins_sat == 60_000
         listed = await shop.services.database.read(unassigned_money.listed)
         assert [(one.amount_sat, one.hosted, one.sellers) for one in listed.payments] == [
             (10_000, True, ()),

@@ -179,6 +179,8 @@ def payouts_resume(
     """Pay out again after a restore, once you have looked for payouts that the backup does not know."""
     if not yes:
         say(RESUME)
+        if (doubt := run(_doubt(data))) is not None:
+            say(doubt)
         if not confirm("Pay out again?"):
             raise CommandFailed("Nothing was changed. Answer y, or add --yes.")
     resumed = run(_resume(data))
@@ -319,6 +321,13 @@ async def _deposit_address(data: Path) -> IssuedAddress:
 
     async with desk_services(data) as services:
         return await payout_desk.deposit_address(services)
+
+
+async def _doubt(data: Path) -> str | None:
+    from bitcache import reconciling
+
+    async with desk_services(data) as services:
+        return await services.database.read(reconciling.doubt_since_restore)
 
 
 async def _resume(data: Path) -> bool:
