@@ -275,10 +275,9 @@ class Refunds:
     async def _page(
         self, tx: Transaction, seller_id: str, after: str | None, limit: int
     ) -> list[RefundSummary]:
-        of_seller = invoices.c.seller_id == seller_id
         both = union_all(
-            _hosted_rows().where(of_seller, payouts.c.kind == Kind.REFUND),
-            _direct_rows().where(of_seller, invoices.c.mode == Mode.DIRECT),
+            _hosted_rows().where(payouts.c.seller_id == seller_id, payouts.c.kind == Kind.REFUND),
+            _direct_rows().where(invoices.c.seller_id == seller_id, invoices.c.mode == Mode.DIRECT),
         ).subquery()
         chosen = select(both)
         if after is not None:
