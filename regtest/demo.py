@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from regtest.demo_cases import CASES, Stall
+from regtest.demo_hosted import STEPS, Office
 from regtest.node import wait_until
 from regtest.processes import remove_folder
 from regtest.served import ServedBitcache
@@ -98,6 +99,11 @@ async def play(file: Path, folder: Path) -> int:
         for doing, case in CASES:
             await story.step(doing, lambda case=case: case(stall))  # type: ignore[misc]
         await story.step("the seller's books after all that", stall.check_books)
+
+        story.chapter("Hosted sales: the operator's wallet in between, its keys on another machine")
+        office = await Office.open(server, folder)
+        for doing, step in STEPS:
+            await story.step(doing, lambda step=step: step(office))  # type: ignore[misc]
     return story.end()
 
 
