@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from payments import ledger
 from payments.errors import LedgerImbalance
-from payments.invoice import ChainView, Fee, Invoice, Mode, Presence, ReceivedOutput, Term, standing
+from payments.invoice import ChainView, Fee, Invoice, Mode, OutPoint, Presence, ReceivedOutput, Term, standing
 from payments.ledger import (
     Booking,
     Code,
@@ -264,7 +264,15 @@ invoices_of_any_mode = st.sampled_from(Mode).flatmap(lambda mode: invoices(mode)
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[Invoice, list[tuple[tuple[ReceivedOutput, ...], ChainView]]]:
     """One invoice and what the chain said of it, time and again: blocks come, go and come back."""
-    seen = [(draw(received()), ChainView(draw(tips))) for _ in range(draw(st.integers(1, 3)))]
+    amounts: dict[OutPoint, Sat] = {}
+    seen = []
+    for _ in range(draw(st.integers(1, 3))):
+        # An outpoint's amount is part of its txid: it is the same whenever it is seen.
+        outputs = tuple(
+            replace(output, amount_sat=amounts.setdefault(output.outpoint, output.amount_sat))
+            for output in draw(received())
+        )
+        seen.append((outputs, ChainView(draw(tips))))
     return draw(invoices_of_any_mode), draw(st.lists(st.sampled_from(seen), min_size=1, max_size=6))
 
 
