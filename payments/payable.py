@@ -1,12 +1,14 @@
 """What of a balance may be paid out now: money that lies deep enough, less what is set aside already."""
 
-from sqlalchemy import or_, select, union_all
+from sqlalchemy import func, literal, or_, select, union_all
 
 from payments import books, chain_facts, ledger
 from payments.books import transfer_of
 from payments.money import Msat, Sat, sat_rounded_down
+from payments.payout import State
 from payments.ports import Transaction
 from payments.tables import (
+    balances,
     descriptors,
     invoices,
     paying_transactions,
@@ -91,6 +93,10 @@ async def hosted_descriptors(tx: Transaction) -> list[str]:
 
 async def reserved_sat(tx: Transaction, account: str) -> Sat:
     """Set aside of this account for payouts that no block has yet."""
-    ids = (await tx.scalars(select(payouts.c.id).where(payouts.c.account == account))).all()
-    held = await books.balances_like(tx, ledger.payout(""))
-    return sat_rounded_down(Msat(sum(held.get(ledger.payout(id_), 0) for id_ in ids)))
+    under_way = (State.REQUESTED, State.APPROVED, State.BATCHED)
+    held = (
+        select(func.sum(balances.c.amount_msat))
+        .join(payouts, literal(ledger.payout("")) + payouts.c.id == balances.c.account)
+        .where(payouts.c.account == account, payouts.c.state.in_(under_way))
+    )
+    return sat_rounded_down(Msat(int(await tx.scalar(held) or 0)))

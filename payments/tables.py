@@ -243,6 +243,7 @@ payouts = Table(
     Column("reason", Text),  # why it was declined or cancelled
     Column("batch_id", Text, ForeignKey("payout_batches.id")),
     Column("trouble", Text),  # why it waits, in words
+    Index(None, "account", "state"),
     Index(None, "seller_id", "requested_at"),
     Index(None, "invoice_id"),
     Index(None, "batch_id"),

@@ -189,6 +189,11 @@ async def test_a_week_pays_everything_once(tmp_path: Path, each_database: str) -
         assert await paid(till) == [12_345, 50_000]
         await plan(till, threshold_sat=MINIMUM_SAT)
         assert await paid(till) == [90_000 - 1, 12_345, 50_000]
+        async with till.server.session(till.account.token) as http:
+            async with http.get("/api/v1/balance") as answer:
+                assert (await answer.json())["reserved_sat"] == 90_000 - 1 + 12_345 + 50_000
+            async with http.get("/api/v1/payouts") as answer:
+                assert len((await answer.json())["items"]) == 3
 
 
 async def test_a_threshold_pays_as_soon_as_it_is_reached(tmp_path: Path) -> None:

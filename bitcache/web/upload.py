@@ -20,6 +20,7 @@ PAGE = "/upload"
 @dataclass(frozen=True, slots=True)
 class _Facts:
     has_wallet: bool
+    """Whether buyers could pay: hosted sales need no wallet of the seller's."""
     bytes_free: int
     """What the account may still store."""
 
@@ -46,7 +47,8 @@ async def upload_page(visit: Visit, seller: Seller) -> web.Response:
 async def _facts(visit: Visit, tx: Transaction, seller: Seller) -> _Facts:
     account = await accounts.load(tx, seller.account_id)
     return _Facts(
-        has_wallet=await wallet(tx, seller.account_id, now=visit.now()) is not None,
+        has_wallet=account.settlement == "hosted"
+        or await wallet(tx, seller.account_id, now=visit.now()) is not None,
         bytes_free=max(0, account.bytes_allowed(visit.services.config) - account.bytes_stored),
     )
 

@@ -123,6 +123,7 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_payouts_seller_id_requested_at"), ["seller_id", "requested_at"], unique=False
         )
+        batch_op.create_index(batch_op.f("ix_payouts_account_state"), ["account", "state"], unique=False)
         batch_op.create_index(batch_op.f("ix_payouts_state"), ["state"], unique=False)
 
     op.create_table(
