@@ -218,17 +218,22 @@ async def entries(
         .join(payouts, payouts.c.id == transfers.c.reference)
         .where(payouts.c.seller_id == seller_id, inside)
     )
-    found: dict[str, Entry] = {}
-    for row in (await tx.execute(of_payouts)).all():
-        found[row.id] = Entry(source_of(row.kind), transfer_of(row))
     concerns = or_(
         *(side == account for side in (transfers.c.credit, transfers.c.debit) for account in sources)
     )
-    for row in (await tx.execute(select(transfers).where(concerns, inside))).all():
-        # What is set aside for a payout is found on both of its sides: here it is the seller's.
-        account = row.credit if row.credit in sources else row.debit
-        found[row.id] = Entry(sources[account], transfer_of(row))
-    return sorted(found.values(), key=_order), end
+    of_payouts_rows = (await tx.execute(of_payouts)).all()
+    of_seller_rows = (await tx.execute(select(transfers).where(concerns, inside))).all()
+
+    def collect() -> list[Entry]:
+        found = {row.id: Entry(source_of(row.kind), transfer_of(row)) for row in of_payouts_rows}
+        for row in of_seller_rows:
+            # What is set aside for a payout is found on both of its sides: here it is the seller's.
+            account = row.credit if row.credit in sources else row.debit
+            found[row.id] = Entry(sources[account], transfer_of(row))
+        return sorted(found.values(), key=_order)
+
+    # Thousands of rows take longer than the loop may stand still.
+    return await asyncio.to_thread(collect), end
 
 
 def grouped(listed: Iterable[Entry]) -> list[tuple[Place, list[Entry]]]:
@@ -247,20 +252,26 @@ async def _portion(
     listed, end = await entries(tx, stated.seller_id, start, stated.period.until, rows=rows)
     groups = await asyncio.to_thread(grouped, listed)
     facts = await facts_of(tx, {place: [entry.transfer for entry in group] for place, group in groups})
-    lines: list[Line] = []
-    for place, group in groups:
-        moved = movement_of(entry.posting for entry in group)
-        balance = balance.after(moved)
-        lines.append(
-            Line(
-                place=place,
-                moved=moved,
-                balance_msat=balance.balance_msat,
-                direct_msat=balance.direct_msat,
-                facts=facts[place],
+
+    def told() -> tuple[list[Line], Balance]:
+        lines: list[Line] = []
+        standing = balance
+        for place, group in groups:
+            moved = movement_of(entry.posting for entry in group)
+            standing = standing.after(moved)
+            lines.append(
+                Line(
+                    place=place,
+                    moved=moved,
+                    balance_msat=standing.balance_msat,
+                    direct_msat=standing.direct_msat,
+                    facts=facts[place],
+                )
             )
-        )
-    return lines, end, balance
+        return lines, standing
+
+    lines, after = await asyncio.to_thread(told)
+    return lines, end, after
 
 
 def _place(entry: Entry) -> Place | None:
