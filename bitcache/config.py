@@ -217,7 +217,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     open_invoices_per_client_max: Positive = 10
     """unpaid invoices of one client address (IPv6: one /64) at a time"""
     payout_change_delay_s: Count = 86_400
-    """a change of a seller's wallet, or of where hosted earnings are paid out to, waits so long; the first one
+    """a change of a seller's wallet, or of where hosted earnings are paid out to, waits so long; the first
     counts at once, and so does the next wallet while no address of the present one was handed out and nothing
     was sold hosted"""
     prefetch_allowed: bool = True

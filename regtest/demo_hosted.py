@@ -56,10 +56,10 @@ class Office:
             home.mkdir()
         made = await self.operator("account", "create", "Édition Fontaine")
         await self.server.command("login", self.server.url, home=self.seller_home, stdin=made["token"])
-        await self.seller("settlement", "hosted", "--yes")
         wallet = await OutsideWallet.create(self.server.world, "hosted seller")
         self.seller_address = await wallet.new_address()
         await self.seller("payout", "address", self.seller_address, "--yes")
+        await self.seller("settlement", "hosted", "--yes")
         return f"hosted, {FEE_PERCENT} % for the operator"
 
     async def sale(self) -> str:

@@ -436,6 +436,21 @@ async def test_without_hosted_sales_nobody_can_choose_them(world: RegtestWorld, 
         assert (account["settlement"], account["hosted_available"]) == ("direct", False)
 
 
+async def test_who_chooses_hosted_sales_has_said_where_they_are_paid_out(shop: HostedShop) -> None:
+    """The first target counts at once: it must not be a thief's, of a token that is stolen later."""
+    stranger = await shop.till.server.new_seller()
+    async with shop.till.server.session(stranger.token) as http:
+        refused = await ask(http, "PATCH", "/account", {"settlement": "hosted"})
+        assert refused == (422, "invalid-value")
+        (_, account) = await ask(http, "GET", "/account")
+        assert account["settlement"] == "direct"
+        address = await shop.new_address()
+        (_, account) = await ask(
+            http, "PATCH", "/account", {"settlement": "hosted", "payout_address": address}
+        )
+        assert (account["settlement"], account["payout_plan"]["target"]["address"]) == ("hosted", address)
+
+
 async def until_planned(shop: HostedShop) -> list[Any]:
     """The payouts after a turn of the plans; the server's own runner may have been there first."""
     await shop.services.payout_plans.pay_due()

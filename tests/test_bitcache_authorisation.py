@@ -279,6 +279,18 @@ MATRIX: Mapping[str, Row] = {
     "GET /dashboard/earnings.csv": Row(sellers_page("200"), Stage.invoice),
     "GET /dashboard/events": Row(sellers_page("200", "401")),
     "POST /dashboard/payments/{invoice_id}/done": Row(own_form("303"), Stage.invoice),
+    "GET /dashboard/money": Row(sellers_page("200"), Stage.payout),
+    "GET /dashboard/statement.csv": Row(sellers_page("200"), Stage.invoice),
+    "GET /dashboard/ledger.csv": Row(sellers_page("200"), Stage.invoice),
+    "POST /dashboard/money/payout": Row(each_their_own_form("422"), Stage.payout, fields={"amount_sat": "1"}),
+    "POST /dashboard/money/payouts/{payout_id}/cancel": Row(own_form("303"), Stage.payout),
+    "POST /dashboard/money/settlement": Row(each_their_own_form("303"), fields={"settlement": "direct"}),
+    "POST /dashboard/money/target": Row(each_their_own_form("303"), fields={"address": ""}),
+    "POST /dashboard/money/plan": Row(each_their_own_form("303"), fields={"every": "week"}),
+    "POST /dashboard/money/refunds/{refund_id}/approve": Row(own_form("303"), Stage.refund),
+    "POST /dashboard/money/refunds/{refund_id}/decline": Row(
+        own_form("303"), Stage.refund, fields={"reason": "no"}
+    ),
     "GET /dashboard/offers": Row(sellers_page("200"), Stage.offer),
     "POST /dashboard/offers/{offer_id}/price": Row(own_form("303"), Stage.offer, fields=TERMS),
     "POST /dashboard/offers/{offer_id}/close": Row(own_form("303"), Stage.offer),

@@ -22,7 +22,7 @@ from bitcache.api.wire import (
     TokenView,
     WalletView,
 )
-from bitcache.errors import HostedSalesOff, TokenInvalid
+from bitcache.errors import HostedSalesOff, TokenInvalid, ValueRefused
 from bitcache.payout_targets import Target
 from bitcache.payout_views import plan_view
 from bitcache.payout_wallet import SettlementChanged
@@ -186,11 +186,21 @@ async def _change_hosted(
     services: Services, tx: Transaction, account_id: str, target: Target | None, asked: AccountPatch
 ) -> None:
     config, now = services.config, services.clock()
-    if asked.settlement is not UNSET and await accounts.set_settlement(tx, account_id, asked.settlement):
-        told = SettlementChanged(settlement=asked.settlement)
-        await events.append(tx, topic=payout_wallet.TOPIC, subject=account_id, payload=told, now=now)
     if target is not None:
         await payout_targets.set_target(tx, account_id, target, delay_s=config.payout_change_delay_s, now=now)
+    if asked.settlement is not UNSET and await accounts.set_settlement(tx, account_id, asked.settlement):
+        if (
+            asked.settlement == "hosted"
+            and (await payout_targets.targets(tx, account_id, now=now)).current is None
+        ):
+            # The first target counts at once: whoever stole a token later could name it, and be paid.
+            raise ValueRefused(
+                "First say where earnings are paid out to: an address (`payout_address`) or your wallet "
+                "(`payout_descriptor`).",
+                field="settlement",
+            )
+        told = SettlementChanged(settlement=asked.settlement)
+        await events.append(tx, topic=payout_wallet.TOPIC, subject=account_id, payload=told, now=now)
     await payout_plans.set_plan(
         tx,
         config,

@@ -69,8 +69,6 @@ def settlement(
     print_text(f"New sales: {account.settlement}. {printable(account.settlement_note)}")
     if account.hosted_available:
         print_text(f"The operator's fee of a hosted sale: {_fee(account.fee_percent, account.fee_sat)}.")
-    if account.settlement == "hosted" and account.payout_plan.target is None:
-        say("Next: bitcache payout address ADDRESS (or bitcache payout set), so that you can be paid out.")
 
 
 @app.command("balance", epilog="Example: bitcache balance --json")

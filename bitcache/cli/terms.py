@@ -62,7 +62,8 @@ def check_payable(account: wire.AccountView, price: wire.FixedPrice) -> None:
     if account.settlement == "hosted":
         if not account.hosted_available:
             raise CommandFailed(
-                "Nobody could pay you: this server offers no hosted sales any more: bitcache settlement direct"
+                "Nobody could pay you: this server offers no hosted sales any more. "
+                "Choose your own wallet: bitcache settlement direct"
             )
     elif account.payout is None:
         raise CommandFailed(

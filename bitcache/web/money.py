@@ -104,9 +104,11 @@ async def money_page(visit: Visit, seller: Seller, refused: Refused | None = Non
     # What was refused may have no form on the page: then it is said above all.
     with_forms = {refund.refund_id for refund in refunds}
     if is_hosted:
-        with_forms |= {PAYOUT_FORM, TARGET_FORM, PLAN_FORM, *(payout.payout_id for payout in shown.payouts)}
+        with_forms |= {PAYOUT_FORM, *(payout.payout_id for payout in shown.payouts)}
     if services.hosted.enabled or shown.balance.settlement == "hosted":
         with_forms.add(SETTLEMENT_FORM)
+    if is_hosted or services.hosted.enabled:
+        with_forms |= {TARGET_FORM, PLAN_FORM}  # a target comes first
     listed = shown.payouts[:PAYOUTS_SHOWN]
     return visit.page(
         "money.html",
