@@ -143,7 +143,8 @@ def payouts(rows: sqlite3.Connection, evidence: Evidence) -> Iterator[str]:
         for share in paid[payout_id]:
             if share["arrives_sat"] + share["fee_sat"] != row["amount_sat"]:
                 yield f"{who}: {share['arrives_sat']:,} arrive, {share['fee_sat']:,} are the fee"
-            output = by_txid[share["txid"]].outputs[share["vout"]]
+            outputs = by_txid[share["txid"]].outputs
+            output = outputs[share["vout"]] if share["vout"] < len(outputs) else None
             if output != (row["address"], share["arrives_sat"]):
                 yield f"{who} should have brought {share['arrives_sat']:,} sat, the block says {output}"
 

@@ -76,7 +76,7 @@ async def reorg(house: House, step: Reorgs, buyers: Sequence[Buyer], payouts: se
 async def spend_foreign(house: House, step: SpendsForeign, taken: set[tuple[str, int]]) -> Foreign | None:
     """One coin of the wallet that is none of `taken`, to the operator's pocket."""
     outside = house.world.outside
-    coins = sorted(await house.keys.rpc("listunspent", 1), key=lambda coin: (coin["txid"], coin["vout"]))
+    coins = sorted(await house.keys.rpc("listunspent", 1), key=lambda coin: (coin["amount"], coin["txid"]))
     coins = [
         coin
         for coin in coins

@@ -67,7 +67,7 @@ class FrontDesk:
         words = [one.body["payout_id"] if one.status == 201 else one.problem for one in told]
         return f"{amount_sat:,} of {payable:,} sat: {words}"
 
-    async def plan(self, seller: Seller, threshold_sat: int) -> str:
+    async def plan(self, seller: Seller, threshold_sat: int | None) -> str:
         body = {"payout_threshold_sat": threshold_sat}
         return f"{(await self._call('PATCH', '/account', seller=seller, body=body)).status}"
 

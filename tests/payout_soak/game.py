@@ -108,6 +108,7 @@ class Game:
                 if spent is None:
                     return "no coin"
                 self.foreign.append(spent)
+                office.foreign.add(spent.txid)
                 return f"{spent.spent_sat:,} sat by {spent.txid}"
             case steps.Explains():
                 return await self._explain(step.whose)

@@ -43,6 +43,8 @@ class Office:
         self._house = house
         self._front = front
         self._sellers = sellers
+        self.foreign: set[str] = set()
+        """Transactions of the operator that are no payouts: they may wait in the mempool."""
         self.refused = 0
         self.deaths = 0
         """Of admins."""
@@ -164,8 +166,9 @@ class Office:
             return f"not now: {trouble}"
         if report is None:
             return "there were no hosted sales"
-        if not report.explained and not before:
-            lines = [f"{one.kind} {one.amount_sat} {one.words}" for one in report.lines if not one.explained]
+        known = {txid for txid, _ in before} | self.foreign
+        lines = [one for one in report.lines if not one.explained and one.subject not in known]
+        if lines or (not report.explained and not report.lines):
             self._house.blame(f"reconcile leaves {report.difference_sat:,} sat: {lines}")
         return f"{report.node_sat:,} sat, {report.difference_sat:,} unexplained, {len(before)} spends are"
 

@@ -74,6 +74,9 @@ async def come_to_rest(game: Game) -> None:
     house, office = game.house, game.office
     house.say("the faults are over: everything comes to rest")
     await house.calm()
+    for seller in game.sellers:
+        # A plan would make one more payout while the last ones are looked at.
+        await game.front.plan(seller, None)
     await game.serve_waiting()
     await game.deposit(REST_SAT)
     await _mine(house)
@@ -98,6 +101,8 @@ async def come_to_rest(game: Game) -> None:
             house.blame(f"{payout.kind} {payout.id} of {payout.amount_sat:,} sat waits: {payout.trouble}")
         await office.decide(payout, approves=False, by="operator", contradicted=False)
     house.say(f"reconcile: {await office.reconcile()}")
+    if unexplained := await office.unexplained():
+        house.blame(f"not explained at the end: {unexplained}")
     for batch in await office.batches(BatchState.BUILT):
         house.blame(f"batch {batch.id} is neither sent nor dead: {batch}")
 

@@ -50,6 +50,8 @@ class SoakServer(ServedBitcache):
             "HOSTED_DEPTH": str(depth),
         }
         self._serial = 0
+        self.moved_at = 0
+        """When the clock was last set, by what it was set to."""
         self.advance(0)
 
     @property
@@ -58,6 +60,7 @@ class SoakServer(ServedBitcache):
 
     def advance(self, seconds: int) -> None:
         self.clock.advance(seconds)
+        self.moved_at = self.clock()
         draft = self.folder / "clock.draft"
         draft.write_text(str(self.clock.ahead_s))
         draft.replace(self.folder / "clock")

@@ -128,7 +128,7 @@ MUST: tuple[Step, ...] = (
     AsksPayout(1, 100, twice=False, bad=None),
     AsksPayout(1, 100, twice=False, bad=Bad.ABOVE),
     ClockMoves(25 * HOUR_S),
-    Decides(0, approves=True, by_operator=True, contradicted=True),
+    Decides(0, approves=True, by_operator=True, contradicted=False),
     Builds(3, twice=True),
     Signs(0, Signer.PSBT, Altered.AMOUNT, twice=False),
     Signs(0, Signer.WALLET, None, twice=True),
