@@ -5,6 +5,7 @@ the first moment which bytes a buyer may have a right to. Money and access chang
 `on_change` runs inside the one that changes the standing.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from msgspec import Raw, Struct, json
@@ -15,8 +16,8 @@ from bitcache.config import Config
 from bitcache.db.tables import grants
 from bitcache.ids import new_id
 from bitcache.invoice_view import frozen_offer, invoice_view
-from bitcache.node_state import node_state
-from bitcache.refund_state import refund_facts
+from bitcache.node_state import NodeState, node_state
+from bitcache.refund_state import NOTHING_CAME, RefundFacts, refund_facts_of
 from payments.invoice import Standing, Status
 from payments.policy import Permission, permission
 from payments.ports import Clock, Transaction
@@ -81,13 +82,25 @@ class Access:
             bytes_served=0,
         )
         await tx.execute(insert(grants).values(created_at=now, **asdict(grant)))
-        return await self._settle(tx, record, grant)
+        return await self._settle(tx, record, grant, await node_state(tx, now), NOTHING_CAME)
 
     async def settle(self, tx: Transaction, record: InvoiceRecord) -> Grant:
         """Make the grant's row say what `record` permits now, and append the event."""
-        return await self._settle(tx, record, await grant_of(tx, record.invoice.id))
+        (grant,) = await self.settle_all(tx, [record])
+        return grant
 
-    async def _settle(self, tx: Transaction, record: InvoiceRecord, grant: Grant) -> Grant:
+    async def settle_all(self, tx: Transaction, records: Sequence[InvoiceRecord]) -> list[Grant]:
+        """As `settle`, of each; what is the same for all is read once."""
+        known = await _grants_of(tx, [record.invoice.id for record in records])
+        node, facts = await node_state(tx, self._clock()), await refund_facts_of(tx, records)
+        return [
+            await self._settle(tx, record, known[record.invoice.id], node, facts[record.invoice.id])
+            for record in records
+        ]
+
+    async def _settle(
+        self, tx: Transaction, record: InvoiceRecord, grant: Grant, node: NodeState, facts: RefundFacts
+    ) -> Grant:
         now = self._clock()
         permitted = await self.permission(tx, record, grant)
         retained_until = grant.retained_until
@@ -113,14 +126,7 @@ class Access:
                     retained_until=settled.retained_until,
                 )
             )
-        view = invoice_view(
-            record,
-            permitted,
-            await node_state(tx, now),
-            await refund_facts(tx, record),
-            self._config.hosted,
-            now,
-        )
+        view = invoice_view(record, permitted, node, facts, self._config.hosted, now)
         event = InvoiceEvent(
             grant.id, permitted.bytes_allowed, Raw(json.encode(view)), record.invoice.seller_id
         )
@@ -160,9 +166,13 @@ class Access:
 
 async def grant_of(tx: Transaction, invoice_id: str) -> Grant:
     """The invoice's grant; every invoice has one."""
+    return (await _grants_of(tx, [invoice_id]))[invoice_id]
+
+
+async def _grants_of(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, Grant]:
     columns = (grants.c[name] for name in Grant.__dataclass_fields__)
-    row = (await tx.execute(select(*columns).where(grants.c.invoice_id == invoice_id))).one()
-    return Grant(**row._mapping)
+    rows = await tx.execute(select(*columns).where(grants.c.invoice_id.in_(invoice_ids)))
+    return {row.invoice_id: Grant(**row._mapping) for row in rows.all()}
 
 
 def _paid_at(record: InvoiceRecord, now: int) -> int:

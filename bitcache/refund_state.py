@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from bitcache.api.wire import InvoiceRefundView, RefundView
 from bitcache.config import HostedConfig
-from payments import books, chain_facts, ledger
+from payments import chain_facts, ledger
 from payments.invoice import DUST_SAT, TIP_SAT_MAX, Invoice, Mode, Standing, Status
 from payments.money import NOTHING_MSAT, NOTHING_SAT, Msat, Sat, sat_rounded_down
 from payments.outputs import Presence
@@ -124,18 +124,27 @@ def refund_view(record: InvoiceRecord, facts: RefundFacts, hosted: HostedConfig)
 
 async def refund_facts(tx: Transaction, record: InvoiceRecord) -> RefundFacts:
     """Cheap for an invoice that nobody paid, as most are."""
-    if not record.outputs:
-        return NOTHING_CAME
-    invoice_id = record.invoice.id
-    owed_msat = await books.balance(tx, ledger.owed(invoice_id))
-    named = select(refund_addresses).where(refund_addresses.c.invoice_id == invoice_id)
-    row = (await tx.execute(named)).one_or_none()
-    if row is None:
-        return RefundFacts(owed_msat)
-    asked = select(payouts).where(payouts.c.invoice_id == invoice_id, payouts.c.kind == Kind.REFUND)
-    newest_first = asked.order_by(payouts.c.requested_at.desc(), payouts.c.id.desc())
-    found = [payout_of(one) for one in (await tx.execute(newest_first)).all()]
-    return RefundFacts(owed_msat, row.address, row.script_pubkey, tuple(await refunds_of(tx, found)))
+    return (await refund_facts_of(tx, [record]))[record.invoice.id]
+
+
+async def refund_facts_of(tx: Transaction, records: Sequence[InvoiceRecord]) -> dict[str, RefundFacts]:
+    """By invoice, in a fixed number of queries."""
+    facts = {record.invoice.id: NOTHING_CAME for record in records}
+    paid = [record.invoice.id for record in records if record.outputs]
+    if not paid:
+        return facts
+    owed = await _balances(tx, [ledger.owed(invoice_id) for invoice_id in paid])
+    chosen = select(refund_addresses).where(refund_addresses.c.invoice_id.in_(paid))
+    named = {row.invoice_id: row for row in (await tx.execute(chosen)).all()}
+    refunds = await _asked_back(tx, list(named))
+    for invoice_id in paid:
+        owed_msat, row = owed.get(ledger.owed(invoice_id), NOTHING_MSAT), named.get(invoice_id)
+        facts[invoice_id] = (
+            RefundFacts(owed_msat)
+            if row is None
+            else RefundFacts(owed_msat, row.address, row.script_pubkey, tuple(refunds.get(invoice_id, ())))
+        )
+    return facts
 
 
 async def refunds_of(tx: Transaction, found: Sequence[Payout]) -> list[Refund]:
@@ -163,6 +172,19 @@ async def owed_by_invoice(tx: Transaction, invoice_ids: Iterable[str]) -> dict[s
         invoice_id: Sat(max(0, sat_rounded_down(Msat(sum(known.get(one, 0) for one in some)))))
         for invoice_id, some in accounts.items()
     }
+
+
+async def _asked_back(tx: Transaction, invoice_ids: Sequence[str]) -> dict[str, list[Refund]]:
+    """Newest first."""
+    if not invoice_ids:
+        return {}
+    asked = select(payouts).where(payouts.c.invoice_id.in_(invoice_ids), payouts.c.kind == Kind.REFUND)
+    newest_first = asked.order_by(payouts.c.requested_at.desc(), payouts.c.id.desc())
+    found: dict[str, list[Refund]] = {}
+    for refund in await refunds_of(tx, [payout_of(row) for row in (await tx.execute(newest_first)).all()]):
+        assert refund.payout.invoice_id is not None, "it is by its invoice that it was found"
+        found.setdefault(refund.payout.invoice_id, []).append(refund)
+    return found
 
 
 async def _balances(tx: Transaction, accounts: Sequence[str]) -> dict[str, Msat]:

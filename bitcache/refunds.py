@@ -183,10 +183,10 @@ class Refunds:
 
     async def tell(self, tx: Transaction, changed: Sequence[Payout]) -> None:
         """Buyers and sellers of the refunds among these payouts: their pages read themselves again."""
-        for payout in changed:
-            if payout.kind is Kind.REFUND and payout.invoice_id is not None:
-                record = await self._registry.load(tx, payout.invoice_id, now=self._clock())
-                await self._tell(tx, record)
+        asked = {payout.invoice_id for payout in changed if payout.kind is Kind.REFUND}
+        ids = {invoice_id for invoice_id in asked if invoice_id is not None}
+        if ids:
+            await self._tell(tx, await self._registry.load_all(tx, ids, now=self._clock()))
 
     async def _claimed(self, tx: Transaction, invoice_id: str, named: _Named) -> InvoiceView:
         now = self._clock()
@@ -226,7 +226,7 @@ class Refunds:
         # A refund is listed by itself; a debt that is paid by hand is shown again.
         attended = invoices.c.attention if hosted else None
         await tx.execute(update(invoices).where(invoices.c.id == invoice.id).values(attended=attended))
-        await self._tell(tx, record)
+        await self._tell(tx, [record])
         return record
 
     async def _request(
@@ -260,11 +260,12 @@ class Refunds:
         except PayoutRefused as exc:
             raise NothingOwed(f"Nothing was asked back: {exc}.") from exc
 
-    async def _tell(self, tx: Transaction, record: InvoiceRecord) -> None:
+    async def _tell(self, tx: Transaction, records: Sequence[InvoiceRecord]) -> None:
         now = self._clock()
-        await self._access.settle(tx, record)
-        changed = RefundChanged(record.invoice.id)
-        await events.append(tx, topic=TOPIC, subject=record.invoice.seller_id, payload=changed, now=now)
+        await self._access.settle_all(tx, records)
+        for invoice in (record.invoice for record in records):
+            changed = RefundChanged(invoice.id)
+            await events.append(tx, topic=TOPIC, subject=invoice.seller_id, payload=changed, now=now)
 
     async def _view(self, tx: Transaction, record: InvoiceRecord) -> InvoiceView:
         now = self._clock()

@@ -4,7 +4,7 @@ Each account's balance is kept beside it, changed in the transaction that append
 a balance is one row. `verify` adds up the whole history again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Row, delete, func, insert, select, union_all
@@ -36,11 +36,29 @@ async def append_missing(
 
     Raises LedgerImbalance.
     """
-    missing = ledger.reconcile(desired, standing, reference=reference, now=now)
+    return bool(await append_all_missing(tx, {reference: desired}, {reference: standing}, now=now))
+
+
+async def append_all_missing(
+    tx: Transaction,
+    desired: Mapping[str, Iterable[ledger.Booking]],
+    standing: Mapping[str, Sequence[ledger.Transfer]],
+    *,
+    now: int,
+) -> set[str]:
+    """As `append_missing`, of each reference in `desired`, in a fixed number of queries; those booked under.
+
+    Raises LedgerImbalance.
+    """
+    missing = [
+        transfer
+        for reference, bookings in desired.items()
+        for transfer in ledger.reconcile(bookings, standing[reference], reference=reference, now=now)
+    ]
     if missing:
         await tx.execute(insert(transfers), [asdict(transfer) for transfer in missing])
         await _add_to_balances(tx, ledger.balances(missing))
-    return bool(missing)
+    return {transfer.reference for transfer in missing}
 
 
 async def balance(tx: Transaction, account: str) -> Msat:

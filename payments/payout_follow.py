@@ -75,13 +75,10 @@ class PayoutFollower:
     ) -> None:
         members = await payout_store.payouts_of_batch(tx, batch.id)
         booked = await books.booked(tx, [batch.id, *(payout.id for payout in members)])
-        changed = []
-        for payout in members:
-            desired = desired_payout(payout, shares.get(payout.id))
-            if await books.append_missing(tx, desired, booked[payout.id], reference=payout.id, now=now):
-                changed.append(payout)
-        left = desired_batch(batch.id, batch.left_sat, mined=bool(shares))
-        await books.append_missing(tx, left, booked[batch.id], reference=batch.id, now=now)
+        desired = {payout.id: desired_payout(payout, shares.get(payout.id)) for payout in members}
+        desired[batch.id] = desired_batch(batch.id, batch.left_sat, mined=bool(shares))
+        news = await books.append_all_missing(tx, desired, booked, now=now)
+        changed = [payout for payout in members if payout.id in news]
         state, to = (BatchState.DONE, State.DONE) if done else (BatchState.BUILT, State.BATCHED)
         if state is not batch.state:
             await payout_store.change_batch(tx, batch.id, state=state, trouble=None)

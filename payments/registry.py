@@ -121,6 +121,14 @@ class InvoiceRegistry:
         row = await _row(tx, invoice_id)
         return await _record(tx, row, await chain_facts.view(tx, now), now)
 
+    async def load_all(self, tx: Transaction, invoice_ids: Iterable[str], *, now: int) -> list[InvoiceRecord]:
+        """As `load`, of each, in the order of their ids. Raises InvoiceNotFound."""
+        chain = await chain_facts.view(tx, now)
+        found: list[InvoiceRecord] = []
+        for ids in _batches(sorted(set(invoice_ids))):
+            found += await _records(tx, await _rows(tx, ids), chain, now)
+        return found
+
     async def page(
         self, tx: Transaction, *, seller_id: str, after: str | None, limit: int, now: int
     ) -> list[InvoiceRecord]:
