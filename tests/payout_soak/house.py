@@ -21,6 +21,7 @@ from regtest.wallet import OutsideWallet
 from regtest.world import MINER, RegtestWorld
 from tests.drill.payer import Payer
 from tests.payout_soak.server import WALLET, SoakServer
+from tests.payout_soak.steps import REORG_DEPTH_MAX
 from tests.service import RunningServer
 
 ADMINS = 2
@@ -56,7 +57,7 @@ class House:
         self.kills = 0
         self._loud = loud
         self.first_height = 0
-        """Of the blocks that are this soak's."""
+        """Of the blocks that may hold what happens in this soak."""
         self._began_at = time.monotonic()
 
     @property
@@ -169,7 +170,8 @@ async def open_house(*, buyers: int, depth: int, loud: bool) -> AsyncIterator[Ho
         admins = [await opened.enter_async_context(_admin(server)) for _ in range(ADMINS)]
         height = await world.outside.rpc("getblockcount")
         house = House(world, server, keys, payer, admins, depth=depth, loud=loud)
-        house.first_height = height + 1
+        # A reorg may put what is paid at first into a block in place of an older one.
+        house.first_height = height + 1 - REORG_DEPTH_MAX
         await house.settled()
         yield house
 

@@ -47,8 +47,10 @@ async def play(told: Story, *, loud: bool, keep: Path | None = None) -> Outcome:
             await game.turn(number, step)
         await come_to_rest(game)
         evidence = await gather(house, game.front.asked.values(), game.buyers, game.sellers, game.foreign)
-        house.wrong += checks.everything(house.server.database_file, evidence)
-        house.wrong += [f"the server: {line}" for line in house.server.log().splitlines() if _is_bug(line)]
+        for line in checks.everything(house.server.database_file, evidence):
+            house.blame(line)
+        for line in filter(_is_bug, house.server.log().splitlines()):
+            house.blame(f"the server: {line}")
         game.counts.update(checks.counted(house.server.database_file))
         game.counts["server deaths"] = house.kills
         game.counts["admin deaths"] = game.office.deaths
