@@ -1,8 +1,6 @@
 """A seller's balance, plan and payouts as they are shown, in a fixed number of queries."""
 
-from dataclasses import dataclass
-
-from sqlalchemy import select
+from collections.abc import Iterable
 
 from bitcache import accounts, payout_plans, payout_targets
 from bitcache.api.wire import BalanceView, PayoutPlanView, PayoutState, PayoutTargetView, PayoutView
@@ -12,25 +10,11 @@ from bitcache.node_state import node_state
 from bitcache.payout_targets import Target
 from bitcache.seller_payouts import SellerPayouts
 from payments import books, ledger, payable
-from payments.money import Msat, Sat, sat_rounded_down
+from payments.money import Msat, sat_rounded_down
 from payments.outputs import Presence
 from payments.payout import Payout, State
 from payments.ports import Transaction
-from payments.tables import paying_transactions, payout_versions, payouts, version_shares
-
-SEEN = (Presence.MEMPOOL, Presence.BLOCK)
-
-
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """A version of the transaction that pays a payout, and what it does to it."""
-
-    n: int
-    txid: str | None
-    presence: Presence | None
-    height: int | None
-    arrives_sat: Sat
-    fee_sat: Sat
+from payments.sendings import SEEN, Sending, current, sendings_of
 
 
 async def balance_view(
@@ -72,20 +56,18 @@ async def plan_view(tx: Transaction, account_id: str, *, now: int) -> PayoutPlan
 
 
 async def payout_views(tx: Transaction, shown: list[Payout], *, depth: int, now: int) -> list[PayoutView]:
-    """In their order. What is in a block counts; else the newest version that was sent, else the newest."""
+    """In their order."""
     tip_height = (await node_state(tx, now)).tip_height
-    sendings = await _sendings(tx, [payout.id for payout in shown if payout.batch_id is not None])
+    sendings = await sendings_of(tx, [payout.id for payout in shown if payout.batch_id is not None])
     return [
         payout_view(payout, sendings.get(payout.id, []), depth=depth, tip_height=tip_height)
         for payout in shown
     ]
 
 
-def payout_view(payout: Payout, versions: list[Sending], *, depth: int, tip_height: int) -> PayoutView:
-    """`versions` are those of its batch, in any order. Pure."""
-    sending = max(versions, key=_weight, default=None)
-    if payout.state not in (State.BATCHED, State.DONE):
-        sending = None  # of a batch that is dead
+def payout_view(payout: Payout, sendings: Iterable[Sending], *, depth: int, tip_height: int) -> PayoutView:
+    """`sendings` are all of it, in any order. Pure."""
+    sending = current(payout, sendings)
     mined = sending is not None and sending.presence is Presence.BLOCK and sending.height is not None
     return PayoutView(
         payout_id=payout.id,
@@ -117,33 +99,6 @@ def _state(payout: Payout, sending: Sending | None) -> PayoutState:
             return "cancelled"
         case State.DECLINED:
             return "declined"
-
-
-def _weight(sending: Sending) -> tuple[bool, bool, int]:
-    return sending.presence is Presence.BLOCK, sending.presence in SEEN, sending.n
-
-
-async def _sendings(tx: Transaction, payout_ids: list[str]) -> dict[str, list[Sending]]:
-    """Those of the batch that each payout is in."""
-    rows = await tx.execute(
-        select(version_shares, payout_versions.c.txid)
-        .add_columns(paying_transactions.c.presence, paying_transactions.c.height)
-        .join(
-            payout_versions,
-            (payout_versions.c.batch_id == version_shares.c.batch_id)
-            & (payout_versions.c.n == version_shares.c.n),
-        )
-        .outerjoin(paying_transactions, paying_transactions.c.txid == payout_versions.c.txid)
-        .join(payouts, (payouts.c.id == version_shares.c.payout_id))
-        .where(version_shares.c.payout_id.in_(payout_ids), payouts.c.batch_id == version_shares.c.batch_id)
-    )
-    found: dict[str, list[Sending]] = {}
-    for row in rows.all():
-        presence = None if row.presence is None else Presence(row.presence)
-        found.setdefault(row.payout_id, []).append(
-            Sending(row.n, row.txid, presence, row.height, Sat(row.arrives_sat), Sat(row.fee_sat))
-        )
-    return found
 
 
 async def _blocked(

@@ -10,21 +10,13 @@ from bitcache.config import HostedConfig
 from payments import chain_facts, ledger
 from payments.invoice import DUST_SAT, TIP_SAT_MAX, Invoice, Mode, Standing, Status
 from payments.money import NOTHING_MSAT, NOTHING_SAT, Msat, Sat, sat_rounded_down
-from payments.outputs import Presence
 from payments.payout import Kind, Payout, State
 from payments.payout_store import payout_of
 from payments.ports import Transaction
 from payments.records import InvoiceRecord
-from payments.tables import (
-    balances,
-    paying_transactions,
-    payout_versions,
-    payouts,
-    refund_addresses,
-    version_shares,
-)
+from payments.sendings import SEEN, current, sendings_of
+from payments.tables import balances, payouts, refund_addresses
 
-SENT = (Presence.MEMPOOL, Presence.BLOCK)
 AT_REST = (Status.SETTLED, Status.EXPIRED, Status.CANCELLED)
 """Nothing is under way that could still buy something with the money."""
 
@@ -150,7 +142,7 @@ async def refund_facts_of(tx: Transaction, records: Sequence[InvoiceRecord]) -> 
 async def refunds_of(tx: Transaction, found: Sequence[Payout]) -> list[Refund]:
     """These payouts, with what is set aside and sent for each, in a fixed number of queries."""
     held = await _balances(tx, [ledger.payout(payout.id) for payout in found])
-    sent = await _sent(tx, [payout.id for payout in found])
+    sent = await _sent(tx, found)
     return [
         Refund(
             payout, sat_rounded_down(held.get(ledger.payout(payout.id), NOTHING_MSAT)), sent.get(payout.id)
@@ -194,36 +186,21 @@ async def _balances(tx: Transaction, accounts: Sequence[str]) -> dict[str, Msat]
     return {row.account: Msat(row.amount_msat) for row in rows.all()}
 
 
-async def _sent(tx: Transaction, payout_ids: Sequence[str]) -> dict[str, Sent]:
-    """The version that is in a block, else the newest that our node sees, of each payout's present batch."""
-    if not payout_ids:
+async def _sent(tx: Transaction, refunds: Sequence[Payout]) -> dict[str, Sent]:
+    """The version that is in a block, else the newest that our node sees, of each refund's present batch."""
+    batched = [payout for payout in refunds if payout.batch_id is not None]
+    if not batched:
         return {}
     tip = await chain_facts.tip(tx)
     tip_height = tip.height if tip else 0
-    versions = (
-        select(version_shares.c.payout_id, version_shares.c.fee_sat, payout_versions.c.txid)
-        .add_columns(paying_transactions.c.height)
-        .join(payouts, (payouts.c.id == version_shares.c.payout_id))
-        .join(
-            payout_versions,
-            (payout_versions.c.batch_id == version_shares.c.batch_id)
-            & (payout_versions.c.n == version_shares.c.n),
-        )
-        .join(paying_transactions, paying_transactions.c.txid == payout_versions.c.txid)
-        .where(
-            payouts.c.id.in_(payout_ids),
-            payouts.c.batch_id == version_shares.c.batch_id,
-            paying_transactions.c.presence.in_(SENT),
-        )
-        .order_by(paying_transactions.c.presence == Presence.BLOCK, version_shares.c.n)
-    )
-    # The last one of each is the best.
-    return {
-        row.payout_id: Sent(
-            row.txid, Sat(row.fee_sat), 0 if row.height is None else tip_height - row.height + 1
-        )
-        for row in (await tx.execute(versions)).all()
-    }
+    sendings = await sendings_of(tx, [payout.id for payout in batched])
+    found: dict[str, Sent] = {}
+    for payout in batched:
+        one = current(payout, sendings.get(payout.id, ()))
+        if one is not None and one.txid is not None and one.presence in SEEN:
+            confirmations = 0 if one.height is None else tip_height - one.height + 1
+            found[payout.id] = Sent(one.txid, one.fee_sat, confirmations)
+    return found
 
 
 def _view(refund: Refund) -> RefundView:

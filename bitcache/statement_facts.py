@@ -4,7 +4,7 @@ The ledger names the outputs that paid a sale, but not the transaction of a payo
 batch by which so much arrived.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,10 +14,11 @@ from bitcache.db.tables import grants
 from payments.ledger import Code, Transfer
 from payments.money import msat_from_sat
 from payments.outputs import Presence
+from payments.portions import portions
 from payments.ports import Transaction
-from payments.tables import invoices, paying_transactions, payout_versions, payouts, version_shares
+from payments.sendings import sendings_of
+from payments.tables import invoices, payouts
 
-IDS_PER_QUERY = 500
 ARRIVING = (Code.PAID_OUT, Code.PAID_OUT_REVERSED)
 
 Key = TypeVar("Key")
@@ -74,7 +75,7 @@ def _facts(
 
 async def _payouts(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[object, ...]]]:
     found: dict[str, Row[tuple[object, ...]]] = {}
-    for some in _some(ids):
+    for some in portions(ids):
         chosen = select(payouts.c.id, payouts.c.invoice_id).where(payouts.c.id.in_(some))
         found |= {row.id: row for row in (await tx.execute(chosen)).all()}
     return found
@@ -82,7 +83,7 @@ async def _payouts(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[o
 
 async def _invoices(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[object, ...]]]:
     found: dict[str, Row[tuple[object, ...]]] = {}
-    for some in _some(ids):
+    for some in portions(ids):
         chosen = (
             select(invoices.c.id, invoices.c.reference, invoices.c.subject, grants.c.parcel_id)
             .outerjoin(grants, grants.c.invoice_id == invoices.c.id)
@@ -95,29 +96,9 @@ async def _invoices(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[
 async def _sent(tx: Transaction, payout_ids: Iterable[str]) -> dict[tuple[str, int], str]:
     """(payout, msat that arrive) -> the transaction by which so much arrives; of several, one in a block."""
     found: dict[tuple[str, int], str] = {}
-    for some in _some(payout_ids):
-        rows = await tx.execute(
-            select(
-                version_shares.c.payout_id,
-                version_shares.c.arrives_sat,
-                payout_versions.c.txid,
-                paying_transactions.c.presence,
-            )
-            .join(
-                payout_versions,
-                (payout_versions.c.batch_id == version_shares.c.batch_id)
-                & (payout_versions.c.n == version_shares.c.n),
-            )
-            .outerjoin(paying_transactions, paying_transactions.c.txid == payout_versions.c.txid)
-            .where(version_shares.c.payout_id.in_(some), payout_versions.c.txid.is_not(None))
-            .order_by(payout_versions.c.created_at, payout_versions.c.n)
-        )
-        mined_last = sorted(rows.all(), key=lambda row: bool(row.presence == Presence.BLOCK))
-        found |= {(row.payout_id, msat_from_sat(row.arrives_sat)): row.txid for row in mined_last}
+    for payout_id, sendings in (await sendings_of(tx, payout_ids)).items():
+        # The last one of an amount counts.
+        for one in sorted(sendings, key=lambda one: one.presence is Presence.BLOCK):
+            if one.txid is not None:
+                found[payout_id, msat_from_sat(one.arrives_sat)] = one.txid
     return found
-
-
-def _some(ids: Iterable[str]) -> Iterator[list[str]]:
-    listed = sorted(set(ids))
-    for start in range(0, len(listed), IDS_PER_QUERY):
-        yield listed[start : start + IDS_PER_QUERY]

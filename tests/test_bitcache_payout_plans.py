@@ -12,7 +12,7 @@ from bitcache import payout_plans, payout_targets
 from bitcache.config import HostedConfig
 from bitcache.payout_plans import Due, PayoutPlans, next_due
 from bitcache.payout_targets import WALLET, Target, Targets, in_force
-from bitcache.payout_views import Sending, payout_view
+from bitcache.payout_views import payout_view
 from bitcache.role import Role
 from payments import books, ledger, payout_requests, payout_store
 from payments.ledger import Booking, Code, Leg
@@ -20,6 +20,7 @@ from payments.money import Msat, Sat
 from payments.outputs import Presence
 from payments.payout import Kind, Payout, State
 from payments.ports import Transaction
+from payments.sendings import Sending
 from tests.till import Till, open_nodeless_till, pretend_node_online
 
 MINIMUM_SAT = 10_000
@@ -87,8 +88,18 @@ def test_what_a_payout_shows_is_of_the_version_that_counts() -> None:
         batch_id="b",
     )
 
-    def sending(n: int, presence: Presence | None, height: int | None = None) -> Sending:
-        return Sending(n, f"txid {n}", presence, height, Sat(1_000 - n), Sat(n))
+    def sending(
+        n: int, presence: Presence | None, height: int | None = None, *, batch_id: str = "b"
+    ) -> Sending:
+        return Sending(
+            batch_id=batch_id,
+            n=n,
+            txid=f"txid {n}",
+            presence=presence,
+            height=height,
+            arrives_sat=Sat(1_000 - n),
+            fee_sat=Sat(n),
+        )
 
     def shown(*versions: Sending) -> tuple[str, str | None, int, int | None]:
         view = payout_view(payout, list(versions), depth=6, tip_height=12)
@@ -101,6 +112,9 @@ def test_what_a_payout_shows_is_of_the_version_that_counts() -> None:
     assert shown(sending(1, Presence.CONFLICTED), sending(2, Presence.MEMPOOL)) == ("sent", "txid 2", 0, 2)
     assert shown(replaced, mined) == shown(mined, replaced) == ("sent", "txid 1", 3, 1)
     assert shown(sending(1, Presence.MISSING)) == ("in_batch", "txid 1", 0, 1)
+    dead = sending(1, Presence.MEMPOOL, batch_id="dead")
+    assert shown(dead, sending(1, None)) == ("in_batch", "txid 1", 0, 1)
+    assert shown(dead) == ("in_batch", None, 0, None)
 
 
 async def earn(till: Till, amount_sat: int, *, n: int = 0) -> None:
