@@ -31,6 +31,7 @@ from payments.payout_store import Batch, Version
 from payments.payout_transaction import differences, txid_of, unsigned_transaction
 from payments.ports import Clock, Store, Transaction
 from payments.psbt import transaction_in
+from payments.signature_scope import open_inputs
 from payments.transaction import parse_transaction
 
 ATTEMPTS_MAX = 5
@@ -182,6 +183,7 @@ class PayoutBatches:
         raw = await self._psbts.finalize(await signer.sign(batch.newest.psbt))
         if found := differences(batch.newest.unsigned, raw):
             raise PsbtAltered(found)
+        _check_closed(raw)
         await self._store.write(partial(self._keep_signed, batch_id=batch_id, n=batch.newest.n, raw=raw))
 
     async def import_signed(self, batch_id: str, text: str) -> Version:
@@ -197,6 +199,7 @@ class PayoutBatches:
         if raw is None:
             raw = await self._psbts.finalize(text)
             version = _version_in(batch, raw)
+        _check_closed(raw)
         # It is kept once, so it has to be right. What the mempool thinks of it is for `offer` to tell.
         if (wrong := await self._psbts.signatures_wrong(raw)) is not None:
             raise PsbtInvalid(
@@ -273,6 +276,15 @@ def _version_in(batch: Batch, raw: bytes) -> Version:
     except TransactionMalformed as exc:
         raise PsbtInvalid(f"{exc}: give the signed PSBT in base64, or the signed transaction in hex") from exc
     return version
+
+
+def _check_closed(raw: bytes) -> None:
+    """Raises PsbtInvalid where a signature would hold for other inputs or outputs as well."""
+    if found := open_inputs(raw):
+        raise PsbtInvalid(
+            f"the signature of input {found[0]} (counted from 0) leaves open what the transaction spends or "
+            "pays: anybody who sees it could change that. Sign the PSBT with the signature type ALL"
+        )
 
 
 async def kill(tx: Transaction, batch_id: str) -> None:

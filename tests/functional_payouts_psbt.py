@@ -169,3 +169,24 @@ async def test_beside_an_older_version_a_bad_signature_is_refused_too(
         await shop.seen()
         older, newer = (await shop.batch(batch_id)).versions
         assert (older.presence, newer.presence) == (Presence.CONFLICTED, Presence.MEMPOOL)
+
+
+@pytest.mark.parametrize("kind", ["wpkh", "tr", "pkh"])
+async def test_a_signature_that_others_can_put_to_other_payees_is_refused(
+    world: RegtestWorld, tmp_path: Path, kind: DescriptorKind
+) -> None:
+    """Whoever sees such a transaction on its way pays themselves with it."""
+    async with open_hosted_till(world, tmp_path, kind=kind, hosted={"depth": 1}) as shop:
+        await shop.sell(price_sat=50_000)
+        await shop.request(30_000)
+        batch_id, batches = await shop.build(), shop.services.batches
+        psbt = await batches.export(batch_id)
+        for scope in ("NONE", "SINGLE", "ALL|ANYONECANPAY"):
+            signed = (await shop.keys.rpc("walletprocesspsbt", psbt, True, scope))["psbt"]
+            final = (await world.outside.rpc("finalizepsbt", signed))["hex"]
+            for text in (signed, final):
+                with pytest.raises(PsbtInvalid, match=r"signature of input 0 .* leaves open"):
+                    await batches.import_signed(batch_id, text)
+        closed = (await shop.keys.rpc("walletprocesspsbt", psbt, True, "ALL"))["psbt"]
+        await batches.import_signed(batch_id, closed)
+        assert await batches.offer(batch_id) is None
