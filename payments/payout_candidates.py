@@ -42,7 +42,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Candidates:
     payouts: tuple[Payout, ...]
-    """Those ready first come first; all could be paid, if there are coins enough."""
+    """Those ready first come first; each could be paid, if there are coins enough."""
     coins: tuple[Coin, ...]
     """Deep enough, and in no other batch."""
     troubles: dict[str, str]
@@ -75,19 +75,24 @@ async def candidates(tx: Transaction, *, depth: int, now: int) -> Candidates:
             troubles[payout.id] = "its address belongs to this server: cancel or decline it"
     fit = [payout for payout in ready if payout.id not in troubles]
     return Candidates(
-        payouts=tuple(fit[:PAYOUTS_PER_BATCH_MAX]),
+        payouts=tuple(fit),
         coins=tuple(await coins.free(tx, depth=depth)),
         troubles=troubles,
     )
 
 
 def take_affordable(payouts: Sequence[Payout], coins: Sequence[Coin], *, dust_sat: Sat) -> Affordable:
-    """Those that the coins cover, in their order, and the coins for them. Pure."""
+    """Those that the coins cover and one transaction carries, in their order, and the coins for them. Pure.
+
+    Those after them have no trouble: the next batch pays them.
+    """
     largest = sorted((coin.amount_sat for coin in coins), reverse=True)[:COINS_PER_BATCH_MAX]
     there_sat, sum_sat = sum(largest), 0
     taken: list[Payout] = []
     troubles: dict[str, str] = {}
     for payout in payouts:
+        if len(taken) == PAYOUTS_PER_BATCH_MAX:
+            break
         if sum_sat + payout.amount_sat <= there_sat:
             taken.append(payout)
             sum_sat += payout.amount_sat

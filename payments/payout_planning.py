@@ -95,7 +95,10 @@ class BatchPlanner:
             troubles |= affordable.troubles
             if affordable.choice is None:
                 return None, troubles
-            ready, choice = list(affordable.payouts), affordable.choice
+            # What may take the places of those that turn out too dear: else a thousand that wait for a lower
+            # feerate would keep all others waiting.
+            ready = [payout for payout in ready if payout.id not in affordable.troubles]
+            taken, choice = list(affordable.payouts), affordable.choice
             inputs = [coin.outpoint for coin in choice.coins]
             change = Payee(choice.change_sat, change_script) if choice.change_sat else None
             origins = await self._store.read(
@@ -108,27 +111,27 @@ class BatchPlanner:
             )
             # The fee is not known before the size is: shares of nothing give a transaction of the same size.
             sized = unsigned_transaction(
-                inputs, payees_of(ready, shares_at(ready, Sat(0), 1, change), change)
+                inputs, payees_of(taken, shares_at(taken, Sat(0), 1, change), change)
             )
             vsize = await self._psbts.vsize_vbytes(await self._psbts.psbt_of(sized, origins))
             if vsize > VSIZE_MAX_VBYTES:
                 # With half as many, of half the coins or so.
-                too_many = ready[len(ready) // 2 :]
+                too_many = taken[len(taken) // 2 :]
                 troubles |= {payout.id: "one transaction cannot pay so many: it waits" for payout in too_many}
-                ready = ready[: len(ready) // 2]
+                ready = taken[: len(taken) // 2]
                 continue
             fee_sat = fee_of(vsize, feerate_sat_kvb)
-            shares = shares_at(ready, fee_sat, vsize, change)
-            too_dear = share_troubles(self._policy, ready, shares)
+            shares = shares_at(taken, fee_sat, vsize, change)
+            too_dear = share_troubles(self._policy, taken, shares)
             if too_dear:
                 troubles |= too_dear
                 ready = [payout for payout in ready if payout.id not in too_dear]
                 continue
-            unsigned = unsigned_transaction(inputs, payees_of(ready, shares, change))
+            unsigned = unsigned_transaction(inputs, payees_of(taken, shares, change))
             psbt = await self._psbts.psbt_of(unsigned, origins)
             total_sat = Sat(fee_sat + choice.left_sat)
             plan = BatchPlan(
-                payouts=tuple(ready),
+                payouts=tuple(taken),
                 choice=choice,
                 change=address,
                 feerate_sat_kvb=feerate_sat_kvb,
