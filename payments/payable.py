@@ -1,9 +1,12 @@
 """What of a balance may be paid out now: money that lies deep enough, less what is set aside already."""
 
+from collections import Counter
+
 from sqlalchemy import func, literal, or_, select, union_all
 
 from payments import books, chain_facts, ledger
 from payments.books import transfer_of
+from payments.ledger import Code
 from payments.money import Msat, Sat, sat_rounded_down
 from payments.payout import State
 from payments.ports import Transaction
@@ -29,7 +32,11 @@ async def payable_sat(tx: Transaction, account: str, *, depth: int) -> Sat:
 
 
 async def maturing_msat(tx: Transaction, account: str, *, depth: int) -> Msat:
-    """What the account got from outputs that are not so deep yet."""
+    """What the account got from outputs that are not so deep yet, and from sales that one of these completes.
+
+    A sale that was paid in parts falls with the youngest. Were the others payable before, a reorg of one
+    block would leave its seller paid, and all of it owed to the buyer.
+    """
     tip = await chain_facts.tip(tx)
     height_max = (tip.height if tip else 0) - depth + 1
     young = select(paying_transactions.c.txid).where(paying_transactions.c.height > height_max)
@@ -50,14 +57,21 @@ async def maturing_msat(tx: Transaction, account: str, *, depth: int) -> Msat:
     references |= {
         f"{prefix}{row.descriptor_id}" for row in own_rows for prefix in (DEPOSIT_PREFIX, GIFT_PREFIX)
     }
-    total = 0
-    concerns = or_(transfers.c.debit == account, transfers.c.credit == account)
-    rows = await tx.execute(select(transfers).where(concerns, transfers.c.reference.in_(references)))
+    concerns = [transfers.c.debit == account, transfers.c.credit == account]
+    if account == ledger.operator():
+        # The fee of a sale is taken of the first part of its price, not of the one that completes it.
+        concerns.append(transfers.c.code.in_((Code.SETTLED, Code.SETTLED_REVERSED)))
+    rows = await tx.execute(select(transfers).where(or_(*concerns), transfers.c.reference.in_(references)))
+    completing, young_msat, whole_msat = Counter[str](), Counter[str](), Counter[str]()
     for row in rows.all():
-        transfer = transfer_of(row)
-        if transfer.id.partition("/")[0] in outpoints:
-            total += transfer.amount_msat if transfer.credit == account else -transfer.amount_msat
-    return Msat(total)
+        transfer, reference = transfer_of(row), row.reference
+        is_young = transfer.id.partition("/")[0] in outpoints
+        if is_young and transfer.code in (Code.SETTLED, Code.SETTLED_REVERSED):
+            completing[reference] += transfer.amount_msat * (1 if transfer.code is Code.SETTLED else -1)
+        got_msat = transfer.amount_msat * ((transfer.credit == account) - (transfer.debit == account))
+        whole_msat[reference] += got_msat
+        young_msat[reference] += got_msat if is_young else 0
+    return Msat(sum(whole_msat[one] if completing[one] else young_msat[one] for one in references))
 
 
 async def stopped(tx: Transaction) -> str | None:

@@ -11,12 +11,13 @@ import pytest
 
 from bitcache import payout_desk
 from bitcache.ids import new_id
-from payments import ledger, payout_requests
+from payments import ledger, payable, payout_candidates, payout_requests
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.errors import PayoutConflict, PayoutRefused
 from payments.outputs import Presence
 from payments.payout import BatchState, State
+from payments.ports import Transaction
 from regtest.world import RegtestWorld
 from tests.hosted_shop import HostedShop, open_hosted_till
 
@@ -259,3 +260,38 @@ async def build_nothing(shop: HostedShop, *, feerate_sat_kvb: int = 2_000) -> st
     wallet = await shop.services.hosted.open()
     built: str | None = await shop.services.batches.build(feerate_sat_kvb=feerate_sat_kvb, wallet=wallet)
     return built
+
+
+async def test_who_waits_for_a_lower_feerate_keeps_nobody_else_waiting(
+    world: RegtestWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payout_candidates, "PAYOUTS_PER_BATCH_MAX", 2)
+    async with open_hosted_till(world, tmp_path, hosted={"depth": 1, "fee_share_percent_max": 10}) as shop:
+        await shop.sell(price_sat=500_000)
+        small = [await shop.request(3_000) for _ in range(3)]
+        shop.till.server.clock.advance(1)
+        large = await shop.request(300_000)
+        batch_id = await shop.build(feerate_sat_kvb=20_000)
+        assert (await shop.payout(large.id)).batch_id == batch_id
+        assert {(await shop.payout(one.id)).state for one in small} == {State.APPROVED}
+
+
+async def test_a_sale_that_was_paid_in_parts_is_as_deep_as_the_last_of_them(
+    world: RegtestWorld, tmp_path: Path
+) -> None:
+    """A reorg of one block would take the sale back, and its seller would have been paid the deep part."""
+    async with open_hosted_till(world, tmp_path, hosted={"depth": 3, "fee_sat": 2_000}) as shop:
+        bought = await shop.till.buy(await shop.till.offer(price_sat=50_000))
+        await shop.till.pay(bought, amount_sat=49_000)
+        await shop.mine(4)
+        await shop.till.pay(bought, amount_sat=1_000)
+        await shop.mine()
+
+        async def there(tx: Transaction) -> list[int]:
+            accounts = (ledger.seller(shop.seller_id), ledger.operator())
+            return [await payable.payable_sat(tx, account, depth=3) for account in accounts]
+
+        assert (await shop.till.invoice(bought))["status"] == "settled"
+        assert await shop.services.database.read(there) == [0, 0]
+        await shop.mine(2)
+        assert await shop.services.database.read(there) == [48_000, 2_000]
