@@ -17,10 +17,10 @@ from payments.invoice import Mode
 from payments.ledger import Code
 from payments.money import NOTHING_MSAT, Msat
 from payments.payout import Kind
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import descriptors, invoices, payouts, transfers
 
-IDS_PER_QUERY = 500
 _LEFT = "left"
 """In place of a payout's kind: what a batch left to the network because it was too small for an output."""
 
@@ -191,9 +191,7 @@ async def _balances_at(tx: Transaction, until: int) -> dict[str, Msat]:
 
 async def _hosted_invoices(tx: Transaction, invoice_ids: Iterable[str]) -> list[str]:
     found: list[str] = []
-    ids = sorted(invoice_ids)
-    for start in range(0, len(ids), IDS_PER_QUERY):
-        some = ids[start : start + IDS_PER_QUERY]
+    for some in portions(invoice_ids):
         hosted = select(invoices.c.id).where(invoices.c.id.in_(some), invoices.c.mode == Mode.HOSTED)
         found += (await tx.scalars(hosted)).all()
     return found

@@ -13,6 +13,7 @@ from payments.invoice import Mode
 from payments.money import Sat
 from payments.outputs import COINBASE_MATURITY, OutPoint, Presence
 from payments.payout import BatchState, Coin
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import (
     batch_inputs,
@@ -26,8 +27,6 @@ from payments.tables import (
     unassigned_outputs,
 )
 from payments.unassigned import Purpose
-
-OUTPOINTS_PER_QUERY = 300
 
 _spenders = paying_transactions.alias("spenders")
 
@@ -121,15 +120,14 @@ async def free(tx: Transaction, *, depth: int) -> list[Coin]:
 
 async def among(tx: Transaction, outpoints: Iterable[OutPoint]) -> dict[OutPoint, Sat]:
     """Those of these outpoints that are, or were, coins of the wallet."""
-    wanted = sorted(set(outpoints))
+    wanted = set(outpoints)
     found: dict[OutPoint, Sat] = {}
-    for start in range(0, len(wanted), OUTPOINTS_PER_QUERY):
-        some = set(wanted[start : start + OUTPOINTS_PER_QUERY])
+    for some in portions(outpoint.txid for outpoint in wanted):
         coins = ever().subquery()
-        rows = await tx.execute(select(coins).where(coins.c.txid.in_({one.txid for one in some})))
+        rows = await tx.execute(select(coins).where(coins.c.txid.in_(some)))
         for row in rows.all():
             outpoint = OutPoint(row.txid, row.vout)
-            if outpoint in some:
+            if outpoint in wanted:
                 found[outpoint] = Sat(row.amount_sat)
     return found
 
@@ -138,9 +136,7 @@ async def spenders_of(tx: Transaction, outpoints: Iterable[OutPoint]) -> dict[st
     """Followed transaction -> which of these outpoints it spends, wherever it is now."""
     wanted = set(outpoints)
     found: dict[str, set[OutPoint]] = {}
-    txids = sorted({outpoint.txid for outpoint in wanted})
-    for start in range(0, len(txids), OUTPOINTS_PER_QUERY):
-        some = txids[start : start + OUTPOINTS_PER_QUERY]
+    for some in portions(outpoint.txid for outpoint in wanted):
         rows = await tx.execute(select(paying_inputs).where(paying_inputs.c.previous_txid.in_(some)))
         for row in rows.all():
             outpoint = OutPoint(row.previous_txid, row.previous_vout)

@@ -28,8 +28,6 @@ from payments.tables import (
 )
 from payments.unassigned import GIFT_PREFIX, Purpose
 
-TXIDS_PER_QUERY = 300
-
 
 @dataclass(frozen=True, slots=True)
 class Explained:

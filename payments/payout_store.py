@@ -9,6 +9,7 @@ from payments.errors import PayoutNotFound
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
 from payments.payout import BatchState, Coin, Kind, Payout, Share, State
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import (
     batch_inputs,
@@ -18,8 +19,6 @@ from payments.tables import (
     payouts,
     version_shares,
 )
-
-IDS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +107,8 @@ async def load_payout(tx: Transaction, payout_id: str) -> Payout:
 async def payouts_of(tx: Transaction, payout_ids: Sequence[str]) -> list[Payout]:
     """In the order of their ids; those that exist."""
     found: list[Payout] = []
-    ids = sorted(set(payout_ids))
-    for start in range(0, len(ids), IDS_PER_QUERY):
-        chosen = select(payouts).where(payouts.c.id.in_(ids[start : start + IDS_PER_QUERY]))
+    for some in portions(payout_ids):
+        chosen = select(payouts).where(payouts.c.id.in_(some))
         rows = await tx.execute(chosen.order_by(payouts.c.id))
         found += [payout_of(row) for row in rows.all()]
     return found
@@ -155,9 +153,7 @@ async def page(
 
 
 async def change_payouts(tx: Transaction, payout_ids: Iterable[str], **values: object) -> None:
-    ids = sorted(set(payout_ids))
-    for start in range(0, len(ids), IDS_PER_QUERY):
-        some = ids[start : start + IDS_PER_QUERY]
+    for some in portions(payout_ids):
         await tx.execute(update(payouts).where(payouts.c.id.in_(some)).values(**values))
 
 

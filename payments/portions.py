@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-PORTION = 500
+VALUES_PER_QUERY = 500
 
 Value = TypeVar("Value", str, bytes)
 
 
-def portions(values: Iterable[Value], *, at_most: int = PORTION) -> Iterator[list[Value]]:
-    """All of them once, in order, so many at a time; nothing for none."""
+def portions(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """Each of them once, in order; nothing for none."""
     listed = sorted(set(values))
-    for start in range(0, len(listed), at_most):
-        yield listed[start : start + at_most]
+    for start in range(0, len(listed), VALUES_PER_QUERY):
+        yield listed[start : start + VALUES_PER_QUERY]

@@ -8,6 +8,7 @@ from sqlalchemy import func, select, union_all
 from payments.bitcoind_coins import UnspentOutput
 from payments.invoice import Mode
 from payments.outputs import COINBASE_MATURITY, OutPoint
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.reconcile_facts import NodeOnly, Owner
 from payments.tables import (
@@ -19,8 +20,6 @@ from payments.tables import (
     unassigned_addresses,
     unassigned_outputs,
 )
-
-PER_QUERY = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,6 @@ async def _owner(
 async def _addresses(tx: Transaction, scripts: set[bytes]) -> dict[bytes, _Address]:
     """An invoice has an address for itself, whatever it was before."""
     found: dict[bytes, _Address] = {}
-    wanted = sorted(scripts)
     own = (
         select(unassigned_addresses, descriptors.c.hosted, payout_batches.c.created_at.label("given_at"))
         .join(descriptors, descriptors.c.id == unassigned_addresses.c.descriptor_id)
@@ -90,8 +88,7 @@ async def _addresses(tx: Transaction, scripts: set[bytes]) -> dict[bytes, _Addre
             payout_batches.c.change_script_pubkey == unassigned_addresses.c.script_pubkey,
         )
     )
-    for start in range(0, len(wanted), PER_QUERY):
-        some = wanted[start : start + PER_QUERY]
+    for some in portions(scripts):
         for row in (await tx.execute(own.where(unassigned_addresses.c.script_pubkey.in_(some)))).all():
             found[row.script_pubkey] = _Address(row.hosted, row.address_index, None, row.given_at)
         for row in (await tx.execute(select(invoices).where(invoices.c.script_pubkey.in_(some)))).all():
@@ -102,9 +99,7 @@ async def _addresses(tx: Transaction, scripts: set[bytes]) -> dict[bytes, _Addre
 
 async def _recorded(tx: Transaction, txids: set[str]) -> set[OutPoint]:
     found: set[OutPoint] = set()
-    wanted = sorted(txids)
-    for start in range(0, len(wanted), PER_QUERY):
-        some = wanted[start : start + PER_QUERY]
+    for some in portions(txids):
         sold = select(received_outputs.c.txid, received_outputs.c.vout)
         own = select(unassigned_outputs.c.txid, unassigned_outputs.c.vout)
         rows = await tx.execute(

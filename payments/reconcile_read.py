@@ -29,6 +29,7 @@ from payments.money import Msat, Sat
 from payments.outputs import COINBASE_MATURITY, OutPoint, Presence, predates
 from payments.payout import BatchState
 from payments.payout_store import Batch
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.reconcile_facts import ExplainedSpend, Flow, Received, Use
 from payments.tables import (
@@ -49,7 +50,6 @@ from payments.tables import (
 )
 from payments.unassigned import DEPOSIT_PREFIX, GIFT_PREFIX
 
-TXIDS_PER_QUERY = 300
 TXID_CHARACTERS = 64
 EXPLAINED_SPENDS_LISTED_MAX = 100
 WHOLE_ACCOUNTS = ("seller:", "payout:", ledger.operator())
@@ -161,11 +161,10 @@ async def waiting_batches(tx: Transaction) -> list[Batch]:
 
 async def batches_with(tx: Transaction, outpoints: Sequence[OutPoint]) -> list[Batch]:
     """Batches of whatever state that spend any of these coins."""
-    ids: set[str] = set()
-    for start in range(0, len(outpoints), TXIDS_PER_QUERY):
-        some = outpoints[start : start + TXIDS_PER_QUERY]
-        pairs = (and_(batch_inputs.c.txid == txid, batch_inputs.c.vout == vout) for txid, vout in some)
-        ids |= set((await tx.scalars(select(batch_inputs.c.batch_id).where(or_(*pairs)))).all())
+    wanted, ids = set(outpoints), set[str]()
+    for some in portions(outpoint.txid for outpoint in wanted):
+        rows = await tx.execute(select(batch_inputs).where(batch_inputs.c.txid.in_(some)))
+        ids |= {row.batch_id for row in rows.all() if OutPoint(row.txid, row.vout) in wanted}
     return await payout_store.batches(tx, payout_batches.c.id.in_(ids)) if ids else []
 
 
@@ -284,8 +283,7 @@ async def _outputs_of(tx: Transaction, txids: Sequence[str], tip_height: int) ->
         .join(descriptors, descriptors.c.id == unassigned_addresses.c.descriptor_id)
         .where(descriptors.c.hosted, counted)
     )
-    for start in range(0, len(txids), TXIDS_PER_QUERY):
-        some = txids[start : start + TXIDS_PER_QUERY]
+    for some in portions(txids):
         for row in (await tx.execute(sold.where(received_outputs.c.txid.in_(some)))).all():
             older = predates(chain_facts.received_output(row), row.created_at)
             one = Received(row.vout, Sat(row.amount_sat), Use.INVOICE, older)
@@ -298,8 +296,7 @@ async def _outputs_of(tx: Transaction, txids: Sequence[str], tip_height: int) ->
 
 async def _batches_of(tx: Transaction, txids: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for start in range(0, len(txids), TXIDS_PER_QUERY):
-        some = txids[start : start + TXIDS_PER_QUERY]
+    for some in portions(txids):
         rows = await tx.execute(select(payout_versions).where(payout_versions.c.txid.in_(some)))
         found |= {row.txid: row.batch_id for row in rows.all()}
     return found

@@ -39,6 +39,7 @@ BLOCK_LOOKED_FOR_S = 0.2
 BLOCKS_SEARCHED_MAX = 144
 """For the transaction that spent a coin unseen."""
 PAYEES_NAMED_MAX = 10
+SUSPECTS_READ_MAX = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ async def _read(tx: Transaction, *, scan: UnspentScan) -> _Read | None:
         explained_spends=tuple(await reconcile_read.explained_spends(tx)),
     )
     raw = select(paying_transactions.c.txid, paying_transactions.c.raw).where(
-        paying_transactions.c.txid.in_(suspects[: reconcile_read.TXIDS_PER_QUERY])
+        paying_transactions.c.txid.in_(suspects[:SUSPECTS_READ_MAX])
     )
     return _Read(
         facts=facts,
