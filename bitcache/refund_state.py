@@ -50,6 +50,8 @@ class RefundFacts:
     script_pubkey: bytes = b""
     refunds: tuple[Refund, ...] = ()
     """Newest first."""
+    seller_owes: bool = False
+    """The seller's hosted balance is below zero: more was paid out than they have earned."""
 
     @property
     def declined_sat(self) -> Sat:
@@ -79,16 +81,25 @@ def asks_for_all(invoice: Invoice, standing: Standing) -> bool:
     return invoice.withdrawn or standing.status is not Status.SETTLED
 
 
-def approval_needed(record: InvoiceRecord, hosted: HostedConfig) -> bool:
+def approval_needed(record: InvoiceRecord, facts: RefundFacts, hosted: HostedConfig) -> bool:
     """Whether somebody must look at what is asked back now. Pure."""
     if hosted.refund_policy == "ask":
         return True
     # A buyer who has had the key, and of whose payment a part left the chain, would get the rest as well.
-    return (
-        record.released_at is not None
-        and not record.invoice.revoked
-        and asks_for_all(record.invoice, record.standing)
-    )
+    return _gave_the_key(record) and (not record.invoice.revoked or operators_to_approve(record, facts))
+
+
+def operators_to_approve(record: InvoiceRecord, facts: RefundFacts) -> bool:
+    """Whether the seller has been paid out what is asked back, so that the operator would pay it. Pure.
+
+    Else who buys of himself, and brings about a takedown, would be paid twice.
+    """
+    return record.invoice.mode is Mode.HOSTED and facts.seller_owes and _gave_the_key(record)
+
+
+def _gave_the_key(record: InvoiceRecord) -> bool:
+    """For what is asked back now: it was earned once."""
+    return record.released_at is not None and asks_for_all(record.invoice, record.standing)
 
 
 def owed_by_books(facts: RefundFacts) -> Sat:
@@ -107,7 +118,7 @@ def refund_view(record: InvoiceRecord, facts: RefundFacts, hosted: HostedConfig)
         refundable_sat=refundable_sat(invoice, record.standing, facts),
         whole=invoice.refunded,
         address=facts.address,
-        approval=approval_needed(record, hosted),
+        approval=approval_needed(record, facts, hosted),
         delay_s=hosted.refund_delay_s,
         fee_percent_max=hosted.fee_share_percent_max,
         refunds=[_view(one) for one in facts.refunds],
@@ -126,15 +137,20 @@ async def refund_facts_of(tx: Transaction, records: Sequence[InvoiceRecord]) -> 
     if not paid:
         return facts
     owed = await _balances(tx, [ledger.owed(invoice_id) for invoice_id in paid])
+    sellers = {record.invoice.id: ledger.seller(record.invoice.seller_id) for record in records}
+    earned = await _balances(tx, sorted(set(sellers.values())))
     chosen = select(refund_addresses).where(refund_addresses.c.invoice_id.in_(paid))
     named = {row.invoice_id: row for row in (await tx.execute(chosen)).all()}
     refunds = await _asked_back(tx, list(named))
     for invoice_id in paid:
         owed_msat, row = owed.get(ledger.owed(invoice_id), NOTHING_MSAT), named.get(invoice_id)
+        owes = earned.get(sellers[invoice_id], NOTHING_MSAT) < 0
         facts[invoice_id] = (
-            RefundFacts(owed_msat)
+            RefundFacts(owed_msat, seller_owes=owes)
             if row is None
-            else RefundFacts(owed_msat, row.address, row.script_pubkey, tuple(refunds.get(invoice_id, ())))
+            else RefundFacts(
+                owed_msat, row.address, row.script_pubkey, tuple(refunds.get(invoice_id, ())), owes
+            )
         )
     return facts
 

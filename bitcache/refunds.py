@@ -35,6 +35,7 @@ from bitcache.refund_state import (
     RefundFacts,
     approval_needed,
     asks_for_all,
+    operators_to_approve,
     refund_facts,
     refundable_sat,
     refunds_of,
@@ -135,6 +136,8 @@ class Refunds:
             payout = await _sellers(tx, seller_id, refund_id)
             if payout.state is State.DECLINED and payout.decided_by != BY_SELLER:
                 raise RefundDecided(f"Declined by {_other(payout)}: only the operator can approve it now.")
+            if payout.state in (State.REQUESTED, State.DECLINED):
+                await self._check_sellers_to_approve(tx, payout)
             return await self.decide(tx, refund_id, approve=True, by=BY_SELLER)
 
         return await self._store.write(approved)
@@ -218,7 +221,7 @@ class Refunds:
         calls_off = asks_for_all(invoice, record.standing) and not invoice.refunded
         if not hosted and facts.address is not None and not calls_off:
             return record  # the seller knows
-        approval = approval_needed(record, self._config.hosted)
+        approval = approval_needed(record, facts, self._config.hosted)
         if calls_off:
             record = await self._registry.refund(tx, invoice.id, now=now)
         if hosted:
@@ -259,6 +262,16 @@ class Refunds:
             await payout_requests.request(tx, payout, depth=hosted.depth, now=now)
         except PayoutRefused as exc:
             raise NothingOwed(f"Nothing was asked back: {exc}.") from exc
+
+    async def _check_sellers_to_approve(self, tx: Transaction, payout: Payout) -> None:
+        """Raises RefundDecided."""
+        assert payout.invoice_id is not None, "of a sale"
+        record = await self._registry.load(tx, payout.invoice_id, now=self._clock())
+        if operators_to_approve(record, await refund_facts(tx, record)):
+            raise RefundDecided(
+                "Your balance is below zero: what is asked back here was paid out to you. The operator would "
+                "pay it, and only the operator can approve it."
+            )
 
     async def _tell(self, tx: Transaction, records: Sequence[InvoiceRecord]) -> None:
         now = self._clock()

@@ -10,8 +10,9 @@ from bitcache.takedown import take_down
 from payments import ledger
 from payments.ports import Transaction
 from regtest.world import RegtestWorld
-from tests.hosted_shop import open_hosted_till
+from tests.hosted_shop import HostedShop, open_hosted_till
 from tests.refund_desk import AT_ONCE, ask, expire, paid_out, refused, sellers, underpaid
+from tests.till import Bought
 
 MAINNET = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
 
@@ -164,23 +165,55 @@ async def test_a_takedown_gives_back_what_a_sale_had_earned(world: RegtestWorld,
     async with open_hosted_till(world, tmp_path, hosted=AT_ONCE) as shop:
         (bought,) = await shop.sell(price_sat=50_000)
         assert await refused(shop, bought, await shop.new_address()) == (409, "nothing-owed")
-        services = shop.services
-
-        async def taken(tx: Transaction) -> None:
-            await take_down(
-                tx,
-                services.registry,
-                services.access,
-                bought.invoice["offer_id"],
-                reason="A mistake.",
-                now=services.clock(),
-            )
-
-        await services.database.write(taken)
+        await taken_down(shop, bought)
         _, view = await ask(shop, bought, await shop.new_address())
         (refund,) = view["refund"]["refunds"]
         assert refund["amount_sat"] == 50_000
         assert await shop.balances_sat() == {"chain": -50_000, ledger.payout(refund["refund_id"]): 50_000}
+
+
+async def test_who_was_paid_out_cannot_have_the_operator_pay_it_back_as_well(
+    world: RegtestWorld, tmp_path: Path
+) -> None:
+    """A seller who bought of himself, was paid out, and then reported his own files."""
+    hosted = AT_ONCE | {"refund_policy": "auto"}
+    async with open_hosted_till(world, tmp_path, hosted=hosted) as shop:
+        bought, _ = await shop.sell(price_sat=50_000, count=2, depth=2)
+        await shop.request(100_000)
+        await paid_out(shop)
+        await taken_down(shop, bought)
+        assert (await shop.balances_sat())[ledger.seller(shop.seller_id)] == -50_000
+        assert (await shop.till.invoice(bought))["refund"]["approval"]
+        _, view = await ask(shop, bought, await shop.new_address())
+        (refund,) = view["refund"]["refunds"]
+        place = f"/refunds/{refund['refund_id']}"
+        for _ in range(2):
+            assert (await sellers(shop, f"{place}/approve"))["status"] == 409
+            assert (await sellers(shop, f"{place}/decline", {"reason": "No."}))["state"] == "declined"
+        # The sale was the buyer's in good faith: it is for the operator to say.
+        decide = shop.services.refunds.decide
+
+        async def approved(tx: Transaction) -> None:
+            await decide(tx, refund["refund_id"], approve=True, by="operator")
+
+        await shop.services.database.write(approved)
+        assert (await shop.till.invoice(bought))["refund"]["refunds"][0]["state"] == "approved"
+
+
+async def taken_down(shop: HostedShop, bought: Bought) -> None:
+    services = shop.services
+
+    async def taken(tx: Transaction) -> None:
+        await take_down(
+            tx,
+            services.registry,
+            services.access,
+            bought.invoice["offer_id"],
+            reason="A mistake.",
+            now=services.clock(),
+        )
+
+    await services.database.write(taken)
 
 
 async def test_nothing_that_a_reorg_took_is_paid(own_world: RegtestWorld, tmp_path: Path) -> None:

@@ -102,11 +102,17 @@ def test_who_had_the_key_is_looked_at_whatever_the_policy() -> None:
         descriptor_id="d", address_index=0, outputs=(), standing=EXPIRED, released_at=1, prefetch_fit=True,
     )  # fmt: skip
     auto = HostedConfig(refund_policy="auto")
-    assert approval_needed(record, auto)
-    assert not approval_needed(replace(record, released_at=None), auto)
-    assert not approval_needed(replace(record, standing=SETTLED), auto)
-    assert not approval_needed(replace(record, invoice=replace(HOSTED, revoked=True)), auto)
-    assert approval_needed(replace(record, released_at=None), HostedConfig(refund_policy="ask"))
+    assert approval_needed(record, owed(1), auto)
+    assert not approval_needed(replace(record, released_at=None), owed(1), auto)
+    assert not approval_needed(replace(record, standing=SETTLED), owed(1), auto)
+    revoked = replace(record, invoice=replace(HOSTED, revoked=True))
+    assert not approval_needed(revoked, owed(1), auto)
+    assert approval_needed(replace(record, released_at=None), owed(1), HostedConfig(refund_policy="ask"))
+    # The operator would pay what its seller was paid already. What was never earned was never paid out.
+    paid_out = replace(owed(1), seller_owes=True)
+    assert approval_needed(revoked, paid_out, auto)
+    assert not approval_needed(replace(record, released_at=None), paid_out, auto)
+    assert not approval_needed(replace(record, standing=SETTLED), paid_out, auto)
 
 
 def test_a_debt_that_is_paid_by_hand_stays_in_sight() -> None:
