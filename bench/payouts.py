@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from bench.report import Line
+from payments.batch_store import Batch
 from payments.payout import PAYOUTS_PER_BATCH_MAX
-from payments.payout_store import Batch
 from regtest.node import btc
 from regtest.world import RegtestWorld
 from tests.hosted_shop import FEERATE_SAT_KVB, HostedShop, open_hosted_till

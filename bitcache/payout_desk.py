@@ -14,7 +14,8 @@ from bitcache.errors import NotFound
 from bitcache.payout_feerate import feerate_now
 from bitcache.payout_wallet import TOPIC, PayoutTold
 from bitcache.services import Services
-from payments import chain_facts, ledger, payable, payout_requests, payout_store, restores
+from payments import batch_store, chain_facts, ledger, payable, payout_requests, payout_store, restores
+from payments.batch_store import Version
 from payments.bitcoind_wallet import PayoutWallet
 from payments.errors import (
     AddressesNotDerived,
@@ -28,7 +29,6 @@ from payments.errors import (
 from payments.money import Sat
 from payments.payout import Kind, Payout, State
 from payments.payout_planning import BatchPlan
-from payments.payout_store import Version
 from payments.ports import Transaction
 from payments.records import IssuedAddress
 from payments.unassigned import Purpose, add_own_address
@@ -220,7 +220,7 @@ async def _send(services: Services, batch_id: str, n: int | None = None) -> Sent
         refusal = await services.batches.offer(batch_id)
     except (NodeUnavailable, NodeMisconfigured, NodeRefused) as exc:
         refusal = str(exc)  # it is kept: the server sends it later
-    batch = await services.database.read(partial(payout_store.load_batch, batch_id=batch_id))
+    batch = await services.database.read(partial(batch_store.load_batch, batch_id=batch_id))
     return Sent(batch.versions[-1 if n is None else n - 1], refusal)
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from payments import payable, payout_store
+from payments import batch_store, payable, payout_store
+from payments.batch_store import Batch
 from payments.payout import BatchState, Payout, State
-from payments.payout_store import Batch
 from payments.ports import Transaction
 from payments.tables import payout_batches
 
@@ -25,7 +25,7 @@ class PayoutFigures:
 
 async def figures(tx: Transaction, *, now: int) -> PayoutFigures:
     waiting = await payout_store.payouts_in(tx, State.REQUESTED, State.APPROVED)
-    built = await payout_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
+    built = await batch_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
     unmined = [batch for batch in built if batch.mined is None]
     signed_at = [min(times) for batch in unmined if (times := _signed_at(batch))]
     return PayoutFigures(

@@ -9,10 +9,10 @@ from bitcache.config import HostedConfig
 from bitcache.db.tables import accounts
 from bitcache.errors import NotFound
 from bitcache.node_state import node_state
-from payments import chain_facts, coins, ledger, payable, payout_store
+from payments import batch_store, chain_facts, coins, ledger, payable, payout_store
+from payments.batch_store import Batch, Version
 from payments.outputs import Presence
 from payments.payout import BatchState, Payout, State
-from payments.payout_store import Batch, Version
 from payments.ports import Transaction
 from payments.tables import batch_inputs, payout_batches
 
@@ -119,7 +119,7 @@ async def overview(tx: Transaction, hosted: HostedConfig, *, now: int, everythin
     states = tuple(State) if everything else LISTED
     shown = await payout_store.payouts_in(tx, *states)
     chosen = payout_batches.c.id.is_not(None) if everything else payout_batches.c.state == BatchState.BUILT
-    batches = await payout_store.batches(tx, chosen)
+    batches = await batch_store.batches(tx, chosen)
     free = await coins.free(tx, depth=hosted.depth)
     return Overview(
         stopped=await stopped(tx, now=now),
@@ -137,11 +137,11 @@ async def details(
     """Of the payout or the batch with this id. Raises NotFound."""
     payout = await payout_store.find_payout(tx, row_id)
     if payout is None:
-        found = await payout_store.batches(tx, payout_batches.c.id == row_id)
+        found = await batch_store.batches(tx, payout_batches.c.id == row_id)
         if not found:
             raise NotFound("payout or batch", row_id)
         return await batch_details(tx, hosted, found[0])
-    batch = None if payout.batch_id is None else await payout_store.load_batch(tx, payout.batch_id)
+    batch = None if payout.batch_id is None else await batch_store.load_batch(tx, payout.batch_id)
     (line,) = await _payout_lines(tx, [payout], {batch.id: batch} if batch else {}, hosted.depth, now)
     shares = await _share_lines(tx, batch) if batch else []
     return PayoutDetails(
@@ -251,7 +251,7 @@ async def _batch_line(tx: Transaction, batch: Batch, depth: int) -> BatchLine:
     tip = await chain_facts.tip(tx)
     confirmations = _confirmations(batch, tip.height if tip else 0)
     priced = batch.mined or batch.newest
-    shares = await payout_store.shares_of(tx, batch.id, priced.n)
+    shares = await batch_store.shares_of(tx, batch.id, priced.n)
     return BatchLine(
         batch_id=batch.id,
         state=batch.state.value,
@@ -270,7 +270,7 @@ async def _batch_line(tx: Transaction, batch: Batch, depth: int) -> BatchLine:
 
 
 async def _share_lines(tx: Transaction, batch: Batch) -> list[ShareLine]:
-    shares = await payout_store.shares_of(tx, batch.id, (batch.mined or batch.newest).n)
+    shares = await batch_store.shares_of(tx, batch.id, (batch.mined or batch.newest).n)
     paid = await payout_store.payouts_of(tx, [share.payout_id for share in shares])
     addresses = {payout.id: payout.address for payout in paid}
     return [

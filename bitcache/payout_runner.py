@@ -19,8 +19,9 @@ from bitcache.hosted_wallet import HostedWallet, hosted_ids
 from bitcache.payout_feerate import bumped, feerate_now
 from bitcache.payout_overview import stopped
 from bitcache.rate_limits import Monotonic
-from payments import payout_store
+from payments import batch_store, payout_store
 from payments.addresses import PayoutDescriptor
+from payments.batch_store import Batch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.errors import (
@@ -46,7 +47,6 @@ from payments.outputs import Presence
 from payments.payout import BatchState, State
 from payments.payout_batches import PayoutBatches
 from payments.payout_follow import obstacle
-from payments.payout_store import Batch
 from payments.ports import Clock, Store, Transaction
 from payments.tables import blocks, payout_batches
 
@@ -216,7 +216,7 @@ class PayoutRunner:
         if batch_id is None:
             self._pause(BUILDING)
         else:
-            await self._tend(await self._store.read(partial(payout_store.load_batch, batch_id=batch_id)))
+            await self._tend(await self._store.read(partial(batch_store.load_batch, batch_id=batch_id)))
 
     async def _is_due(self, tx: Transaction, *, every_s: int) -> bool:
         """Whether a payout is ready, and the last batch long enough ago, whoever built it."""
@@ -251,7 +251,7 @@ def _is_to_be_offered(batch: Batch) -> bool:
 
 async def _built(tx: Transaction) -> list[Batch]:
     """Those that are neither deep nor dead."""
-    return await payout_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
+    return await batch_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
 
 
 async def _ready(tx: Transaction, now: int) -> list[str]:
@@ -260,6 +260,6 @@ async def _ready(tx: Transaction, now: int) -> list[str]:
 
 
 async def _keep_trouble(tx: Transaction, *, batch_id: str, trouble: str | None) -> None:
-    batch = await payout_store.load_batch(tx, batch_id)
+    batch = await batch_store.load_batch(tx, batch_id)
     if batch.trouble != trouble and batch.state is BatchState.BUILT:
-        await payout_store.change_batch(tx, batch_id, trouble=trouble)
+        await batch_store.change_batch(tx, batch_id, trouble=trouble)

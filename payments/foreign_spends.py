@@ -7,9 +7,9 @@ operator says whose money it was. What they said is kept apart from the books, f
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, or_, select, union, update
+from sqlalchemy import delete, func, insert, or_, select, union, update
 
-from payments import books, chain_facts, coins, ledger, payable, payout_store, unassigned
+from payments import books, chain_facts, coins, ledger, payable, unassigned
 from payments.errors import ExplanationRefused, SpendNotFound
 from payments.ledger import Code, desired_uninvoiced
 from payments.money import Msat, Sat, msat_from_sat
@@ -22,9 +22,11 @@ from payments.tables import (
     paying_inputs,
     paying_transactions,
     payout_versions,
+    payouts,
     spend_explanations,
     unassigned_addresses,
     unassigned_outputs,
+    version_shares,
 )
 from payments.unassigned import GIFT_PREFIX, Purpose
 
@@ -195,11 +197,28 @@ async def _check_account(tx: Transaction, account: str, borne_sat: Sat, *, had: 
 
 async def _net_out_sat(tx: Transaction, txid: str) -> Sat:
     # A batch that was given up and mined all the same took out what it paid beside our books.
-    if (astray_sat := await payout_store.astray_sat(tx, txid)) is not None:
+    if (astray_sat := await _astray_sat(tx, txid)) is not None:
         return astray_sat
     inputs = (await chain_facts.inputs_by_txid(tx, paying_transactions.c.txid == txid)).get(txid, [])
     spent_sat = sum((await coins.among(tx, inputs)).values())
     return Sat(max(0, spent_sat - await coins.change_among(tx, txid)))
+
+
+async def _astray_sat(tx: Transaction, txid: str) -> Sat | None:
+    """What this transaction takes for payouts that are not in its batch now; None: it is no version."""
+    version = (await tx.execute(select(payout_versions).where(payout_versions.c.txid == txid))).one_or_none()
+    if version is None:
+        return None
+    taken: int | None = await tx.scalar(
+        select(func.sum(version_shares.c.arrives_sat + version_shares.c.fee_sat))
+        .join(payouts, payouts.c.id == version_shares.c.payout_id)
+        .where(
+            version_shares.c.batch_id == version.batch_id,
+            version_shares.c.n == version.n,
+            payouts.c.batch_id.is_distinct_from(version.batch_id),
+        )
+    )
+    return Sat(int(taken or 0))
 
 
 async def _said(tx: Transaction, txid: str) -> dict[str, Sat | None]:

@@ -7,8 +7,9 @@ that does not spend the same coins.
 
 from functools import partial
 
-from payments import chain_store, payout_store
+from payments import batch_store, chain_store, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
+from payments.batch_store import Batch, Version
 from payments.bitcoind import Bitcoind, BroadcastOutcome
 from payments.bitcoind_coins import DescriptorRange
 from payments.bitcoind_psbt import PsbtNode
@@ -27,7 +28,6 @@ from payments.payout_planning import (
     check_running,
     share_troubles,
 )
-from payments.payout_store import Batch, Version
 from payments.payout_transaction import differences, txid_of, unsigned_transaction
 from payments.ports import Clock, Store, Transaction
 from payments.psbt import transaction_in
@@ -102,7 +102,7 @@ class PayoutBatches:
         check_feerate(self._policy, feerate_sat_kvb)
 
         async def read(tx: Transaction) -> tuple[Batch, list[Payout], list[DescriptorRange]]:
-            batch = await payout_store.load_batch(tx, batch_id)
+            batch = await batch_store.load_batch(tx, batch_id)
             _check_unmined(batch)
             members = await payout_store.payouts_of_batch(tx, batch_id)
             script = batch.change_script_pubkey
@@ -128,12 +128,12 @@ class PayoutBatches:
         psbt = await self._psbts.psbt_of(unsigned, origins)
 
         async def write(tx: Transaction) -> int:
-            now_there = await payout_store.load_batch(tx, batch_id)
+            now_there = await batch_store.load_batch(tx, batch_id)
             _check_unmined(now_there)
             if now_there.newest.n != batch.newest.n:
                 raise PayoutConflict(f"batch {batch_id} was bumped by somebody else just now: look again")
             n = batch.newest.n + 1
-            await payout_store.insert_version(
+            await batch_store.insert_version(
                 tx,
                 batch_id=batch_id,
                 n=n,
@@ -144,7 +144,7 @@ class PayoutBatches:
                 shares=shares,
                 now=self._clock(),
             )
-            await payout_store.change_batch(tx, batch_id, trouble=None)
+            await batch_store.change_batch(tx, batch_id, trouble=None)
             return n
 
         return await self._store.write(write)
@@ -156,11 +156,11 @@ class PayoutBatches:
         """
 
         async def write(tx: Transaction) -> str:
-            batch = await payout_store.load_batch(tx, batch_id)
+            batch = await batch_store.load_batch(tx, batch_id)
             _check_whole(batch)
             if batch.exported_at is None:
                 await check_running(tx)
-                await payout_store.change_batch(tx, batch_id, exported_at=self._clock())
+                await batch_store.change_batch(tx, batch_id, exported_at=self._clock())
             return batch.newest.psbt
 
         return await self._store.write(write)
@@ -174,7 +174,7 @@ class PayoutBatches:
 
         async def read(tx: Transaction) -> Batch:
             await check_running(tx)
-            return await payout_store.load_batch(tx, batch_id)
+            return await batch_store.load_batch(tx, batch_id)
 
         batch = await self._store.read(read)
         if batch.newest.raw is not None or batch.state is BatchState.DONE:
@@ -191,7 +191,7 @@ class PayoutBatches:
 
         Raises PayoutNotFound, PayoutConflict, PsbtInvalid, PsbtIncomplete, PsbtAltered, NodeUnavailable.
         """
-        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
+        batch = await self._store.read(partial(batch_store.load_batch, batch_id=batch_id))
         _check_unmined(batch)
         raw = _raw_transaction(text)
         # Before the node is asked whether all signatures are there: an altered one shall be called altered.
@@ -215,7 +215,7 @@ class PayoutBatches:
         The watcher offers what has vanished; but a replacement has to push out its predecessor first.
         Raises PayoutNotFound, NodeUnavailable.
         """
-        batch = await self._store.read(partial(payout_store.load_batch, batch_id=batch_id))
+        batch = await self._store.read(partial(batch_store.load_batch, batch_id=batch_id))
         signed = [one for one in batch.versions if one.raw is not None]
         if batch.state is not BatchState.BUILT or batch.mined is not None or not signed or not batch.whole:
             return None
@@ -233,7 +233,7 @@ class PayoutBatches:
         """
 
         async def write(tx: Transaction) -> None:
-            batch = await payout_store.load_batch(tx, batch_id)
+            batch = await batch_store.load_batch(tx, batch_id)
             if batch.state is BatchState.DEAD:
                 return
             if batch.may_be_sent:
@@ -246,13 +246,13 @@ class PayoutBatches:
         await self._store.write(write)
 
     async def _keep_signed(self, tx: Transaction, *, batch_id: str, n: int, raw: bytes) -> None:
-        batch = await payout_store.load_batch(tx, batch_id)
+        batch = await batch_store.load_batch(tx, batch_id)
         _check_unmined(batch)
         version = next(one for one in batch.versions if one.n == n)
         if version.raw is not None:
             return
-        await payout_store.keep_signed(tx, batch_id, n, raw=raw, txid=txid_of(raw), now=self._clock())
-        await payout_store.change_batch(tx, batch_id, trouble=None)
+        await batch_store.keep_signed(tx, batch_id, n, raw=raw, txid=txid_of(raw), now=self._clock())
+        await batch_store.change_batch(tx, batch_id, trouble=None)
         parsed = parse_transaction(raw)
         await chain_store.follow_own(
             tx, PayingTransaction(parsed.txid, raw, parsed.inputs, outputs=(), coinbase=False)
@@ -294,7 +294,7 @@ async def kill(tx: Transaction, batch_id: str) -> None:
     those of its payouts that were not paid or called off otherwise, and books the others as unexplained.
     """
     members = await payout_store.payouts_of_batch(tx, batch_id)
-    await payout_store.change_batch(tx, batch_id, state=BatchState.DEAD, trouble=None)
+    await batch_store.change_batch(tx, batch_id, state=BatchState.DEAD, trouble=None)
     ids = [payout.id for payout in members]
     await payout_store.change_payouts(tx, ids, state=State.APPROVED, batch_id=None, trouble=None)
 

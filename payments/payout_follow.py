@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Row, or_, select
 
-from payments import books, chain_facts, coins, foreign_spends, payable, payout_store
+from payments import batch_store, books, chain_facts, coins, foreign_spends, payable, payout_store
+from payments.batch_store import Batch, Version
 from payments.outputs import Presence
 from payments.payout import (
     BatchState,
@@ -25,7 +26,6 @@ from payments.payout import (
 )
 from payments.payout_batches import kill
 from payments.payout_layout import matching_version
-from payments.payout_store import Batch, Version
 from payments.ports import OnPayouts, Transaction
 from payments.tables import batch_inputs, paying_inputs, paying_transactions, payout_batches
 
@@ -59,12 +59,12 @@ class PayoutFollower:
             return
         shares = {}
         if fate.mined is not None:
-            shares = {one.payout_id: one for one in await payout_store.shares_of(tx, batch.id, fate.mined.n)}
+            shares = {one.payout_id: one for one in await batch_store.shares_of(tx, batch.id, fate.mined.n)}
             if not batch.whole:
                 await _take_back(tx, batch, list(shares))
         done = fate.mined is not None and tip_height - fate.mined_height + 1 >= self._policy.depth
         await self._book(tx, batch, shares, done=done, now=now)
-        for version in (await payout_store.load_batch(tx, batch.id)).versions:
+        for version in (await batch_store.load_batch(tx, batch.id)).versions:
             if version.txid is not None:
                 await foreign_spends.book(tx, version.txid, now=now)
         if fate.lost_height is not None and tip_height - fate.lost_height + 1 >= self._policy.depth:
@@ -81,7 +81,7 @@ class PayoutFollower:
         changed = [payout for payout in members if payout.id in news]
         state, to = (BatchState.DONE, State.DONE) if done else (BatchState.BUILT, State.BATCHED)
         if state is not batch.state:
-            await payout_store.change_batch(tx, batch.id, state=state, trouble=None)
+            await batch_store.change_batch(tx, batch.id, state=state, trouble=None)
         if moved := [payout for payout in members if payout.state is not to]:
             await payout_store.change_payouts(tx, [payout.id for payout in moved], state=to)
             changed = members
@@ -130,7 +130,7 @@ async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list
         )
     )
     under_way = payout_batches.c.state == BatchState.BUILT
-    return await payout_store.batches(tx, under_way | payout_batches.c.id.in_(spenders))
+    return await batch_store.batches(tx, under_way | payout_batches.c.id.in_(spenders))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ async def _take_back(tx: Transaction, batch: Batch, payout_ids: Sequence[str]) -
     `foreign_spends` books what was paid for them.
     """
     for other_id in {one.batch_id for one in await payout_store.payouts_of(tx, payout_ids)} - {batch.id}:
-        if other_id is not None and not (await payout_store.load_batch(tx, other_id)).may_be_sent:
+        if other_id is not None and not (await batch_store.load_batch(tx, other_id)).may_be_sent:
             await kill(tx, other_id)
     free = [one.id for one in await payout_store.payouts_of(tx, payout_ids) if one.state is State.APPROVED]
     await payout_store.change_payouts(tx, free, state=State.BATCHED, batch_id=batch.id, trouble=None)
@@ -186,5 +186,5 @@ async def _version_of(
             return version
     unseen = matching_version(batch, row.raw)
     if unseen is not None:
-        await payout_store.keep_signed(tx, batch.id, unseen.n, raw=row.raw, txid=row.txid, now=now)
+        await batch_store.keep_signed(tx, batch.id, unseen.n, raw=row.raw, txid=row.txid, now=now)
     return unseen

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from payments.batch_store import Batch, Version
 from payments.money import Sat
 from payments.payout import Payout, Share, split_fee
-from payments.payout_store import Batch, Version
 from payments.payout_transaction import Payee, differences, output_vbytes
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from payments import payable, payout_store
+from payments import batch_store, payable, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind_psbt import PsbtNode
 from payments.descriptors import DescriptorStore
@@ -151,10 +151,10 @@ class BatchPlanner:
         if not still_free.issuperset(coin.outpoint for coin in plan.choice.coins):
             return None
         # Two who plan at the same time are given the same unused address.
-        if await payout_store.has_change(tx, plan.change.script_pubkey):
+        if await batch_store.has_change(tx, plan.change.script_pubkey):
             return None
         batch_id, now = _new_id(), self._clock()
-        await payout_store.insert_batch(
+        await batch_store.insert_batch(
             tx,
             batch_id=batch_id,
             coins=plan.choice.coins,
@@ -162,7 +162,7 @@ class BatchPlanner:
             change_script_pubkey=plan.change.script_pubkey if plan.choice.change_sat else None,
             now=now,
         )
-        await payout_store.insert_version(
+        await batch_store.insert_version(
             tx,
             batch_id=batch_id,
             n=1,

@@ -22,13 +22,13 @@ from sqlalchemy import (
     union_all,
 )
 
-from payments import chain_facts, coins, foreign_spends, ledger, payout_store
+from payments import batch_store, chain_facts, coins, foreign_spends, ledger
+from payments.batch_store import Batch
 from payments.invoice import Mode
 from payments.ledger import Code
 from payments.money import Msat, Sat
 from payments.outputs import COINBASE_MATURITY, OutPoint, Presence, predates
 from payments.payout import BatchState
-from payments.payout_store import Batch
 from payments.portions import portions
 from payments.ports import Transaction
 from payments.reconcile_facts import ExplainedSpend, Flow, Received, Use
@@ -155,7 +155,7 @@ async def explained_spends(tx: Transaction) -> list[ExplainedSpend]:
 
 async def waiting_batches(tx: Transaction) -> list[Batch]:
     """Those that no block has."""
-    built = await payout_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
+    built = await batch_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
     return [batch for batch in built if batch.mined is None]
 
 
@@ -165,7 +165,7 @@ async def batches_with(tx: Transaction, outpoints: Sequence[OutPoint]) -> list[B
     for some in portions(outpoint.txid for outpoint in wanted):
         rows = await tx.execute(select(batch_inputs).where(batch_inputs.c.txid.in_(some)))
         ids |= {row.batch_id for row in rows.all() if OutPoint(row.txid, row.vout) in wanted}
-    return await payout_store.batches(tx, payout_batches.c.id.in_(ids)) if ids else []
+    return await batch_store.batches(tx, payout_batches.c.id.in_(ids)) if ids else []
 
 
 async def amounts_of(tx: Transaction, batches: Iterable[Batch]) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ from functools import partial
 from sqlalchemy import select
 
 from payments import books, chain_facts, coins, reconcile_owners, reconcile_read
+from payments.batch_store import Batch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_coins import DescriptorRange, UnspentScan
 from payments.bitcoind_psbt import PsbtNode
@@ -21,7 +22,6 @@ from payments.errors import BlockUnavailable, ReconciliationFailed
 from payments.money import Sat
 from payments.outputs import OutPoint
 from payments.payout_layout import matching_version
-from payments.payout_store import Batch
 from payments.ports import Store, Transaction
 from payments.reconcile import compare
 from payments.reconcile_facts import Facts, Flow, OursOnly, WaitingBatch, WaitingSpend

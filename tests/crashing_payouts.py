@@ -14,7 +14,7 @@ from typing import Any
 
 from bitcache.config import Config
 from bitcache.services import open_services
-from payments import payout_store
+from payments import batch_store
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.payout import BatchState
@@ -50,7 +50,7 @@ async def _pay(config: Config, wallet: tuple[str, Path, str], bump: bool) -> Non
         batches = services.batches
         of_wallet = await services.hosted.open()
         built = await services.database.read(
-            lambda tx: payout_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
+            lambda tx: batch_store.batches(tx, payout_batches.c.state == BatchState.BUILT)
         )
         batch_id = built[0].id if built else None
         if batch_id is None:
@@ -58,7 +58,7 @@ async def _pay(config: Config, wallet: tuple[str, Path, str], bump: bool) -> Non
             assert batch_id is not None, "nothing to pay out"
         await _send(batches, batch_id, PayoutWallet(node, name))
         if bump:
-            batch = await services.database.read(lambda tx: payout_store.load_batch(tx, batch_id))
+            batch = await services.database.read(lambda tx: batch_store.load_batch(tx, batch_id))
             if len(batch.versions) == 1:
                 await batches.bump(batch_id, feerate_sat_kvb=FEERATES_SAT_KVB[1])
             await _send(batches, batch_id, PayoutWallet(node, name))

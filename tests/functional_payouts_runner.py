@@ -20,11 +20,11 @@ from bitcache.errors import DatabaseUnavailable, PayoutNodeOffline
 from bitcache.payout_feerate import bumped
 from bitcache.payout_runner import HOUR_S, RETRY_S, PayoutRunner
 from bitcache.services import Services, open_services
-from payments import payout_store
+from payments import batch_store
+from payments.batch_store import Batch
 from payments.errors import NodeUnavailable, PayoutsStopped, WalletLocked
 from payments.outputs import Presence
 from payments.payout import BatchState, State
-from payments.payout_store import Batch
 from payments.ports import Transaction
 from payments.tables import payout_batches, restores
 from regtest.install import BitcoindInstallation
@@ -56,7 +56,7 @@ async def turn(shop: HostedShop, runner: PayoutRunner | None = None, *, after_s:
 
 async def batches_of(shop: HostedShop) -> list[Batch]:
     async def read(tx: Transaction) -> list[Batch]:
-        return await payout_store.batches(tx, payout_batches.c.id.is_not(None))
+        return await batch_store.batches(tx, payout_batches.c.id.is_not(None))
 
     found: list[Batch] = await shop.services.database.read(read)
     return found

@@ -21,7 +21,7 @@ from sqlalchemy import update
 from bitcache.config import HostedConfig
 from bitcache.db.tables import accounts
 from bitcache.ids import new_id
-from payments import books, coins, ledger, payout_requests, payout_store
+from payments import batch_store, books, coins, ledger, payout_requests, payout_store
 from payments.money import Sat
 from payments.outputs import OutPoint
 from payments.payout import Kind, Payout, State
@@ -138,11 +138,11 @@ class HostedShop:
         await self.world.mempool_wait(signed[-1], node=self.world.outside)
         return signed[-1]
 
-    async def batch(self, batch_id: str) -> payout_store.Batch:
-        async def read(tx: Transaction) -> payout_store.Batch:
-            return await payout_store.load_batch(tx, batch_id)
+    async def batch(self, batch_id: str) -> batch_store.Batch:
+        async def read(tx: Transaction) -> batch_store.Batch:
+            return await batch_store.load_batch(tx, batch_id)
 
-        found: payout_store.Batch = await self.services.database.read(read)
+        found: batch_store.Batch = await self.services.database.read(read)
         return found
 
     async def payout(self, payout_id: str) -> Payout:

@@ -272,9 +272,9 @@ async def _bump(data: Path, batch_id: str, feerate_sat_kvb: int) -> tuple[BatchD
 
 async def _details(services: Services, batch_id: str) -> BatchDetails:
     from bitcache.payout_overview import batch_details
-    from payments import payout_store
+    from payments import batch_store
 
-    batch = await services.database.read(partial(payout_store.load_batch, batch_id=batch_id))
+    batch = await services.database.read(partial(batch_store.load_batch, batch_id=batch_id))
     return await services.database.read(lambda tx: batch_details(tx, services.config.hosted, batch))
 
 

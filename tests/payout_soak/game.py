@@ -8,8 +8,8 @@ from typing import assert_never
 import aiohttp
 
 from payments import ledger
+from payments.batch_store import Batch
 from payments.payout import BatchState, Payout, State
-from payments.payout_store import Batch
 from regtest.errors import RpcRefused
 from tests.payout_soak import faults, people, steps
 from tests.payout_soak.faults import Foreign

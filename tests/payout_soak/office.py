@@ -15,12 +15,12 @@ from bitcache.errors import NotFound, NothingOwed, RefundDecided
 from bitcache.ids import new_id
 from bitcache.payout_runner import STATES
 from bitcache.reconciling import TROUBLE
-from payments import books, foreign_spends, ledger, payout_store
+from payments import batch_store, books, foreign_spends, ledger, payout_store
+from payments.batch_store import Batch
 from payments.errors import PayoutNotFound, PsbtAltered, SpendNotFound
 from payments.money import Sat
 from payments.payable import payable_sat
 from payments.payout import BatchState, Kind, Payout, State
-from payments.payout_store import Batch
 from payments.ports import Transaction
 from payments.tables import payout_batches
 from regtest.errors import RpcRefused
@@ -54,7 +54,7 @@ class Office:
 
     async def batches(self, *states: BatchState) -> list[Batch]:
         """Oldest first."""
-        found = await self._read(lambda tx: payout_store.batches(tx, payout_batches.c.state.in_(states)))
+        found = await self._read(lambda tx: batch_store.batches(tx, payout_batches.c.state.in_(states)))
         return sorted(found, key=lambda batch: (batch.created_at, batch.id))
 
     async def balance_sat(self, account: str) -> int:
