@@ -164,7 +164,7 @@ async def import_signed(services: Services, batch_id: str, text: str) -> Sent:
 
     Raises as `PayoutBatches.import_signed`, and PayoutsStopped.
     """
-    await _check_running(services)
+    await services.database.read(payable.check_running)
     version = await services.batches.import_signed(batch_id, text)
     return await _send(services, batch_id, version.n)
 
@@ -174,7 +174,7 @@ async def bump(services: Services, batch_id: str, feerate_sat_kvb: int) -> Sent 
 
     Raises as `PayoutBatches.bump` and `sign`, and PayoutsStopped.
     """
-    await _check_running(services)
+    await services.database.read(payable.check_running)
     await _check_chain_seen(services)
     await services.batches.bump(batch_id, feerate_sat_kvb=feerate_sat_kvb)
     return None if services.signer is None else await sign(services, batch_id)
@@ -222,10 +222,6 @@ async def _send(services: Services, batch_id: str, n: int | None = None) -> Sent
         refusal = str(exc)  # it is kept: the server sends it later
     batch = await services.database.read(partial(batch_store.load_batch, batch_id=batch_id))
     return Sent(batch.versions[-1 if n is None else n - 1], refusal)
-
-
-async def _check_running(services: Services) -> None:
-    payout_requests.check_running(await services.database.read(payable.stopped))
 
 
 async def _check_chain_seen(services: Services) -> None:

@@ -224,8 +224,7 @@ async def _payout_lines(
 ) -> list[PayoutLine]:
     sellers = (await tx.execute(select(accounts.c.id, accounts.c.name))).all() if shown else []
     names = {row.id: row.name for row in sellers}
-    tip = await chain_facts.tip(tx)
-    height = tip.height if tip else 0
+    height = await chain_facts.tip_height(tx)
     stands = {id_: _where(batch, _confirmations(batch, height), depth) for id_, batch in batches.items()}
     return [
         PayoutLine(
@@ -248,8 +247,7 @@ async def _payout_lines(
 
 
 async def _batch_line(tx: Transaction, batch: Batch, depth: int) -> BatchLine:
-    tip = await chain_facts.tip(tx)
-    confirmations = _confirmations(batch, tip.height if tip else 0)
+    confirmations = _confirmations(batch, await chain_facts.tip_height(tx))
     priced = batch.mined or batch.newest
     shares = await batch_store.shares_of(tx, batch.id, priced.n)
     return BatchLine(

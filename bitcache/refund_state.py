@@ -207,8 +207,7 @@ async def _sent(tx: Transaction, refunds: Sequence[Payout]) -> dict[str, Sent]:
     batched = [payout for payout in refunds if payout.batch_id is not None]
     if not batched:
         return {}
-    tip = await chain_facts.tip(tx)
-    tip_height = tip.height if tip else 0
+    tip_height = await chain_facts.tip_height(tx)
     sendings = await sendings_of(tx, [payout.id for payout in batched])
     found: dict[str, Sent] = {}
     for payout in batched:

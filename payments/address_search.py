@@ -208,8 +208,7 @@ async def _begin(
         )
         for search in searched
     }
-    tip = await chain_facts.tip(tx)
-    last_height = tip.height if tip else 0
+    last_height = await chain_facts.tip_height(tx)
     if not any(search.lost for search in searched):
         last_height = min(last_height, await restores.last_height(tx))
     return _Pass(

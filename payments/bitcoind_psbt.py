@@ -21,10 +21,6 @@ ERRORS_TOLD_MAX = 5
 CALL_S_MAX = 120.0
 """For what the node derives or checks in bulk."""
 RPC_DESERIALIZATION_ERROR = -22
-KNOWN_REASONS = frozenset(
-    {"txn-already-in-mempool", "txn-already-known", "txn-same-nonwitness-data-in-mempool"}
-)
-"""testmempoolaccept's, of what the mempool has, or the chain while an output is unspent."""
 
 
 class PsbtNode:
@@ -114,17 +110,6 @@ class PsbtNode:
             "; ".join(f"input {one.txid}:{one.vout}: {one.error}" for one in told) or "the node says no more"
         )
 
-    async def refusal_of(self, raw: bytes) -> str | None:
-        """Why the node would not take this transaction now; None if it would, or has it already.
-
-        Whatever feerate it pays: that is the caller's to limit. One in the chain whose outputs are all spent
-        looks like one whose inputs are missing.
-        """
-        (verdict,) = await self._rpc.call("testmempoolaccept", [raw.hex()], 0, answer=list[_VerdictWire])
-        if verdict.allowed or verdict.reason in KNOWN_REASONS:
-            return None
-        return verdict.reason or "the node gives no reason"
-
     async def scan_unspent(self, descriptors: Descriptors) -> UnspentScan:
         """All unspent outputs of these descriptors in the chain: takes minutes on mainnet.
 
@@ -194,8 +179,3 @@ class _ErrorWire(Struct, frozen=True):
 class _SignedWire(Struct, frozen=True):
     complete: bool
     errors: Sequence[_ErrorWire] = ()
-
-
-class _VerdictWire(Struct, frozen=True, rename={"reason": "reject-reason"}):
-    allowed: bool = False
-    reason: str = ""

@@ -112,6 +112,12 @@ async def tip(tx: Transaction) -> BlockRef | None:
     return BlockRef(height=row.height, hash=row.hash) if row else None
 
 
+async def tip_height(tx: Transaction) -> int:
+    """As `tip`; 0 before the first start."""
+    newest = await tip(tx)
+    return 0 if newest is None else newest.height
+
+
 async def active_below(tx: Transaction, height: int, limit: int) -> list[BlockRef]:
     """Scanned blocks of the active chain at most `height` high, highest first."""
     rows = await tx.execute(

@@ -90,7 +90,7 @@ async def unspent(tx: Transaction, *, height: int | None = None) -> list[Coin]:
 
     As of the block at `height` of the active chain; by default its tip.
     """
-    at = await _tip_height(tx) if height is None else height
+    at = await chain_facts.tip_height(tx) if height is None else height
     rows = (await tx.execute(_unspent(height_max=at).where(paying_transactions.c.height <= at))).all()
     return [
         Coin(OutPoint(row.txid, row.vout), Sat(row.amount_sat), row.height)
@@ -107,7 +107,7 @@ async def watched(tx: Transaction, *, spent_above: int) -> list[OutPoint]:
 
 async def free(tx: Transaction, *, depth: int) -> list[Coin]:
     """Coins at least so deep that no batch spends."""
-    tip = await _tip_height(tx)
+    tip = await chain_facts.tip_height(tx)
     taken = select(batch_inputs.c.txid, batch_inputs.c.vout).join(
         payout_batches, payout_batches.c.id == batch_inputs.c.batch_id
     )
@@ -190,8 +190,3 @@ async def change_among(tx: Transaction, txid: str) -> Sat:
         .where(unassigned_outputs.c.txid == txid, unassigned_addresses.c.purpose == Purpose.CHANGE)
     )
     return Sat(sum(rows.all()))
-
-
-async def _tip_height(tx: Transaction) -> int:
-    tip = await chain_facts.tip(tx)
-    return tip.height if tip else 0

@@ -6,6 +6,7 @@ from sqlalchemy import func, literal, or_, select, union_all
 
 from payments import books, chain_facts, ledger
 from payments.books import transfer_of
+from payments.errors import PayoutsStopped
 from payments.ledger import Code
 from payments.money import Msat, Sat, sat_rounded_down
 from payments.payout import State
@@ -37,8 +38,7 @@ async def maturing_msat(tx: Transaction, account: str, *, depth: int) -> Msat:
     A sale that was paid in parts falls with the youngest. Were the others payable before, a reorg of one
     block would leave its seller paid, and all of it owed to the buyer.
     """
-    tip = await chain_facts.tip(tx)
-    height_max = (tip.height if tip else 0) - depth + 1
+    height_max = await chain_facts.tip_height(tx) - depth + 1
     young = select(paying_transactions.c.txid).where(paying_transactions.c.height > height_max)
     sold = select(received_outputs.c.txid, received_outputs.c.vout, received_outputs.c.invoice_id).where(
         received_outputs.c.txid.in_(young)
@@ -89,6 +89,12 @@ async def stopped(tx: Transaction) -> str | None:
             "`bitcache reconcile`, then say whose money it was with `bitcache reconcile --explain`"
         )
     return None
+
+
+async def check_running(tx: Transaction) -> None:
+    """Raises PayoutsStopped."""
+    if (reason := await stopped(tx)) is not None:
+        raise PayoutsStopped(f"nothing is paid out now: {reason}")
 
 
 async def is_ours(tx: Transaction, script_pubkey: bytes) -> bool:

@@ -7,7 +7,7 @@ that does not spend the same coins.
 
 from functools import partial
 
-from payments import batch_store, chain_store, payout_store
+from payments import batch_store, chain_store, payable, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.batch_store import Batch, Version
 from payments.bitcoind import Bitcoind, BroadcastOutcome
@@ -25,7 +25,6 @@ from payments.payout_planning import (
     BatchPlan,
     BatchPlanner,
     check_feerate,
-    check_running,
     share_troubles,
 )
 from payments.payout_transaction import differences, txid_of, unsigned_transaction
@@ -159,7 +158,7 @@ class PayoutBatches:
             batch = await batch_store.load_batch(tx, batch_id)
             _check_whole(batch)
             if batch.exported_at is None:
-                await check_running(tx)
+                await payable.check_running(tx)
                 await batch_store.change_batch(tx, batch_id, exported_at=self._clock())
             return batch.newest.psbt
 
@@ -173,7 +172,7 @@ class PayoutBatches:
         """
 
         async def read(tx: Transaction) -> Batch:
-            await check_running(tx)
+            await payable.check_running(tx)
             return await batch_store.load_batch(tx, batch_id)
 
         batch = await self._store.read(read)

@@ -5,7 +5,6 @@ In a fixed number of queries, however many payouts are ready.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from sqlalchemy import func, select, union_all
 
@@ -24,6 +23,7 @@ from payments.payout import (
     State,
     choose_coins,
 )
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import (
     balances,
@@ -33,10 +33,6 @@ from payments.tables import (
     unassigned_addresses,
     unassigned_outputs,
 )
-
-VALUES_PER_QUERY = 500
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +114,8 @@ async def origins_of(
 ) -> list[DescriptorRange]:
     """Which addresses of which descriptors these coins were paid to, and the change would be."""
     places: set[tuple[str, int]] = set()
-    txids = sorted({outpoint.txid for outpoint in outpoints})
-    for start in range(0, len(txids), VALUES_PER_QUERY):
-        some = txids[start : start + VALUES_PER_QUERY]
+    wanted = set(outpoints)
+    for some in portions(outpoint.txid for outpoint in wanted):
         sold = (
             select(received_outputs.c.txid, received_outputs.c.vout, invoices.c.descriptor_id)
             .add_columns(invoices.c.address_index)
@@ -136,7 +131,6 @@ async def origins_of(
             )
             .where(unassigned_outputs.c.txid.in_(some))
         )
-        wanted = set(outpoints)
         for row in (await tx.execute(union_all(sold, own))).all():
             if OutPoint(row.txid, row.vout) in wanted:
                 places.add((row.descriptor_id, row.address_index))
@@ -151,7 +145,7 @@ async def origins_of(
 async def _negative(tx: Transaction, accounts: set[str]) -> set[str]:
     """Those of these accounts of the ledger that stand below zero."""
     found: set[str] = set()
-    for some in _portions(sorted(accounts)):
+    for some in portions(accounts):
         below = select(balances.c.account).where(balances.c.account.in_(some), balances.c.amount_msat < 0)
         found |= set((await tx.scalars(below)).all())
     return found
@@ -159,10 +153,9 @@ async def _negative(tx: Transaction, accounts: set[str]) -> set[str]:
 
 async def _shallow_invoices(tx: Transaction, invoice_ids: set[str], *, depth: int) -> set[str]:
     """Those of these invoices with money in a block that is not so deep."""
-    tip = await chain_facts.tip(tx)
-    height_max = (tip.height if tip else 0) - depth + 1
+    height_max = await chain_facts.tip_height(tx) - depth + 1
     found: set[str] = set()
-    for some in _portions(sorted(invoice_ids)):
+    for some in portions(invoice_ids):
         rows = await tx.scalars(
             select(received_outputs.c.invoice_id)
             .join(paying_transactions, paying_transactions.c.txid == received_outputs.c.txid)
@@ -177,14 +170,10 @@ async def _shallow_invoices(tx: Transaction, invoice_ids: set[str], *, depth: in
 async def _ours(tx: Transaction, scripts: set[bytes]) -> set[bytes]:
     """Those of these scripts that are an invoice's, or the wallet's own."""
     found: set[bytes] = set()
-    for some in _portions(sorted(scripts)):
+    for some in portions(scripts):
         invoiced = select(invoices.c.script_pubkey).where(invoices.c.script_pubkey.in_(some))
         kept = select(unassigned_addresses.c.script_pubkey).where(
             unassigned_addresses.c.script_pubkey.in_(some)
         )
         found |= set((await tx.scalars(union_all(invoiced, kept))).all())
     return found
-
-
-def _portions(values: Sequence[T]) -> list[Sequence[T]]:
-    return [values[start : start + VALUES_PER_QUERY] for start in range(0, len(values), VALUES_PER_QUERY)]

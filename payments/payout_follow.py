@@ -44,8 +44,7 @@ class PayoutFollower:
         """`found`: transactions of older blocks that were read again, and spend coins of the wallet."""
         if not await payable.hosted_descriptors(tx):
             return
-        tip = await chain_facts.tip(tx)
-        tip_height = tip.height if tip else 0
+        tip_height = await chain_facts.tip_height(tx)
         from_height = tip_height - DEPTH_FOLLOWED
         for batch in await _concerned(tx, from_height, set(found)):
             await self._follow_batch(tx, batch, tip_height, now)

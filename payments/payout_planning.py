@@ -13,7 +13,7 @@ from payments import batch_store, payable, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind_psbt import PsbtNode
 from payments.descriptors import DescriptorStore
-from payments.errors import AddressesNotDerived, PayoutRefused, PayoutsStopped
+from payments.errors import AddressesNotDerived, PayoutRefused
 from payments.money import Sat
 from payments.payout import Choice, Payout, PayoutPolicy, Share, State, fee_of, over_share
 from payments.payout_candidates import Candidates, candidates, origins_of, take_affordable
@@ -81,7 +81,7 @@ class BatchPlanner:
         return await self._store.write(partial(self._write, plan=plan))
 
     async def _candidates(self, tx: Transaction) -> Candidates:
-        await check_running(tx)
+        await payable.check_running(tx)
         return await candidates(tx, depth=self._policy.depth, now=self._clock())
 
     async def _plan(
@@ -193,12 +193,6 @@ class BatchPlanner:
                 return await self._store.write(write)
             except AddressesNotDerived as missing:
                 await self._addresses.ensure(wallet, missing.index)
-
-
-async def check_running(tx: Transaction) -> None:
-    """Raises PayoutsStopped."""
-    if (reason := await payable.stopped(tx)) is not None:
-        raise PayoutsStopped(f"nothing is paid out now: {reason}")
 
 
 def share_troubles(

@@ -6,17 +6,14 @@ in the ledger, so that nothing is promised twice; a payout that is called off gi
 
 from dataclasses import replace
 
-from sqlalchemy import select
-
 from payments import books, ledger
-from payments.errors import PayoutConflict, PayoutRefused, PayoutsStopped
+from payments.errors import PayoutConflict, PayoutRefused
 from payments.money import NOTHING_SAT, msat_from_sat
 from payments.payable import is_ours, payable_sat
 from payments.payout import ENDED, TRANSITIONS, Kind, Payout, State, desired_payout
 from payments.payout_store import change_payouts, find_payout, insert_payout, load_payout
 from payments.payout_transaction import dust_sat
 from payments.ports import Transaction
-from payments.tables import payouts
 
 
 async def request(tx: Transaction, payout: Payout, *, depth: int, now: int) -> Payout:
@@ -90,20 +87,6 @@ async def cancel(tx: Transaction, payout_id: str, *, now: int) -> Payout:
     if payout.state is State.CANCELLED:
         return payout
     return await _move(tx, payout, State.CANCELLED, by=None, reason=None, now=now)
-
-
-async def under_way(tx: Transaction, account: str) -> bool:
-    """Whether a payout of this account is not done yet."""
-    waiting = select(payouts.c.id).where(
-        payouts.c.account == account, payouts.c.state.in_((State.REQUESTED, State.APPROVED, State.BATCHED))
-    )
-    return (await tx.execute(waiting.limit(1))).first() is not None
-
-
-def check_running(reason: str | None) -> None:
-    """Raises PayoutsStopped unless `payable.stopped` found nothing."""
-    if reason is not None:
-        raise PayoutsStopped(f"nothing is paid out now: {reason}")
 
 
 async def _move(

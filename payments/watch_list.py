@@ -35,8 +35,7 @@ class WatchList:
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
-        tip = await chain_facts.tip(tx)
-        from_height = (tip.height if tip else 0) - CONFLICT_DEPTH
+        from_height = await chain_facts.tip_height(tx) - CONFLICT_DEPTH
         async for some in chain_facts.watched_scripts(tx):
             self.scripts.update(some)
         self.watch_unassigned(await unassigned.watched_scripts(tx))
