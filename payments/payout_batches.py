@@ -168,7 +168,8 @@ class PayoutBatches:
         """Have the newest version signed by the node's wallet, and keep it. Signed already is fine.
 
         Raises PayoutNotFound, PayoutConflict, PayoutsStopped (a database put back from a backup does not know
-        whether its payouts went with another batch), PsbtAltered, NodeUnavailable, and what `signer` raises.
+        whether its payouts went with another batch), PsbtAltered, PsbtInvalid, NodeUnavailable, and what
+        `signer` raises.
         """
 
         async def read(tx: Transaction) -> Batch:

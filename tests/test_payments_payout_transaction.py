@@ -5,8 +5,17 @@ import struct
 from collections.abc import Callable, Sequence
 
 import pytest
-from bitcoin.core import CMutableTransaction, CMutableTxIn, CMutableTxOut, COutPoint, CTransaction, lx
-from bitcoin.core.script import CScript
+from bitcoin.core import (
+    CMutableTransaction,
+    CMutableTxIn,
+    CMutableTxOut,
+    COutPoint,
+    CTransaction,
+    CTxInWitness,
+    CTxWitness,
+    lx,
+)
+from bitcoin.core.script import CScript, CScriptWitness
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +32,7 @@ from payments.payout_transaction import (
     unsigned_transaction,
 )
 from payments.psbt import PSBT_CHARACTERS_MAX, transaction_in, unsigned_psbt
+from payments.signature_scope import open_inputs
 from payments.transaction import TRANSACTION_BYTES_MAX, parse_transaction
 
 INPUTS = [OutPoint(f"{n:02x}" * 32, n) for n in (1, 2, 3)]
@@ -279,3 +289,36 @@ def test_a_psbt_gives_back_its_transaction() -> None:
 def test_what_is_no_psbt_is_refused_with_words(psbt: str, words: str) -> None:
     with pytest.raises(PsbtInvalid, match=words):
         transaction_in(psbt)
+
+
+DER, SCHNORR, KEY = b"\x30\x44" + b"\x02" * 68, b"\x07" * 64, b"\x02" + b"\x05" * 32
+SCRIPT, PATH_OF_ONE = b"\x20" + KEY[1:] + b"\xac", b"\xc0" + b"\x09" * 64
+
+
+@pytest.mark.parametrize(
+    ("script_sig", "stack", "is_open"),
+    [
+        ([], [DER + b"\x01", KEY], False),
+        ([], [DER + b"\x81", KEY], True),
+        ([DER + b"\x01", KEY], [], False),
+        ([DER + b"\x02", KEY], [], True),
+        # Of two signers one.
+        ([], [b"", DER + b"\x01", DER + b"\x03", b"\x52" + SCRIPT], True),
+        ([], [SCHNORR], False),
+        ([], [SCHNORR + b"\x01"], False),
+        ([], [SCHNORR + b"\x02"], True),
+        ([], [SCHNORR + b"\x83", b"\x50 an annex"], True),
+        # The way to a script has as many bytes as a signature with its type.
+        ([], [SCHNORR, SCRIPT, PATH_OF_ONE], False),
+        ([], [SCHNORR + b"\x81", SCRIPT, PATH_OF_ONE], True),
+        ([], [], False),
+    ],
+)
+def test_signatures_that_leave_something_open_are_found(
+    script_sig: list[bytes], stack: list[bytes], is_open: bool
+) -> None:
+    closed = CMutableTxIn(COutPoint(b"\x01" * 32, 0))
+    other = CMutableTxIn(COutPoint(b"\x02" * 32, 1), CScript(script_sig))
+    witness = CTxWitness([CTxInWitness(CScriptWitness(some)) for some in ([DER + b"\x01", KEY], stack)])
+    signed = CMutableTransaction([closed, other], [CMutableTxOut(1, CScript())], witness=witness)
+    assert open_inputs(signed.serialize()) == [1] * is_open
