@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from bitcache import hosted_wallet, reconciling
+from bitcache import reconciling
 from bitcache.doctor import Finding, Verdict
 from bitcache.services import Services
 from payments import books, payable, reconcile_read
@@ -18,7 +18,7 @@ async def check_books(services: Services) -> AsyncIterator[Finding]:
     """The ledger, whatever was sold; the rest only where sales are, or were, hosted."""
     yield await services.database.read(_ledger_finding)
     enabled = services.hosted.enabled
-    if not enabled and not await services.database.read(hosted_wallet.hosted_ids):
+    if not enabled and not await services.database.read(payable.hosted_descriptors):
         return
     yield await _reconciliation_finding(services)
     stopped = await services.database.read(payable.stopped)

@@ -7,7 +7,7 @@ watched addresses; only new invoices and change go to the one that is named now.
 import asyncio
 from functools import partial
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from bitcache.config import Config
 from bitcache.errors import HostedSalesOff
@@ -64,8 +64,3 @@ class HostedWallet:
             .where(descriptors.c.id == descriptor.id)
             .values(hosted=True, gap_limit=self._config.hosted.gap_limit)
         )
-
-
-async def hosted_ids(tx: Transaction) -> list[str]:
-    """Every descriptor that ever was the hosted wallet's."""
-    return list((await tx.scalars(select(descriptors.c.id).where(descriptors.c.hosted))).all())

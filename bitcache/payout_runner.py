@@ -15,11 +15,11 @@ from sqlalchemy import func, select
 from bitcache.config import Config
 from bitcache.db.engine import DATABASE_TROUBLE
 from bitcache.errors import FeerateUnknown, NodeOffline, SealBroken
-from bitcache.hosted_wallet import HostedWallet, hosted_ids
+from bitcache.hosted_wallet import HostedWallet
 from bitcache.payout_feerate import bumped, feerate_now
 from bitcache.payout_overview import stopped
 from bitcache.rate_limits import Monotonic
-from payments import batch_store, payout_store
+from payments import batch_store, payable, payout_store
 from payments.addresses import PayoutDescriptor
 from payments.batch_store import Batch
 from payments.bitcoind import Bitcoind
@@ -122,7 +122,7 @@ class PayoutRunner:
             # First of all, so that the watcher has looked at the node.
             await asyncio.sleep(interval_s)
             try:
-                if not self._hosted.enabled and not await self._store.read(hosted_ids):
+                if not self._hosted.enabled and not await self._store.read(payable.hosted_descriptors):
                     return
                 await self.poll_once()
             except (*STATES, *DATABASE_TROUBLE) as trouble:

@@ -37,6 +37,7 @@ from bitcache.refund_state import (
     asks_for_all,
     operators_to_approve,
     refund_facts,
+    refund_facts_of,
     refundable_sat,
     refunds_of,
 )
@@ -305,18 +306,16 @@ class Refunds:
         asked = select(payouts).where(payouts.c.id.in_([row.refund_id for row in rows if row.hosted]))
         hosted = [payout_of(row) for row in (await tx.execute(asked)).all()]
         refunds = {one.payout.id: one for one in await refunds_of(tx, hosted)}
+        direct = [row.invoice_id for row in rows if not row.hosted]
+        records = await self._registry.load_all(tx, direct, now=self._clock())
+        facts = await refund_facts_of(tx, records)
+        by_invoice = {record.invoice.id: record for record in records}
         return [
             _hosted_summary(row, refunds[row.refund_id])
             if row.hosted
-            else await self._direct_summary(tx, row)
+            else _direct_summary(row, by_invoice[row.invoice_id], facts[row.invoice_id])
             for row in rows
         ]
-
-    async def _direct_summary(self, tx: Transaction, row: Row[tuple[object, ...]]) -> RefundSummary:
-        record = await self._registry.load(tx, row.invoice_id, now=self._clock())
-        facts = await refund_facts(tx, record)
-        assert facts.address is not None, "it is by its address that it is listed"
-        return _direct_summary(row, facts.address, refundable_sat(record.invoice, record.standing, facts))
 
 
 def _check_owed(record: InvoiceRecord, facts: RefundFacts) -> None:
@@ -411,7 +410,9 @@ def _hosted_summary(row: Row[tuple[object, ...]], refund: Refund) -> RefundSumma
     )
 
 
-def _direct_summary(row: Row[tuple[object, ...]], address: str, owed_sat: Sat) -> RefundSummary:
+def _direct_summary(row: Row[tuple[object, ...]], record: InvoiceRecord, facts: RefundFacts) -> RefundSummary:
+    assert facts.address is not None, "it is by its address that it is listed"
+    owed_sat = refundable_sat(record.invoice, record.standing, facts)
     return RefundSummary(
         refund_id=row.refund_id,
         invoice_id=row.invoice_id,
@@ -419,7 +420,7 @@ def _direct_summary(row: Row[tuple[object, ...]], address: str, owed_sat: Sat) -
         offer_id=json.decode(row.frozen, type=FrozenOffer).offer_id,
         paid_by="seller",
         amount_sat=owed_sat,
-        address=address,
+        address=facts.address,
         state="attended" if row.attended else "owed",
         requested_at=row.requested_at,
         ready_at=None,
@@ -428,5 +429,5 @@ def _direct_summary(row: Row[tuple[object, ...]], address: str, owed_sat: Sat) -
         txid=None,
         network_fee_sat=None,
         confirmations=None,
-        uri=payment_uri(address, owed_sat, row.reference) if owed_sat else None,
+        uri=payment_uri(facts.address, owed_sat, row.reference) if owed_sat else None,
     )

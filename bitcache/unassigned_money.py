@@ -39,13 +39,13 @@ class UnassignedMoney:
 
 async def listed(tx: Transaction) -> UnassignedMoney:
     sellers, hosted = await _sellers(tx), set(await payable.hosted_descriptors(tx))
-    tip = await chain_facts.tip(tx)
+    tip_height = await chain_facts.tip_height(tx)
     found = [
         _payment(
             one,
             sellers.get(one.descriptor_id, ()),
             hosted=one.descriptor_id in hosted,
-            tip_height=tip.height if tip else 0,
+            tip_height=tip_height,
         )
         for one in await unassigned.listed(tx)
     ]

@@ -151,7 +151,7 @@ class InvoiceRegistry:
         chain = await chain_facts.view(tx, now)
         changed = 0
         for ids in _batches(sorted(set(invoice_ids))):
-            rows = await _rows(tx, ids)
+            rows = await _rows(tx, ids, lock=True)
             booked = await books.booked(tx, ids)
             for row, loaded in zip(rows, await _records(tx, rows, chain, now), strict=True):
                 record = await self._renewed_for_late_money(tx, loaded, chain, now)
@@ -322,10 +322,12 @@ async def _row(tx: Transaction, invoice_id: str, *, lock: bool = False) -> Row[t
     return row
 
 
-async def _rows(tx: Transaction, invoice_ids: Sequence[str]) -> Sequence[Row[tuple[object, ...]]]:
-    """Locked, in the order of their ids. Raises InvoiceNotFound."""
+async def _rows(
+    tx: Transaction, invoice_ids: Sequence[str], *, lock: bool = False
+) -> Sequence[Row[tuple[object, ...]]]:
+    """In the order of their ids. Raises InvoiceNotFound."""
     chosen = select(invoices).where(invoices.c.id.in_(invoice_ids)).order_by(invoices.c.id)
-    rows = (await tx.execute(chosen.with_for_update())).all()
+    rows = (await tx.execute(chosen.with_for_update() if lock else chosen)).all()
     for unknown in set(invoice_ids) - {row.id for row in rows}:
         raise InvoiceNotFound(f"there is no invoice {unknown}")
     return rows
