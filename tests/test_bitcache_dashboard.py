@@ -319,10 +319,14 @@ async def test_a_page_costs_a_fixed_number_of_queries(nodeless: Till, browser: S
     event.listen(reader, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
 
     async def cost(path: str) -> int:
-        statements.clear()
-        await browser.get(path)
-        assert browser.status == 200
-        return len([statement for statement in statements if "FROM events" not in statement])
+        """The server's loops read too, now and then: the least of some counts is the page's own."""
+        counts = []
+        for _ in range(4):
+            statements.clear()
+            await browser.get(path)
+            assert browser.status == 200
+            counts.append(len([statement for statement in statements if "FROM events" not in statement]))
+        return min(counts)
 
     await nodeless.buy(free)
     few = await cost("/dashboard"), await cost("/dashboard/offers")

@@ -46,7 +46,7 @@ def parse_price(text: str, *, what: str = "price") -> Sat:
     if not re.fullmatch(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})", number):
         raise UsageWrong(f"{text!r} is no {what}. Write 5000sat, 5000 or 0.00005btc.")
     if number.startswith("-"):
-        raise UsageWrong(f"{text!r} is below 0.")
+        raise UsageWrong(f"{text!r} is below 0: give 0 or more.")
     try:
         amount = Decimal(number)
         amount_sat = sat_from_btc(amount) if unit == "btc" else amount
