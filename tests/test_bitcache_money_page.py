@@ -41,6 +41,8 @@ async def test_a_balance_is_paid_out_from_the_page(world: RegtestWorld, tmp_path
         seller_browser(shop.till) as browser,
     ):
         await shop.sell(price_sat=100_000)
+        await browser.get(f"/d/{(await shop.till.offer()).offer_id}")
+        assert "Paid to the operator of this server, who owes it to the seller" in browser.words
         await browser.get(PAGE)
         assert browser.status == 200
         assert f"The operator holds 90{THIN}000 sat" in browser.words

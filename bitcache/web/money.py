@@ -122,7 +122,7 @@ async def money_page(visit: Visit, seller: Seller, refused: Refused | None = Non
             "older": listed[-1].payout_id if len(shown.payouts) > PAYOUTS_SHOWN else None,
             "after": after,
             "refunds": refunds,
-            "refund_delay_h": services.config.hosted.refund_delay_s // 3600,
+            "refund_delay_h": -(-services.config.hosted.refund_delay_s // 3600),
             "months": months_back(now, MONTHS_SHOWN),
             "settlements": SETTLEMENTS,
             "every": EVERY,

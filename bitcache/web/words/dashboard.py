@@ -185,7 +185,7 @@ FRENCH = {
     "n_gap": "{count} adresses de suite n’ont jamais été payées. Votre portefeuille pourrait manquer le prochain paiement.",
     "n_gap_do": "Portez le « gap limit » de votre portefeuille à {limit}. Votre page de compte dit comment, et où le confirmer. Les pièces sont à vous dans tous les cas.",
     "n_unassigned": "{amount} sat sont arrivés dans votre portefeuille pour des factures que ce serveur a perdues.",
-    "n_unassigned_do": "Elles datent d’après la sauvegarde dont il est reparti. Son exploitant peut lister ces paiements ; leurs acheteurs ont des reçus que ce serveur ne connaît pas.",
+    "n_unassigned_do": "Elles datent d’après la sauvegarde dont il est reparti. Son opérateur peut lister ces paiements ; leurs acheteurs ont des reçus que ce serveur ne connaît pas.",
     "n_underpaid": "Seuls {received_sat} des {price_sat} sat sont venus avant l’expiration du prix.",
     "n_underpaid_do": "L’acheteur peut payer le reste sur la page du paiement, au prix du jour. Ou rendez {owed_sat} sat à qui donne le numéro {reference}.",
     "n_late": "{received_sat} sat sont venus après l’expiration du prix, et n’achètent rien pour l’instant.",
