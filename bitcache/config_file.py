@@ -25,6 +25,10 @@ SECRETS = frozenset({"database_url", "invite_codes", "node_rpc_password", "hoste
 FOREIGN_VARIABLES = frozenset(
     {"BITCACHE_DATA", "BITCACHE_PAY", "BITCACHE_SERVER", "BITCACHE_TOKEN", "BITCACHE_TOKEN_FILE"}
 )
+FEE_PERCENT_WRONG = (
+    '`fee_percent` under [hosted] is a part of each sale, in quotes: from "0" to "100", with at most four '
+    'digits after the point, such as "2.5".'
+)
 _DATABASE_URL = re.compile(r"(sqlite[+]aiosqlite:///|postgresql[+]asyncpg://)[^\s]")
 
 
@@ -58,6 +62,8 @@ def parse(
     try:
         config = msgspec.convert(values, Config, strict=False, dec_hook=_path)
     except (msgspec.ValidationError, UnicodeEncodeError) as exc:
+        if "hosted.fee_percent" in str(exc):
+            raise ConfigInvalid(FEE_PERCENT_WRONG) from exc
         raise ConfigInvalid(f"The configuration is not usable: {exc}.") from exc
     _check(config)
     return config

@@ -88,7 +88,7 @@ async def set_plan(
         least_sat = config.hosted.payout_min_sat
         if threshold_sat is not None and threshold_sat < least_sat:
             raise ValueRefused(
-                f"The least payout here is {least_sat:,} sat: give a threshold of at least that, or null.",
+                f"The least payout here is {least_sat:,} sat: give a threshold of at least that, or none.",
                 field="payout_threshold_sat",
             )
         values["threshold_sat"] = threshold_sat

@@ -75,7 +75,9 @@ async def set_target(tx: Transaction, account_id: str, target: Target, *, delay_
             raise ValueRefused(f"{str(exc)[0].upper()}{str(exc)[1:]}.", field=FIELD) from exc
     elif await payout_wallet.wallet(tx, account_id, now=now) is None:
         raise ValueRefused(
-            "You have no wallet set: set `payout_descriptor` first, or give an address.", field=FIELD
+            "You have no wallet set: set one with `bitcache payout set` (`payout_descriptor`), or give an "
+            "address.",
+            field=FIELD,
         )
     known = await targets(tx, account_id, now=now)
     if _same(target, known.current):

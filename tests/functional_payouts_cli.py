@@ -163,8 +163,9 @@ async def test_a_batch_is_built_exported_signed_elsewhere_bumped_and_mined(
         assert (waiting["free_coins"], waiting["free_sat"], waiting["stopped"]) == (2, 100_000, None)
         shown = await metrics(shop)
         assert (shown["bitcache_payouts_waiting"], shown["bitcache_payouts_waiting_sat"]) == (2, 80_000)
-        assert "Nothing was changed" in await desk.refused("build")
-        assert "sats per vbyte" in await desk.refused("build", "--feerate", "cheap", exit_code=2)
+        assert "Nothing was changed" in (await desk.run("build")).output
+        assert "add --yes" in await desk.refused("build", exit_code=2)
+        assert "sats per vbyte" in await desk.refused("build", "--yes", "--feerate", "cheap", exit_code=2)
         assert "a feerate is 1 to 100" in await desk.refused("build", "--yes", "--feerate", "101")
         assert (await desk.ok("list"))["batches"] == []
 
@@ -295,7 +296,8 @@ async def test_a_deposit_is_the_operators_and_is_withdrawn(wallets: RegtestWorld
         assert (await desk.ok("list"))["operator_payable_sat"] == 70_000
 
         home = await shop.new_address()
-        assert "Nothing was changed" in await desk.refused("withdraw", "5000", home)
+        assert "Nothing was changed" in (await desk.run("withdraw", "5000", home)).output
+        assert "add --yes" in await desk.refused("withdraw", "5000", home, exit_code=2)
         assert "more than the 70,000 sat" in await desk.refused("withdraw", "70001", home, "--yes")
         assert "no address of regtest" in await desk.refused("withdraw", "5000", "bc1nonsense", "--yes")
         assert "belongs to this server" in await desk.refused("withdraw", "5000", address, "--yes")
@@ -330,7 +332,8 @@ async def test_after_a_restore_nothing_goes_out_until_the_operator_says_so(
             ("import", batch_id, "-"),
         ):
             assert "bitcache payouts resume" in await desk.refused(*words, stdin=b"00")
-        assert "Nothing was changed" in await desk.refused("resume")
+        assert "Nothing was changed" in (await desk.run("resume")).output
+        assert "add --yes" in await desk.refused("resume", exit_code=2)
         assert "bitcache payouts resume" in await desk.refused("build", "--yes")
         assert (await desk.ok("resume", "--yes"))["resumed"]
         assert not (await desk.ok("resume", "--yes"))["resumed"]

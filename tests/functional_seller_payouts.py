@@ -496,6 +496,9 @@ async def test_the_command_line_from_the_choice_to_the_payout(shop: HostedShop) 
     assert (code, f"on: {mine}." in out) == (0, True), err
     plan = await shown("payout", "address", "--wallet", "--yes")
     assert (plan["target"]["kind"], plan["pending_target"]) == ("wallet", None)
+    assert (await bitcache("payout", "address"))[1] == (await bitcache("payout", "plan"))[1]
+    code, _, err = await bitcache("payout", "cancel", "nosuch")
+    assert (code, "`bitcache payout list` shows them" in err) == (1, True)
     assert (await bitcache("payout", "address", MAINNET, "--yes"))[0] == 1
     for amount in ("nan", "-5", "0", "1e3", "0.5sat"):
         assert (await bitcache("payout", "request", "--yes", "--", amount))[0] == 2

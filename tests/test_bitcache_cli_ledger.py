@@ -45,13 +45,13 @@ async def test_a_seller_reads_a_month_and_takes_every_line_away(tmp_path: Path) 
         assert code == 0, err
         told = [" ".join(line.split()) for line in out.splitlines()]
         assert told[:7] == [
-            "Balance at first 0 sat",
+            "Balance before 0 sat",
             "Sold, hosted 80,000 sat",
             "Operator's fee -8,000 sat",
             "Paid out, arrived -19,700 sat",
             "Paid out, to the network -300 sat",
             "Corrections 0 sat",
-            "Balance at last 52,000 sat",
+            "Balance after 52,000 sat",
         ]
         assert "Sold to your own wallet: 7,000 sat." in told
         code, out, err = await command(

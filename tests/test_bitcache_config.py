@@ -100,6 +100,8 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
         ("[hosted]\nwallet = 'hosted'", "`descriptor`"),
         ("[hosted]\ndescriptor = 'wpkh(x)'\nwallet_passphrase = 'hunter2'", "`wallet_passphrase` is of no"),
         ("[hosted]\nfeerate_sat_vb = 101", "`feerate_max_sat_vb`"),
+        ("[hosted]\nfee_percent = 2.5", "in quotes"),
+        ("[hosted]\nfee_percent = '101'", 'such as "2.5"'),
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:

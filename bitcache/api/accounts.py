@@ -195,8 +195,8 @@ async def _change_hosted(
         ):
             # The first target counts at once: whoever stole a token later could name it, and be paid.
             raise ValueRefused(
-                "First say where earnings are paid out to: an address (`payout_address`) or your wallet "
-                "(`payout_descriptor`).",
+                "First say where earnings are paid out to: an address with `bitcache payout address` "
+                "(`payout_address`), or a wallet with `bitcache payout set` (`payout_descriptor`).",
                 field="settlement",
             )
         told = SettlementChanged(settlement=asked.settlement)

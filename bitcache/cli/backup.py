@@ -170,10 +170,12 @@ def payouts_start_index(
     data: DataFolder = DATA_FOLDER,
     json_output: JsonFlag = False,
 ) -> None:
-    """As `account start-index`, for the wallet of hosted sales."""
+    """After a restore: say from which address the wallet of hosted sales goes on, if the blocks cannot."""
     decided = run(_decide(config_file.load(data), None, index))
     if not decided:
-        raise CommandFailed("The wallet of hosted sales does not wait: nothing was changed.")
+        raise CommandFailed(
+            "No wallet of hosted sales waits for an index, as one does after a restore: nothing was changed."
+        )
     if json_output:
         print_json({"start_index": index, "wallets": decided})
     else:

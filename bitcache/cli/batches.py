@@ -26,7 +26,7 @@ from bitcache.cli.output import (
     run,
     say,
 )
-from bitcache.cli.payouts import YesFlag, desk_services, print_details, print_share
+from bitcache.cli.payouts import YesFlag, desk_services, print_details, print_share, refuse_to_ask
 
 if TYPE_CHECKING:
     from bitcache.payout_desk import Sent
@@ -54,6 +54,7 @@ def payouts_build(
     json_output: JsonFlag = False,
 ) -> None:
     """Put all payouts that are ready into one transaction: shown first, then made if you say so."""
+    refuse_to_ask(yes=yes, json_output=json_output)
     batch_id, signs = run(_build(data, _feerate_sat_kvb(feerate), yes=yes, show=not json_output))
     if json_output:
         print_json({"batch_id": batch_id})
@@ -108,14 +109,14 @@ def payouts_import(
     json_output: JsonFlag = False,
 ) -> None:
     """Take a batch that was signed elsewhere, compare it with what was asked for, and send it."""
-    _print_sent(run(_import(data, batch_id, _signed_text(file))), json_output=json_output)
+    _print_sent(batch_id, run(_import(data, batch_id, _signed_text(file))), json_output=json_output)
 
 
 @app.command("sign", epilog="Example: bitcache payouts sign BATCH --data /srv/bitcache")
 @expected_errors
 def payouts_sign(batch_id: BatchId, data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False) -> None:
     """Have a batch signed by the wallet of the node that the configuration names, and send it."""
-    _print_sent(run(_sign(data, batch_id)), json_output=json_output)
+    _print_sent(batch_id, run(_sign(data, batch_id)), json_output=json_output)
 
 
 @app.command(
@@ -134,7 +135,7 @@ def payouts_bump(
     assert feerate_sat_kvb is not None, "the option is required"
     found, sent = run(_bump(data, batch_id, feerate_sat_kvb))
     if sent is not None:
-        _print_sent(sent, json_output=json_output)
+        _print_sent(batch_id, sent, json_output=json_output)
     elif json_output:
         print_json(found)
     else:
@@ -214,9 +215,10 @@ def _print_plan(plan: BatchPlan) -> None:
         print_text(f"  {show_sat(plan.choice.left_sat)} too little for change, for the network too")
 
 
-def _print_sent(sent: Sent, *, json_output: bool) -> None:
+def _print_sent(batch_id: str, sent: Sent, *, json_output: bool) -> None:
     if json_output:
-        print_json({"version": sent.version.n, "txid": sent.version.txid, "refusal": sent.refusal})
+        version = {"version": sent.version.n, "txid": sent.version.txid}
+        print_json({"batch_id": batch_id, **version, "refusal": sent.refusal})
         return
     print_text(f"Signed: version {sent.version.n}, {sent.version.txid}")
     if sent.refusal is None:

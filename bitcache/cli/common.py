@@ -4,6 +4,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -25,6 +27,7 @@ from rich.progress import (
 from bitcache.cli.output import CommandFailed, UsageWrong, console
 from bitcache.client import credentials, places
 from bitcache.client.api import ServerApi
+from bitcache.client.errors import ServerProblem
 from bitcache.client.link import check_server
 from payments.errors import AmountInvalid
 from payments.money import MAX_MONEY_SAT, Sat, sat_from_btc
@@ -71,6 +74,17 @@ def parse_expiry(text: str, *, now: datetime) -> int:
     if expires_at <= now.timestamp():
         raise UsageWrong(f"{text} is in the past.")
     return expires_at
+
+
+@contextmanager
+def unknown_id(words: str) -> Iterator[None]:
+    """What the server calls an unknown path is an id that was typed. Raises CommandFailed with `words`."""
+    try:
+        yield
+    except ServerProblem as exc:
+        if exc.name != "not-found":
+            raise
+        raise CommandFailed(words) from exc
 
 
 def day_start(text: str, *, zone: tzinfo | None) -> int:

@@ -193,13 +193,13 @@ def _print_statement(view: wire.StatementView) -> None:
     sums = view.sums
     _print_amounts(
         (
-            ("Balance at first", view.opening_sat),
+            ("Balance before", view.opening_sat),
             ("Sold, hosted", sums.gross_sat),
             ("Operator's fee", -sums.operator_fee_sat),
             ("Paid out, arrived", -sums.paid_out_sat),
             ("Paid out, to the network", -sums.network_fee_sat),
             ("Corrections", -sums.corrections_sat),
-            ("Balance at last", view.closing_sat),
+            ("Balance after", view.closing_sat),
         )
     )
     if view.reserved_sat:

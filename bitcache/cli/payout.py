@@ -9,7 +9,7 @@ import typer
 from msgspec import UNSET
 
 from bitcache.api import wire
-from bitcache.cli.common import confirm, parse_price, seller_api, show_sat, show_time
+from bitcache.cli.common import confirm, parse_price, seller_api, show_sat, show_time, unknown_id
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
@@ -173,7 +173,8 @@ def cancel(
             await api.delete(f"/payouts/{payout_id}")
             return await api.get(f"/payouts/{payout_id}", wire.PayoutView)
 
-    view = run(ask())
+    with unknown_id("There is no payout of this id: `bitcache payout list` shows them."):
+        view = run(ask())
     if json_output:
         print_json(view)
     else:
@@ -192,22 +193,21 @@ def address(
     yes: YesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Choose where hosted earnings are paid out to.
+    """Show or choose where hosted earnings are paid out to.
 
     A change waits, a day on most servers, and whoever signs in sees it; the present one again calls it off.
     """
-    if (to is None) == (not wallet):
-        raise UsageWrong("Give an address, or --wallet.")
+    if to is not None and wallet:
+        raise UsageWrong("Give an address or --wallet, not both.")
+    if to is None and not wallet:
+        _show_plan(_patched(wire.AccountPatch()), json_output)
+        return
     if json_output and not yes:
         raise UsageWrong("With --json nobody can be asked: add --yes once you have compared the address.")
     where = "the next address of your wallet" if to is None else printable(to.strip())
     if not yes and not confirm(f"Pay your earnings out to {where}? Compare it with your wallet."):
         raise CommandFailed("Nothing was changed. Answer y, or add --yes.")
-    plan = _patched(wire.AccountPatch(payout_address=None if to is None else to.strip()))
-    if json_output:
-        print_json(plan)
-    else:
-        _print_plan(plan)
+    _show_plan(_patched(wire.AccountPatch(payout_address=None if to is None else to.strip())), json_output)
 
 
 @payout_app.command("plan", epilog="Example: bitcache payout plan --every week --threshold 500000sat")
@@ -235,11 +235,7 @@ def plan(
             payout_every=UNSET if every is None else cast(wire.PayoutEvery, every),
             payout_threshold_sat=UNSET if threshold is None else parse_price(threshold, what="amount"),
         )
-    found = _patched(patch)
-    if json_output:
-        print_json(found)
-    else:
-        _print_plan(found)
+    _show_plan(_patched(patch), json_output)
 
 
 def _patched(patch: wire.AccountPatch) -> wire.PayoutPlanView:
@@ -266,6 +262,13 @@ async def _confirm_request(api: ServerApi, amount_sat: int | None) -> None:
     what = f"all {show_sat(view.payable_sat)}" if amount_sat is None else show_sat(amount_sat)
     if not confirm(f"Pay {what} out to {printable(target_words(view.plan.target))}?"):
         raise CommandFailed("Nothing was asked for. Answer y, or add --yes.")
+
+
+def _show_plan(plan: wire.PayoutPlanView, json_output: bool) -> None:
+    if json_output:
+        print_json(plan)
+    else:
+        _print_plan(plan)
 
 
 def _print_plan(plan: wire.PayoutPlanView) -> None:

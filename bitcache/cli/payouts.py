@@ -46,7 +46,7 @@ payouts_app = typer.Typer(
 )
 app.add_typer(payouts_app, name="payouts")
 
-YesFlag = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 RESUME = """\
 The backup that was put back does not know what was paid out after it was taken. What it believes unpaid is
@@ -74,7 +74,7 @@ def payouts_list(
         print_batch(batch)
     if not found.payouts:
         print_text("No payout waits.")
-    print_text(f"Free: {show_count(found.free_coins, 'coin')} of {show_sat(found.free_sat)} together.")
+    print_text(f"Free: {show_sat(found.free_sat)} in {show_count(found.free_coins, 'coin')}.")
     print_text(f"Yours to withdraw: {show_sat(found.operator_payable_sat)}.")
 
 
@@ -146,6 +146,7 @@ def payouts_withdraw(
     """Pay out your own part, fees and deposits, with the next batch. The network's fee comes out of it."""
     if len(words) != (1 if everything else 2):
         raise UsageWrong("Give AMOUNT and ADDRESS, or --all and ADDRESS.")
+    refuse_to_ask(yes=yes, json_output=json_output)
     amount_sat = None if everything else parse_price(words[0])
     address = words[-1].strip()
     what = "all that is yours" if amount_sat is None else show_sat(amount_sat)
@@ -177,6 +178,7 @@ def payouts_resume(
     yes: YesFlag = False, data: DataFolder = DATA_FOLDER, json_output: JsonFlag = False
 ) -> None:
     """Pay out again after a restore, once you have looked for payouts that the backup does not know."""
+    refuse_to_ask(yes=yes, json_output=json_output)
     if not yes:
         say(RESUME)
         if (doubt := run(_doubt(data))) is not None:
@@ -188,6 +190,12 @@ def payouts_resume(
         print_json({"resumed": resumed})
     else:
         print_text("Payouts go on." if resumed else "No restore had stopped payouts: nothing was changed.")
+
+
+def refuse_to_ask(*, yes: bool, json_output: bool) -> None:
+    """As sellers' commands do. Raises UsageWrong."""
+    if json_output and not yes:
+        raise UsageWrong("With --json nobody can be asked: add --yes.")
 
 
 def print_batch(batch: BatchLine) -> None:
@@ -250,15 +258,15 @@ async def desk_services(data: Path) -> AsyncIterator[Services]:
 
 
 def _print_payout(payout: PayoutLine) -> None:
-    whose = {"seller": "earnings", "refund": "refund", "operator": "yours"}[payout.kind]
-    name = "" if payout.seller is None else f" of {printable(payout.seller)}"
+    whose = {"seller": "earnings of", "refund": "refund of a sale by", "operator": "yours"}[payout.kind]
+    name = "" if payout.seller is None else f" {printable(payout.seller)}"
     print_text(
         f"{payout.payout_id}  {show_time(payout.requested_at)}  {whose}{name}: "
         f"{show_sat(payout.amount_sat)} to {payout.address}"
     )
     waits = "" if payout.waits is None else f", {_clause(payout.waits)}"
     until = f" ({show_time(payout.ready_at)})" if payout.waits == "for its time" else ""
-    decided = "" if payout.decided_by is None else f" by {printable(payout.decided_by)}"
+    decided = "" if payout.decided_by is None else f", decided by {printable(payout.decided_by)}"
     reason = "" if payout.reason is None else f": {printable(payout.reason)}"
     print_text(f"  {payout.state}{decided}{reason}{waits}{until}")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bitcache.api import wire
-from bitcache.cli.common import confirm, read_text, seller_api, show_sat, show_time
+from bitcache.cli.common import confirm, read_text, seller_api, show_count, show_sat, show_time, unknown_id
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
@@ -32,7 +32,8 @@ seller_app = typer.Typer(
 app.add_typer(seller_app, name="refunds")
 
 HOUR_S = 3_600
-RefundId = Annotated[str, typer.Argument(help="As `bitcache refunds list` shows it.")]
+REFUND_UNKNOWN = "There is no refund of this id: `bitcache refunds list` shows them."
+RefundId = Annotated[str, typer.Argument(metavar="ID", help="As `bitcache refunds list` shows it.")]
 
 
 @app.command(
@@ -44,7 +45,8 @@ RefundId = Annotated[str, typer.Argument(help="As `bitcache refunds list` shows 
 def refund(
     receipt: Annotated[str, typer.Argument(metavar="RECEIPT", help="The whole receipt; - for stdin.")],
     address: Annotated[
-        str | None, typer.Argument(help="Of your wallet. The first one you name is final.")
+        str | None,
+        typer.Argument(metavar="[ADDRESS]", help="Of your wallet. The first one you name is final."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask for the money without asking you.")] = False,
     json_output: JsonFlag = False,
@@ -86,7 +88,7 @@ def list_refunds(json_output: JsonFlag = False) -> None:
             print_text(line)
 
 
-@seller_app.command("approve", epilog="Example: bitcache refunds approve REFUND_ID")
+@seller_app.command("approve", epilog="Example: bitcache refunds approve ID")
 @expected_errors
 def approve(refund_id: RefundId, json_output: JsonFlag = False) -> None:
     """Let a refund be paid. Its network fee comes out of the refund, not out of your balance."""
@@ -95,12 +97,12 @@ def approve(refund_id: RefundId, json_output: JsonFlag = False) -> None:
         async with seller_api() as api:
             return await refunds.approve(api, refund_id)
 
-    _print_decided(run(ask()), json_output)
+    with unknown_id(REFUND_UNKNOWN):
+        item = run(ask())
+    _print_decided(item, json_output)
 
 
-@seller_app.command(
-    "decline", epilog="Example: bitcache refunds decline REFUND_ID --reason 'Refunded in the shop.'"
-)
+@seller_app.command("decline", epilog="Example: bitcache refunds decline ID --reason 'Refunded in the shop.'")
 @expected_errors
 def decline(
     refund_id: RefundId,
@@ -113,7 +115,9 @@ def decline(
         async with seller_api() as api:
             return await refunds.decline(api, refund_id, reason)
 
-    _print_decided(run(ask()), json_output)
+    with unknown_id(REFUND_UNKNOWN):
+        item = run(ask())
+    _print_decided(item, json_output)
 
 
 def standing_lines(invoice: wire.InvoiceView) -> Iterator[str]:
@@ -137,10 +141,10 @@ def standing_lines(invoice: wire.InvoiceView) -> Iterator[str]:
             yield f"         {_sent_words(one.txid, one.network_fee_sat, one.confirmations)}"
 
 
-def policy_lines(standing: wire.InvoiceRefundView) -> Iterator[str]:
+def policy_lines(invoice: wire.InvoiceView, standing: wire.InvoiceRefundView) -> Iterator[str]:
     """What one should know before one asks."""
-    if not standing.whole:
-        yield "Asking back all of a payment calls off the purchase: it opens nothing any more."
+    if not standing.whole and (invoice.status != "settled" or invoice.taken_down):
+        yield "Asking for it calls off the purchase: the payment opens nothing any more."
     if standing.paid_by == "seller":
         yield "The money is in the seller's own wallet: the server keeps your address for the seller."
     else:
@@ -149,7 +153,7 @@ def policy_lines(standing: wire.InvoiceRefundView) -> Iterator[str]:
             if standing.approval
             else "Nobody need approve it"
         )
-        yield f"{who}; it is paid {_delay_words(standing.delay_s)}, when the payment lies deep enough."
+        yield f"{who}; it is paid {_delay_words(standing.delay_s)}, once your payment is deep enough."
         yield (
             "The network's fee comes out of it. As long as that would be more than "
             f"{standing.fee_percent_max} %, it waits for a lower one."
@@ -178,7 +182,7 @@ async def _refund(receipt: Receipt, address: str | None, *, yes: bool) -> wire.I
             return invoice
         standing = invoice.refund
         if standing is not None and not yes:
-            for line in policy_lines(standing):
+            for line in policy_lines(invoice, standing):
                 say(line)
             question = f"Ask for {show_sat(standing.refundable_sat)} back, to {printable(address)}?"
             if standing.refundable_sat and not confirm(question):
@@ -219,11 +223,15 @@ def _state_words(state: str, ready_at: int | None, reason: str | None) -> str:
 
 def _sent_words(txid: str, network_fee_sat: int | None, confirmations: int | None) -> str:
     fee = "" if network_fee_sat is None else f", {show_sat(network_fee_sat)} to the network"
-    depth = "" if confirmations is None else f", {confirmations} confirmations"
+    depth = "" if confirmations is None else f", {show_count(confirmations, 'confirmation')}"
     return f"in {printable(txid)}{fee}{depth}"
 
 
 def _delay_words(delay_s: int) -> str:
     if delay_s < HOUR_S:
-        return f"not before {delay_s // 60} minutes" if delay_s >= 60 else "with the next payouts"
-    return f"not before {delay_s // HOUR_S} hours"
+        return (
+            f"{show_count(-(-delay_s // 60), 'minute')} later at the earliest"
+            if delay_s >= 60
+            else "with the next payouts"
+        )
+    return f"{show_count(-(-delay_s // HOUR_S), 'hour')} later at the earliest"

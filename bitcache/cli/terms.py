@@ -66,8 +66,10 @@ def check_payable(account: wire.AccountView, price: wire.FixedPrice) -> None:
                 "Choose your own wallet: bitcache settlement direct"
             )
     elif account.payout is None:
+        hosted = "; or let the operator be paid for you: bitcache settlement hosted"
         raise CommandFailed(
             "Nobody could pay you: set the wallet first: bitcache payout set YOUR_DESCRIPTOR_OR_XPUB"
+            + (hosted if account.hosted_available else "")
         )
 
 
