@@ -664,8 +664,8 @@ class StatementLine(Response, frozen=True):
 class StatementView(Response, frozen=True):
     """opening + net - corrections - paid out - network fee = closing.
 
-    The balance is what the operator has of the seller's, with what is set aside for payouts until those are in
-    a block.
+    The balance is what the operator has of the seller's, with what is set aside for payouts until those are
+    in a block.
     """
 
     since: Time
