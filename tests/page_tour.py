@@ -143,11 +143,8 @@ class Tour:
         hosted = HostedConfig(descriptor=await keys.descriptor(), fee_percent="2.5", depth=1)
         short = {"price_hold_s": SHORT_HOLD_S, "hosted": hosted, **OPERATOR}
         async with open_market(self._world, self._folder / "second", **short) as market:
-            async for stop in _too_late(market):
-                yield stop
-            # The token of the first server is of no use here.
             self.token = market.till.account.token
-            async for stop in _hosted(market):
+            async for stop in _too_late(market):
                 yield stop
 
 
@@ -264,6 +261,8 @@ async def _too_late(market: Market) -> AsyncIterator[Stop]:
     owed, owed_receipt = await market.buy(gone)
     await market.pay(lapsed, 9_000)
     await _close(market, gone)
+    async for stop in _hosted(market):  # prices run out meanwhile
+        yield stop
     for invoice_id in (expired, lapsed, late, owed):
         await _until_expired(market, invoice_id)
     yield Stop("pay-expired", expired_receipt, prepare=in_state("expired"))

@@ -27,7 +27,7 @@ def test_made_up_requests_break_no_rule(target: Target) -> None:
     findings = ApiFuzz(target, number=SEED).run(CASES)
     assert not findings.failures, "\n\n".join(f"{kind}\n{said}" for kind, said in findings.failures.items())
     assert findings.cases == CASES
-    assert len(findings.successes) > 10, "hardly anything was reached"
+    assert len(findings.successes) > 6, "hardly anything was reached"
     assert not target.troubles()
 
 
