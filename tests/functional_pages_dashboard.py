@@ -112,7 +112,9 @@ async def test_titles_and_links_are_where_the_browser_keeps_them(
         await page.get_by_role("button", name="Offer it").click()
         await page.get_by_text("The least price here").wait_for()
         # A browser focuses a field by itself when the page is there, not with its first words.
-        await until(page, f"document.activeElement.id === 'price-{kept.parcel_id}'", "the field to be at hand")
+        await until(
+            page, f"document.activeElement.id === 'price-{kept.parcel_id}'", "the field to be at hand"
+        )
         await page.locator(f"#price-{kept.parcel_id}").fill("7 000")
         await page.get_by_role("button", name="Offer it").click()
         await page.get_by_text("The parcel is on offer.").wait_for()
