@@ -18,7 +18,8 @@ from zoneinfo import ZoneInfo
 from msgspec import json
 from sqlalchemy import ColumnElement, case, func, or_, select, union
 
-from bitcache.api.wire import TIME_MAX, EarningsDay, EarningsView
+from bitcache.api.wire import TIME_MAX
+from bitcache.api.wire_money import EarningsDay, EarningsView
 from bitcache.db.tables import accounts, grants
 from bitcache.errors import PeriodInvalid
 from payments import ledger

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from bitcache import accounts, payout_plans, payout_targets
-from bitcache.api.wire import BalanceView, PayoutPlanView, PayoutState, PayoutTargetView, PayoutView
+from bitcache.api.wire import PayoutPlanView, PayoutTargetView
+from bitcache.api.wire_money import BalanceView, PayoutState, PayoutView
 from bitcache.config import Config
 from bitcache.errors import BalanceNegative, PayoutTargetMissing
 from bitcache.node_state import node_state

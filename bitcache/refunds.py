@@ -15,7 +15,8 @@ from sqlalchemy import Column, Row, Select, case, insert, literal, select, tuple
 
 from bitcache import events
 from bitcache.access import Access, grant_of
-from bitcache.api.wire import InvoiceView, RefundSummary
+from bitcache.api.wire import InvoiceView
+from bitcache.api.wire_money import RefundSummary
 from bitcache.claims import check_claim_secret
 from bitcache.config import Config
 from bitcache.errors import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bitcache.api.wire import EarningsDay
+from bitcache.api.wire_money import EarningsDay
 from bitcache.funnel import Funnel, rate_percent
 from bitcache.web.charts import HEIGHT, bar_chart
 from bitcache.web.dashboard import chart_of, funnel_steps, signed, top_parcels

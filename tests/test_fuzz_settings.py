@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitcache import config, config_file
-from bitcache.api.wire import EarningsDay, EarningsView
+from bitcache.api.wire_money import EarningsDay, EarningsView
 from bitcache.earnings import earnings_csv
 from bitcache.errors import ConfigInvalid
 from bitcache.ids import id_text

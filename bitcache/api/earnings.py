@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from bitcache.api.routing import Answer, Auth, Call, Query, Route
-from bitcache.api.wire import EarningsView
+from bitcache.api.wire_money import EarningsView
 from bitcache.earnings import earnings, earnings_csv, parse_period
 
 CSV = "text/csv"

@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from bitcache.api import idempotency
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Route
-from bitcache.api.wire import BalanceView, PayoutList, PayoutRequest, PayoutView
+from bitcache.api.wire_money import BalanceView, PayoutList, PayoutRequest, PayoutView
 from bitcache.errors import ValueRefused
 from bitcache.ids import new_id
 from bitcache.payout_views import balance_view, payout_views

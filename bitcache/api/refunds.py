@@ -9,13 +9,8 @@ How a refund stands is part of its invoice.
 
 from bitcache.api.invoices import claim_secret_of
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
-from bitcache.api.wire import (
-    InvoiceView,
-    RefundDecline,
-    RefundList,
-    RefundRequest,
-    RefundSummary,
-)
+from bitcache.api.wire import InvoiceView
+from bitcache.api.wire_money import RefundDecline, RefundList, RefundRequest, RefundSummary
 
 
 async def claim_refund(call: Call) -> Answer:

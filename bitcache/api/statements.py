@@ -11,7 +11,7 @@ from aiohttp import web
 from bitcache import statement_csv
 from bitcache.api.earnings import CSV, PERIOD
 from bitcache.api.routing import PAGE_LIMIT_MAX, Answer, Auth, Call, Query, Route
-from bitcache.api.wire import StatementLine, StatementPart, StatementSums, StatementView
+from bitcache.api.wire_money import StatementLine, StatementPart, StatementSums, StatementView
 from bitcache.earnings import Period, parse_period
 from bitcache.errors import RequestInvalid
 from bitcache.statement_lines import Line, Place, page, parse_line_id, portions, transfer_portions

@@ -19,6 +19,7 @@ from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
     UsageWrong,
+    YesFlag,
     expected_errors,
     print_json,
     print_text,
@@ -26,7 +27,7 @@ from bitcache.cli.output import (
     run,
     say,
 )
-from bitcache.cli.payouts import YesFlag, desk_services, print_details, print_share, refuse_to_ask
+from bitcache.cli.payouts import desk_services, print_details, print_share, refuse_to_ask
 
 if TYPE_CHECKING:
     from bitcache.payout_desk import Sent

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitcache import config_file
-from bitcache.api import wire
+from bitcache.api import wire_money
 from bitcache.cli.common import day_start, parse_zone, seller_api, show_sat
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
@@ -77,9 +77,9 @@ def statement(
         run(_print_table("/ledger.csv" if transfers else "/statement.csv", query))
         return
 
-    async def ask() -> wire.StatementView:
+    async def ask() -> wire_money.StatementView:
         async with seller_api() as api:
-            return await api.get("/statement", wire.StatementView, query=query)
+            return await api.get("/statement", wire_money.StatementView, query=query)
 
     view = run(ask())
     if json_output:
@@ -189,7 +189,7 @@ def _start(day: date, zone: tzinfo) -> int:
     return day_start(day.isoformat(), zone=zone)
 
 
-def _print_statement(view: wire.StatementView) -> None:
+def _print_statement(view: wire_money.StatementView) -> None:
     sums = view.sums
     _print_amounts(
         (

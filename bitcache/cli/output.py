@@ -24,6 +24,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Words for people: progress, questions, warnings. Markup is on: pass foreign text through `printable` and

@@ -8,12 +8,13 @@ from typing import Annotated, cast, get_args
 import typer
 from msgspec import UNSET
 
-from bitcache.api import wire
+from bitcache.api import wire, wire_money
 from bitcache.cli.common import confirm, parse_price, seller_api, show_sat, show_time, unknown_id
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
     UsageWrong,
+    YesFlag,
     expected_errors,
     print_json,
     print_text,
@@ -29,7 +30,6 @@ payout_app = typer.Typer()
 """Below `bitcache payout`, beside the commands about the wallet."""
 
 LISTED_DEFAULT = 20
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command("settlement", epilog="Example: bitcache settlement hosted")
@@ -76,9 +76,9 @@ def settlement(
 def balance(json_output: JsonFlag = False) -> None:
     """Show what the operator holds of your hosted sales, and what of it can be paid out now."""
 
-    async def ask() -> wire.BalanceView:
+    async def ask() -> wire_money.BalanceView:
         async with seller_api() as api:
-            return await api.get("/balance", wire.BalanceView)
+            return await api.get("/balance", wire_money.BalanceView)
 
     view = run(ask())
     if json_output:
@@ -114,14 +114,14 @@ def request(
     if amount_sat == 0:
         raise UsageWrong("Nothing is paid out of 0 sat. Give an amount, or --all.")
 
-    async def ask() -> wire.PayoutView:
+    async def ask() -> wire_money.PayoutView:
         async with seller_api() as api:
             if not yes:
                 await _confirm_request(api, amount_sat)
-            asked = wire.PayoutRequest(all=True)
+            asked = wire_money.PayoutRequest(all=True)
             if amount_sat is not None:
-                asked = wire.PayoutRequest(amount_sat=amount_sat)
-            return await api.post("/payouts", asked, wire.PayoutView, key=secrets.token_hex(16))
+                asked = wire_money.PayoutRequest(amount_sat=amount_sat)
+            return await api.post("/payouts", asked, wire_money.PayoutView, key=secrets.token_hex(16))
 
     made = run(ask())
     if json_output:
@@ -141,9 +141,9 @@ def list_payouts(
     """List your payouts, the newest first."""
     query = {"limit": str(limit)} if after is None else {"limit": str(limit), "after": after}
 
-    async def ask() -> wire.PayoutList:
+    async def ask() -> wire_money.PayoutList:
         async with seller_api() as api:
-            return await api.get("/payouts", wire.PayoutList, query=query)
+            return await api.get("/payouts", wire_money.PayoutList, query=query)
 
     found = run(ask())
     if json_output:
@@ -168,10 +168,10 @@ def cancel(
     One that your plan made is made again: change the plan first (`bitcache payout plan --off`).
     """
 
-    async def ask() -> wire.PayoutView:
+    async def ask() -> wire_money.PayoutView:
         async with seller_api() as api:
             await api.delete(f"/payouts/{payout_id}")
-            return await api.get(f"/payouts/{payout_id}", wire.PayoutView)
+            return await api.get(f"/payouts/{payout_id}", wire_money.PayoutView)
 
     with unknown_id("There is no payout of this id: `bitcache payout list` shows them."):
         view = run(ask())
@@ -256,7 +256,7 @@ def _confirm_hosted(account: wire.AccountView) -> None:
 
 async def _confirm_request(api: ServerApi, amount_sat: int | None) -> None:
     """Raises CommandFailed; nothing was asked for then."""
-    view = await api.get("/balance", wire.BalanceView)
+    view = await api.get("/balance", wire_money.BalanceView)
     if view.blocked:
         raise CommandFailed(printable(view.blocked))
     what = f"all {show_sat(view.payable_sat)}" if amount_sat is None else show_sat(amount_sat)
@@ -285,7 +285,7 @@ def _print_plan(plan: wire.PayoutPlanView) -> None:
         print_text("Only when you ask: bitcache payout request.")
 
 
-def _print_payout(view: wire.PayoutView) -> None:
+def _print_payout(view: wire_money.PayoutView) -> None:
     print_text(f"{view.payout_id}  {show_time(view.requested_at)}  {show_sat(view.amount_sat):>20}")
     print_text(f"  to {printable(view.address)}")
     print_text(f"  {printable(payout_words(view))}")

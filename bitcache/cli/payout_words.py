@@ -2,7 +2,8 @@
 
 from typing import assert_never
 
-from bitcache.api.wire import PayoutTargetView, PayoutView
+from bitcache.api.wire import PayoutTargetView
+from bitcache.api.wire_money import PayoutView
 
 
 def target_words(target: PayoutTargetView | None) -> str:

@@ -19,6 +19,7 @@ from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
     UsageWrong,
+    YesFlag,
     expected_errors,
     print_json,
     print_text,
@@ -46,7 +47,6 @@ payouts_app = typer.Typer(
 )
 app.add_typer(payouts_app, name="payouts")
 
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 RESUME = """\
 The backup that was put back does not know what was paid out after it was taken. What it believes unpaid is

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bitcache.api import wire
+from bitcache.api import wire, wire_money
 from bitcache.cli.common import confirm, read_text, seller_api, show_count, show_sat, show_time, unknown_id
 from bitcache.cli.output import (
     CommandFailed,
@@ -73,7 +73,7 @@ def refund(
 def list_refunds(json_output: JsonFlag = False) -> None:
     """List what buyers ask back, newest first; what you must pay by hand has a URI for your wallet."""
 
-    async def ask() -> list[wire.RefundSummary]:
+    async def ask() -> list[wire_money.RefundSummary]:
         async with seller_api() as api:
             return await listing.refunds(api)
 
@@ -93,7 +93,7 @@ def list_refunds(json_output: JsonFlag = False) -> None:
 def approve(refund_id: RefundId, json_output: JsonFlag = False) -> None:
     """Let a refund be paid. Its network fee comes out of the refund, not out of your balance."""
 
-    async def ask() -> wire.RefundSummary:
+    async def ask() -> wire_money.RefundSummary:
         async with seller_api() as api:
             return await refunds.approve(api, refund_id)
 
@@ -111,7 +111,7 @@ def decline(
 ) -> None:
     """Refuse a refund. The money stays the buyer's: you or the operator can still approve it."""
 
-    async def ask() -> wire.RefundSummary:
+    async def ask() -> wire_money.RefundSummary:
         async with seller_api() as api:
             return await refunds.decline(api, refund_id, reason)
 
@@ -161,7 +161,7 @@ def policy_lines(invoice: wire.InvoiceView, standing: wire.InvoiceRefundView) ->
     yield "The first address is final: nobody, not even you, can change it."
 
 
-def summary_lines(item: wire.RefundSummary) -> Iterator[str]:
+def summary_lines(item: wire_money.RefundSummary) -> Iterator[str]:
     """One refund, for its seller."""
     yield (
         f"{item.refund_id}  {show_time(item.requested_at)}  {printable(item.reference)}  "
@@ -190,7 +190,7 @@ async def _refund(receipt: Receipt, address: str | None, *, yes: bool) -> wire.I
         return await refunds.ask_back(api, receipt, address.strip())
 
 
-def _print_decided(item: wire.RefundSummary, as_json: bool) -> None:
+def _print_decided(item: wire_money.RefundSummary, as_json: bool) -> None:
     if as_json:
         print_json(item)
         return

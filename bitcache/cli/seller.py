@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from msgspec import UNSET
 
-from bitcache.api import wire
+from bitcache.api import wire, wire_money
 from bitcache.cli import goods, offers
 from bitcache.cli import payout as hosted
 from bitcache.cli.common import (
@@ -204,11 +204,11 @@ def earnings(
     if until is not None:
         query["until"] = str(day_start(until, zone=zone) + 86_400)
 
-    async def ask() -> wire.EarningsView | str:
+    async def ask() -> wire_money.EarningsView | str:
         async with seller_api() as api:
             if csv:
                 return await api.get_text("/earnings.csv", query=query)
-            return await api.get("/earnings", wire.EarningsView, query=query)
+            return await api.get("/earnings", wire_money.EarningsView, query=query)
 
     view = run(ask())
     if isinstance(view, str):
@@ -266,7 +266,7 @@ def _print_payout(view: wire.WalletView) -> None:
         print_text(printable(view.advice))
 
 
-def _print_earnings(view: wire.EarningsView) -> None:
+def _print_earnings(view: wire_money.EarningsView) -> None:
     for day in view.days:
         print_text(f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}")
     print_text(f"Received {show_sat(view.received_sat)} in {show_count(view.sales, 'sale')}.")

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from bitcache.api import wire
+from bitcache.api import wire, wire_money
 from bitcache.client.api import ServerApi
 from bitcache.client.errors import ServerAnswerWrong
 
@@ -34,11 +34,11 @@ async def offers(api: ServerApi) -> list[wire.OfferSummary]:
     return await _all(page)
 
 
-async def refunds(api: ServerApi) -> list[wire.RefundSummary]:
+async def refunds(api: ServerApi) -> list[wire_money.RefundSummary]:
     """Newest first."""
 
-    async def page(after: str | None) -> tuple[list[wire.RefundSummary], str | None]:
-        answer = await api.get("/refunds", wire.RefundList, query=_query(after))
+    async def page(after: str | None) -> tuple[list[wire_money.RefundSummary], str | None]:
+        answer = await api.get("/refunds", wire_money.RefundList, query=_query(after))
         return answer.items, answer.next
 
     return await _all(page)

@@ -1,6 +1,6 @@
 """Asking for money back with a receipt, and a seller's answers."""
 
-from bitcache.api import wire
+from bitcache.api import wire, wire_money
 from bitcache.client.api import ServerApi
 from bitcache.client.errors import ServerAnswerWrong
 from bitcache.client.invoices import checked
@@ -13,7 +13,7 @@ async def ask_back(api: ServerApi, receipt: Receipt, address: str) -> wire.Invoi
 
     Raises ServerProblem, and ServerAnswerWrong where the server names another address.
     """
-    order = wire.RefundRequest(address=address, claim_secret=base64url.encode(receipt.claim_secret))
+    order = wire_money.RefundRequest(address=address, claim_secret=base64url.encode(receipt.claim_secret))
     path = f"/invoices/{receipt.invoice_id}/refund"
     answer = await api.post(path, order, wire.InvoiceView, repeatable=True)
     invoice = checked(answer, receipt.invoice_id)
@@ -27,13 +27,15 @@ async def ask_back(api: ServerApi, receipt: Receipt, address: str) -> wire.Invoi
     return invoice
 
 
-async def approve(api: ServerApi, refund_id: str) -> wire.RefundSummary:
+async def approve(api: ServerApi, refund_id: str) -> wire_money.RefundSummary:
     """Raises ServerProblem."""
     path = f"/refunds/{refund_id}/approve"
-    return await api.post(path, wire.Request(), wire.RefundSummary, repeatable=True)
+    return await api.post(path, wire.Request(), wire_money.RefundSummary, repeatable=True)
 
 
-async def decline(api: ServerApi, refund_id: str, reason: str) -> wire.RefundSummary:
+async def decline(api: ServerApi, refund_id: str, reason: str) -> wire_money.RefundSummary:
     """Raises ServerProblem."""
     path = f"/refunds/{refund_id}/decline"
-    return await api.post(path, wire.RefundDecline(reason=reason), wire.RefundSummary, repeatable=True)
+    return await api.post(
+        path, wire_money.RefundDecline(reason=reason), wire_money.RefundSummary, repeatable=True
+    )

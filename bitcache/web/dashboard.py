@@ -19,7 +19,7 @@ from aiohttp import web
 from bitcache import accounts
 from bitcache.accounts import Seller
 from bitcache.api.routing import Call, Route
-from bitcache.api.wire import EarningsDay
+from bitcache.api.wire_money import EarningsDay
 from bitcache.earnings import days_of, earnings, earnings_csv, owed_of, pending_sat, unassigned_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
 from bitcache.node_state import node_state

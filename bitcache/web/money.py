@@ -28,13 +28,8 @@ from bitcache import payout_views
 from bitcache.accounts import Seller
 from bitcache.api.accounts import change_account
 from bitcache.api.statements import ledger_sheet, statement_sheet
-from bitcache.api.wire import (
-    AccountPatch,
-    BalanceView,
-    PayoutEvery,
-    PayoutView,
-    Settlement,
-)
+from bitcache.api.wire import AccountPatch, PayoutEvery, Settlement
+from bitcache.api.wire_money import BalanceView, PayoutView
 from bitcache.errors import BitcacheError, NotFound
 from bitcache.payout_views import balance_view
 from bitcache.seller_payouts import payout_id_of
