@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct
 
 from bitcache.log import LogFormat, LogLevel
+from payments.channel_exposure import Exposure
+from payments.money import Sat
 from payments.payout import PayoutPolicy
 
 CONFIG_FILE_NAME = "bitcache.toml"
@@ -161,6 +163,43 @@ class HostedConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return int(whole) * 10_000 + int(rest.ljust(4, "0"))
 
 
+class ChannelsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metered transfers: buyers pay chunk by chunk through payment channels. Needs hosted sales."""
+
+    enabled: bool = False
+    """whether buyers may open channels here, and sellers sell per chunk"""
+    seed_file: str = "channel.seed"
+    """32 bytes, from which the keys of all channels follow; relative or absolute. `bitcache channels seed`
+    makes it: back it up"""
+    life_blocks: Annotated[int, Meta(ge=288, le=52_560)] = 2_016
+    """blocks from the terms of a channel to its expiry, when its buyer may take back what is left"""
+    deposit_min_sat: Annotated[int, Meta(ge=1_000)] = 2_000
+    """the least deposit"""
+    close_feerate_sat_vb: Count = 0
+    """for which feerate channels set aside the network fee of their close, sat/vB; 0: the node's estimate"""
+    close_feerate_max_sat_vb: Positive = 100
+    """closes never pay the network more, sat/vB"""
+    unconfirmed_sat: Count = 500
+    """what a channel may have paid in all before a block has its deposit; 0: nothing"""
+    unconfirmed_total_sat: Count = 10_000
+    """and all such channels together"""
+    one_confirmation_sat: Count = 100_000
+    """what a channel may have paid in all at 1 confirmation"""
+    three_confirmations_sat: Count = 1_000_000
+    """and at 3; from 6 there is no limit"""
+    contracts_max: Positive = 20_000
+    """addresses for deposits that are watched without a deposit; the oldest goes"""
+
+    @property
+    def exposure(self) -> Exposure:
+        return Exposure(
+            unconfirmed_sat=Sat(self.unconfirmed_sat),
+            unconfirmed_total_sat=Sat(self.unconfirmed_total_sat),
+            one_sat=Sat(self.one_confirmation_sat),
+            three_sat=Sat(self.three_confirmations_sat),
+        )
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator decides. Defaults are for one machine, SQLite and a local folder.
 
@@ -174,6 +213,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node: NodeConfig = NodeConfig()
     limits: LimitsConfig = LimitsConfig()
     hosted: HostedConfig = HostedConfig()
+    channels: ChannelsConfig = ChannelsConfig()
 
     listen: str = "127.0.0.1:8421"
     """address and port of the HTTP server"""
@@ -265,11 +305,20 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.data_folder / self.master_key_file
 
     @property
+    def channel_seed(self) -> Path:
+        return self.data_folder / self.channels.seed_file
+
+    @property
     def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         return _networks(self.trusted_proxies)
 
 
-SECTIONS: Mapping[str, type[Struct]] = {"node": NodeConfig, "limits": LimitsConfig, "hosted": HostedConfig}
+SECTIONS: Mapping[str, type[Struct]] = {
+    "node": NodeConfig,
+    "limits": LimitsConfig,
+    "hosted": HostedConfig,
+    "channels": ChannelsConfig,
+}
 """Tables of the file, such as [node]."""
 
 

@@ -139,6 +139,23 @@ rpc_cookie_file = "{cookie_file}"
 # Refunds: "ask" (seller or operator approves) or "auto"; never paid sooner than so many seconds later.
 # refund_policy = "ask"
 # refund_delay_s = 86400
+
+[channels]
+# Buyers pay chunk by chunk through payment channels. docs/OPERATING.md, "Metered transfers". Needs [hosted].
+# enabled = false
+# The keys of all channels follow from it: `bitcache channels seed` makes it. Back it up.
+# seed_file = "channel.seed"
+# life_blocks = 2016
+# deposit_min_sat = 2000
+# What a close pays the network, sat/vB; 0: the node's estimate. Never above the maximum.
+# close_feerate_sat_vb = 0
+# close_feerate_max_sat_vb = 100
+# What a channel may have paid before a block has its deposit, all such together, at 1 and at 3 blocks.
+# unconfirmed_sat = 500
+# unconfirmed_total_sat = 10000
+# one_confirmation_sat = 100000
+# three_confirmations_sat = 1000000
+# contracts_max = 20000
 """
 
 

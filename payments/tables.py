@@ -334,3 +334,117 @@ reconciliations = Table(
     Column("explained", Boolean, nullable=False),
     Column("report", Text, nullable=False),  # JSON; empty while it runs, or if it was cut off
 )
+
+# Channels: one row for each script that a payer asked us to watch, which is a contract without money yet.
+channel_contracts = Table(
+    "channel_contracts",
+    metadata,
+    Column("script_pubkey", LargeBinary, primary_key=True),
+    Column("seq", BigInteger, nullable=False, unique=True),  # in the order in which they came
+    Column(
+        "nonce", LargeBinary, nullable=False
+    ),  # of its terms: with the channel seed it gives the payee's key
+    Column("payer_key", LargeBinary, nullable=False),
+    Column("payee_key", LargeBinary, nullable=False),
+    Column("expiry_height", BigInteger, nullable=False),
+    Column("change_script_pubkey", LargeBinary, nullable=False),
+    Column("close_fee_sat", BigInteger, nullable=False),
+    Column("announced_at", BigInteger, nullable=False),
+    Index(None, "payer_key"),
+    Index(None, "announced_at"),
+)
+
+# One for each deposit to such a script. Where its coin is, `paying_transactions` and `paying_inputs` say.
+channels = Table(
+    "channels",
+    metadata,
+    Column("id", Text, primary_key=True),  # the outpoint, <txid>:<vout>
+    Column("txid", Text, nullable=False),
+    Column("vout", BigInteger, nullable=False),
+    Column("script_pubkey", LargeBinary, ForeignKey("channel_contracts.script_pubkey"), nullable=False),
+    Column("capacity_sat", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("opened_at", BigInteger),
+    Column("accepted_sat", BigInteger, nullable=False),  # the highest cumulative amount that was signed
+    Column("signature", LargeBinary),  # over it, compact
+    Column("spent_msat", BigInteger, nullable=False),  # of it charged
+    Column("close_reason", Text),
+    Column("close_asked_at", BigInteger),
+    Column("agreed_paid_sat", BigInteger),  # a cooperative close: the amount, the fee, the payer's signature
+    Column("agreed_fee_sat", BigInteger),
+    Column("agreed_signature", LargeBinary),
+    Column("closed_at", BigInteger),
+    Column("trouble", Text),  # why it is not closed yet, in words
+    UniqueConstraint("txid", "vout"),
+    Index(None, "script_pubkey"),
+    Index(None, "state"),
+)
+
+# What a channel bought of one offer, all chunks together.
+channel_sales = Table(
+    "channel_sales",
+    metadata,
+    Column("channel_id", Text, ForeignKey("channels.id"), primary_key=True),
+    Column("subject", Text, primary_key=True),  # what was sold: an offer's id
+    Column("seller_id", Text, nullable=False),
+    Column("fee_ppm", BigInteger, nullable=False),  # the operator's part, as it was with the first chunk
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),  # chunks paid for
+    Column("spent_msat", BigInteger, nullable=False),
+    Column("booked_msat", BigInteger, nullable=False),  # of it in the ledger
+    Column("bookings", BigInteger, nullable=False),
+    Index(None, "seller_id", "last_at"),
+    Index(None, "subject"),
+)
+
+# Which chunks a channel has paid for: bit n of page p is chunk p * 4096 + n of the file.
+channel_pages = Table(
+    "channel_pages",
+    metadata,
+    Column("channel_id", Text, ForeignKey("channels.id"), primary_key=True),
+    Column("item", Text, primary_key=True),  # a file's id
+    Column("page", BigInteger, primary_key=True),
+    Column("paid", LargeBinary, nullable=False),  # up to 512 bytes
+)
+
+# Transactions that close channels. Versions of one close spend the same deposits: at most one is ever mined.
+channel_closes = Table(
+    "channel_closes",
+    metadata,
+    Column("close_id", Text, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("txid", Text, nullable=False, unique=True),
+    Column("raw", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("sent_height", BigInteger, nullable=False),  # the tip when it was first sent
+    Column("feerate_sat_kvb", BigInteger, nullable=False),
+    Column("fee_sat", BigInteger, nullable=False),
+    Column("payee_script_pubkey", LargeBinary, nullable=False),
+    Column("payee_vout", Integer),  # None: too little for an output
+    Column("payee_sat", BigInteger, nullable=False),
+    Column("child_txid", Text),  # pays for it (CPFP)
+)
+
+channel_close_members = Table(
+    "channel_close_members",
+    metadata,
+    Column("close_id", Text, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("channel_id", Text, ForeignKey("channels.id"), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("paid_sat", BigInteger, nullable=False),  # what the payer's signature in it says
+    Column("agreed", Boolean, nullable=False),
+    Column("received_sat", BigInteger, nullable=False),  # its share of the payee's output
+    Index(None, "channel_id"),
+)
+
+# One row: the process that has the channels of this database, and until when.
+channel_host = Table(
+    "channel_host",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("holder", Text, nullable=False),  # random, of the process
+    Column("held_until", BigInteger, nullable=False),
+)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    true,
 )
 
 from payments.tables import metadata as payments_metadata
@@ -136,7 +137,10 @@ offers = Table(
     Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
     Column("parcel_id", Text, ForeignKey("parcels.id"), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Of the whole parcel. Where it is sold per chunk alone, more than there is: what forgets to look fails.
     Column("price_msat", BigInteger, nullable=False),
+    Column("sold_whole", Boolean, nullable=False, server_default=true()),
+    Column("metered_msat", BigInteger),  # per chunk, through a payment channel; None: not sold so
     Column("bytes_at", Integer, nullable=False),
     Column("key_at", Integer, nullable=False),
     Column("expires_at", BigInteger),

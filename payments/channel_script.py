@@ -1,0 +1,281 @@
+"""What payer and payee of a channel sign: its script, and the state of each voucher. Pure.
+
+    funding    wsh(and_v(v:pk(C),or_d(pk(S),after(EXPIRY))))     C the payer's key, S the payee's
+    state n    version 3, this input alone, SINGLE|ANYONECANPAY over the payer's change of the same index:
+               change = capacity - close_fee - paid, to the payer's own scriptPubKey
+    drained    change = 0: NONE|ANYONECANPAY, there is no change output
+
+The payer signs the change and nothing else, so the payee alone chooses where the rest goes, the feerate,
+further inputs and outputs. Version 3 (BIP431) keeps whoever owns the change from pinning the close: its one
+unconfirmed child has at most 1,000 vB. A cooperative close is a state with a lower close fee.
+Sources: BIP143 (sighash), BIP379 (miniscript), BIP380 (descriptors), BIP431 (version 3, TRUC).
+"""
+
+import hashlib
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from coincurve import PrivateKey, PublicKey
+
+from payments.channel_errors import (
+    BackupLineInvalid,
+    ChangeScriptRefused,
+    OutpointMalformed,
+    VoucherDustChange,
+    VoucherOverDeposit,
+)
+from payments.channel_keys import key_of_wif, public_bytes, public_key, sign, verified_der, wif_of
+from payments.money import Sat
+from payments.outputs import OutPoint
+
+VERSION = 3
+SEQUENCE = 0xFFFFFFFD
+"""Replaceable (BIP125), and no relative lock."""
+SIGHASH_ALL = 0x01
+SIGHASH_SINGLE_ANYONECANPAY = 0x83
+SIGHASH_NONE_ANYONECANPAY = 0x82
+CHANGE_SAT_MIN = Sat(330)
+"""Bitcoin Core's dust limit of P2WSH and P2TR, the highest of all segwit outputs."""
+OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_IFDUP, OP_NOTIF, OP_CHECKLOCKTIMEVERIFY, OP_ENDIF = (
+    0xAC,
+    0xAD,
+    0x73,
+    0x64,
+    0xB1,
+    0x68,
+)
+_CHANGE_SCRIPTS = ((b"\x00\x14", 22), (b"\x00\x20", 34), (b"\x51\x20", 34))
+_OUTPOINT = re.compile(r"(?P<txid>[0-9a-f]{64}):(?P<vout>0|[1-9][0-9]{0,9})")
+_BACKUP = re.compile(
+    r"wsh\(and_v\(v:pk\((?P<payer>[1-9A-HJ-NP-Za-km-z]{51,52})\),or_d\(pk\((?P<payee>[0-9a-f]{66})\),"
+    r"after\((?P<expiry>[1-9][0-9]{0,8})\)\)\)\)#(?P<checksum>[a-z0-9]{8})"
+)
+# BIP380.
+_DESCRIPTOR_CHARACTERS = (
+    "0123456789()[],'/*abcdefgh@:$%{}IJKLMNOPQRSTUVWXYZ&+-.;<=>?!^_|~ijklmnopqrstuvwxyzABCDEFGH`#\"\\ "
+)
+_CHECKSUM_CHARACTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_CHECKSUM_GENERATOR = (0xF5DEE51989, 0xA9FDCA3312, 0x1BAB10E32D, 0x3706B1677A, 0x644D626FFD)
+
+
+class State(NamedTuple):
+    """What the payer signs for one amount."""
+
+    digest: bytes
+    """32 bytes."""
+    sighash: int
+    change_sat: Sat
+
+
+@dataclass(frozen=True)
+class Contract:
+    """On what payer and payee agree before there is money: it fixes the address."""
+
+    payer_key: bytes
+    """33 bytes, compressed; alike `payee_key`."""
+    payee_key: bytes
+    expiry_height: int
+    """From this height on the payer alone may take the deposit back."""
+    change_script_pubkey: bytes
+    close_fee_sat: Sat
+    """Of the deposit, set aside for the close's network fee."""
+
+    def checked(self) -> "Contract":
+        """Itself. Raises PayerKeyInvalid, ChangeScriptRefused."""
+        public_key(self.payer_key)
+        script = self.change_script_pubkey
+        if not any(script[:2] == head and len(script) == length for head, length in _CHANGE_SCRIPTS):
+            raise ChangeScriptRefused
+        return self
+
+    @cached_property
+    def witness_script(self) -> bytes:
+        expiry = _script_number(self.expiry_height)
+        return b"".join(
+            (
+                _push(self.payer_key),
+                bytes([OP_CHECKSIGVERIFY]),
+                _push(self.payee_key),
+                bytes([OP_CHECKSIG, OP_IFDUP, OP_NOTIF]),
+                _push(expiry) if self.expiry_height > 16 else bytes([0x50 + self.expiry_height]),
+                bytes([OP_CHECKLOCKTIMEVERIFY, OP_ENDIF]),
+            )
+        )
+
+    @cached_property
+    def script_pubkey(self) -> bytes:
+        """P2WSH of the witness script: 34 bytes."""
+        return b"\x00\x20" + hashlib.sha256(self.witness_script).digest()
+
+    @property
+    def descriptor(self) -> str:
+        """Public keys only, with its checksum."""
+        return _descriptor(self.payer_key.hex(), self.payee_key, self.expiry_height)
+
+    def backup_line(self, payer: PrivateKey, network: str) -> str:
+        """All that a wallet needs for a refund after EXPIRY: the descriptor with the payer's key."""
+        return _descriptor(wif_of(payer, network), self.payee_key, self.expiry_height)
+
+
+class Backup(NamedTuple):
+    """What a backup line says."""
+
+    payer: PrivateKey
+    payee_key: bytes
+    expiry_height: int
+
+
+class Channel:
+    """One deposit under a contract, with all that never changes of what is signed kept hashed."""
+
+    __slots__ = ("_before", "_change_tail", "_payer", "capacity_sat", "contract", "outpoint")
+
+    def __init__(self, contract: Contract, outpoint: OutPoint, capacity_sat: Sat) -> None:
+        self.contract = contract
+        self.outpoint = outpoint
+        self.capacity_sat = capacity_sat
+        self._payer: PublicKey | None = None
+        self._before: Hash | None = None
+        script = contract.change_script_pubkey
+        self._change_tail = bytes([len(script)]) + script
+
+    @property
+    def id(self) -> str:
+        return str(self.outpoint)
+
+    @property
+    def paid_sat_max(self) -> Sat:
+        """With this the channel is drained."""
+        return Sat(self.capacity_sat - self.contract.close_fee_sat)
+
+    def state(self, paid_sat: int, fee_sat: int | None = None) -> State:
+        """What the payer signs to have paid so much; `fee_sat`: agreed for a cooperative close.
+
+        Raises VoucherOverDeposit, VoucherDustChange.
+        """
+        usable_sat = self.capacity_sat - (self.contract.close_fee_sat if fee_sat is None else fee_sat)
+        change_sat = usable_sat - paid_sat
+        if change_sat < 0 or paid_sat < 0:
+            raise VoucherOverDeposit(max_sat=Sat(usable_sat))
+        if 0 < change_sat < CHANGE_SAT_MIN:
+            raise VoucherDustChange(max_sat=Sat(usable_sat - CHANGE_SAT_MIN), whole_sat=Sat(usable_sat))
+        if change_sat:
+            sighash, outputs = (
+                SIGHASH_SINGLE_ANYONECANPAY,
+                _twice(struct.pack("<q", change_sat) + self._change_tail),
+            )
+        else:
+            sighash, outputs = SIGHASH_NONE_ANYONECANPAY, bytes(32)
+        preimage = self._preimage_before().copy()
+        preimage.update(outputs + struct.pack("<II", 0, sighash))
+        return State(hashlib.sha256(preimage.digest()).digest(), sighash, Sat(change_sat))
+
+    def sign(self, payer: PrivateKey, paid_sat: int, fee_sat: int | None = None) -> bytes:
+        """The payer's signature, 64 bytes. Raises as `state`.
+
+        With a lower fee it is also a voucher for more: digest(100, fee 5362) is digest(5100, fee 362).
+        """
+        return sign(payer, self.state(paid_sat, fee_sat).digest)
+
+    def verify(self, paid_sat: int, signature: bytes, fee_sat: int | None = None) -> bytes:
+        """The payer's signature as the script takes it: DER, sighash. Raises as `state`, SignatureInvalid."""
+        if self._payer is None:
+            self._payer = public_key(self.contract.payer_key)
+        state = self.state(paid_sat, fee_sat)
+        return verified_der(self._payer, state.digest, signature) + bytes([state.sighash])
+
+    def _preimage_before(self) -> "Hash":
+        """BIP143, up to hashOutputs."""
+        if self._before is None:
+            script = self.contract.witness_script
+            self._before = hashlib.sha256(
+                struct.pack("<i", VERSION)
+                + bytes(64)  # hashPrevouts and hashSequence: anyone can pay
+                + bytes.fromhex(self.outpoint.txid)[::-1]
+                + struct.pack("<I", self.outpoint.vout)
+                + bytes([len(script)])
+                + script
+                + struct.pack("<qI", self.capacity_sat, SEQUENCE)
+            )
+        return self._before
+
+
+class Hash(Protocol):
+    """What hashlib gives."""
+
+    def copy(self) -> "Hash": ...
+
+    def update(self, octets: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+def parse_channel_id(text: str) -> OutPoint:
+    """The outpoint that is a channel's id. Raises OutpointMalformed for every other way of writing it."""
+    match = _OUTPOINT.fullmatch(text)
+    if match is None or int(match["vout"]) > 0xFFFFFFFF:
+        raise OutpointMalformed
+    return OutPoint(match["txid"], int(match["vout"]))
+
+
+def parse_backup_line(line: str, network: str) -> Backup:
+    """Raises BackupLineInvalid."""
+    match = _BACKUP.fullmatch(line.strip())
+    if match is None:
+        raise BackupLineInvalid(
+            "That is not the backup line of a channel: it begins with wsh( and ends in #..."
+        )
+    if descriptor_checksum(line.strip()[:-9]) != match["checksum"]:
+        raise BackupLineInvalid("The line has a typing error: its checksum does not fit. Copy it again.")
+    payer = key_of_wif(match["payer"], network)
+    return Backup(payer, bytes.fromhex(match["payee"]), int(match["expiry"]))
+
+
+def script_pubkey_of_backup(backup: Backup) -> bytes:
+    """Of the deposits that this backup line takes back."""
+    contract = Contract(public_bytes(backup.payer), backup.payee_key, backup.expiry_height, b"", Sat(0))
+    return contract.script_pubkey
+
+
+def descriptor_checksum(descriptor: str) -> str:
+    """Eight characters (BIP380). `descriptor` has only characters that descriptors may have."""
+    symbols, groups = [], []
+    for character in descriptor:
+        place = _DESCRIPTOR_CHARACTERS.index(character)
+        symbols.append(place & 31)
+        groups.append(place >> 5)
+        if len(groups) == 3:
+            symbols.append(groups[0] * 9 + groups[1] * 3 + groups[2])
+            groups = []
+    if groups:
+        symbols.append(groups[0] if len(groups) == 1 else groups[0] * 3 + groups[1])
+    checksum = 1
+    for symbol in (*symbols, *[0] * 8):
+        top = checksum >> 35
+        checksum = (checksum & 0x7FFFFFFFF) << 5 ^ symbol
+        for n, generator in enumerate(_CHECKSUM_GENERATOR):
+            checksum ^= generator if top >> n & 1 else 0
+    checksum ^= 1
+    return "".join(_CHECKSUM_CHARACTERS[checksum >> 5 * (7 - n) & 31] for n in range(8))
+
+
+def _descriptor(payer_key: str, payee: bytes, expiry_height: int) -> str:
+    text = f"wsh(and_v(v:pk({payer_key}),or_d(pk({payee.hex()}),after({expiry_height}))))"
+    return f"{text}#{descriptor_checksum(text)}"
+
+
+def _push(octets: bytes) -> bytes:
+    """At most 75 bytes."""
+    return bytes([len(octets)]) + octets
+
+
+def _script_number(number: int) -> bytes:
+    """Little-endian, as short as can be, the top bit free for the sign."""
+    return number.to_bytes(number.bit_length() // 8 + 1, "little")
+
+
+def _twice(octets: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(octets).digest()).digest()
