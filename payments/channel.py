@@ -9,20 +9,25 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from payments.channel_errors import (
+    ChannelTermsRefused,
     ChannelTermsStale,
     ConfirmationsNeeded,
     ExpiryTooNear,
     NetworkForeign,
+    PayerKeyInvalid,
     VoucherShort,
     VoucherStale,
 )
+from payments.channel_keys import public_key
 from payments.channel_script import Contract
-from payments.money import NOTHING_SAT, Msat, Sat, sat_rounded_up
+from payments.money import Msat, Sat, sat_rounded_up
 
 CLOSE_MARGIN_BLOCKS = 144
 """So long before EXPIRY a channel serves no more and is closed: blocks enough to be mined in any weather."""
 OPEN_MARGIN_BLOCKS = CLOSE_MARGIN_BLOCKS + 6
 LIFE_BLOCKS_MIN = 2 * CLOSE_MARGIN_BLOCKS
+LIFE_BLOCKS_MAX = 52_560
+"""A year: so long at most a payer waits for the refund if the payee is never heard of again."""
 TERMS_STALE_BLOCKS = 144
 BATCH_DEPTH = 6
 """Only fundings so deep are closed together: one that is double-spent would take the others with it."""
@@ -50,7 +55,7 @@ class ChannelTerms:
     """The tip when they were given; stale TERMS_STALE_BLOCKS later."""
 
     def contract(self, payer_key: bytes, change_script_pubkey: bytes) -> Contract:
-        """With this payer. Raises PayerKeyInvalid, ChangeScriptRefused."""
+        """With this payer. Raises PayerKeyInvalid, ChangeScriptRefused, ExpiryImpossible."""
         return Contract(
             payer_key, self.payee_key, self.expiry_height, change_script_pubkey, self.close_fee_sat
         ).checked()
@@ -63,6 +68,26 @@ def check_terms(terms: ChannelTerms, *, network: str, tip_height: int) -> None:
     if tip_height > terms.issued_height + TERMS_STALE_BLOCKS:
         raise ChannelTermsStale
     check_life(terms.expiry_height, tip_height)
+
+
+def check_terms_as_payer(terms: ChannelTerms, *, network: str, tip_height: int) -> None:
+    """Before the payer funds: whether the deposit surely comes back after EXPIRY, whatever the payee does.
+
+    `tip_height`: as the payer sees it; without a node of its own `terms.issued_height`, which a hostile
+    payee may have made up. Raises NetworkForeign, ChannelTermsRefused.
+    """
+    if terms.network != network:
+        raise NetworkForeign(terms.network, network)
+    try:
+        public_key(terms.payee_key)
+    except PayerKeyInvalid as exc:
+        # No wallet would restore the backup line.
+        raise ChannelTermsRefused("The payee's key is no public key: do not fund this channel.") from exc
+    life_blocks = terms.expiry_height - tip_height
+    if life_blocks > LIFE_BLOCKS_MAX:
+        raise ChannelTermsRefused(
+            f"The deposit could not be refunded for {life_blocks:,} blocks: do not fund this channel."
+        )
 
 
 class ChannelState(StrEnum):
@@ -147,5 +172,5 @@ def may_batch(expiry_height: int, *, confirmations: int, tip_height: int) -> boo
 
 
 def deposit_for_fees_under(percent: int, *, funding_fee_sat: int, close_fee_sat: int) -> Sat:
-    """The least deposit of which funding and close together take less than `percent`."""
-    return Sat((funding_fee_sat + close_fee_sat) * 100 // percent + 1) if percent else NOTHING_SAT
+    """The least deposit of which funding and close together take less than `percent`, from 1 on."""
+    return Sat((funding_fee_sat + close_fee_sat) * 100 // percent + 1)

@@ -10,7 +10,6 @@ closes many channels. What the network's fee takes is shared in proportion to wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from bitcoin.core import (
     COutPoint,
@@ -19,7 +18,6 @@ from bitcoin.core import (
     CTxInWitness,
     CTxOut,
     CTxWitness,
-    b2lx,
     lx,
 )
 from bitcoin.core.script import (
@@ -32,24 +30,22 @@ from coincurve import PrivateKey
 
 from payments.channel_errors import CloseUneconomic, RefundRefused, RefundTooSmall
 from payments.channel_keys import public_bytes
-from payments.channel_script import (
-    SEQUENCE,
-    SIGHASH_ALL,
-    SIGHASH_NONE_ANYONECANPAY,
-    VERSION,
-    Channel,
-)
+from payments.channel_script import SEQUENCE, SIGHASH_ALL, VERSION, Channel
+from payments.errors import TransactionMalformed
 from payments.money import NOTHING_SAT, Sat
-from payments.outputs import OutPoint
-from payments.payout_transaction import dust_sat
+from payments.payout import fee_of
+from payments.payout_transaction import dust_sat, txid_of
+from payments.transaction import parse_transaction
 
-CLOSE_VBYTES = 184
-"""Of the close of one channel to a P2TR output: what the close fee is reserved for."""
-CLOSE_VBYTES_PER_CHANNEL = 129
-"""What one more channel adds to a close."""
+CLOSE_VBYTES = 194
+"""Of the close of one channel with change and output both P2TR or P2WSH, the longest: what the close fee is
+reserved for. With both P2WPKH it has 170."""
+CLOSE_VBYTES_PER_CHANNEL = 141
+"""What one more channel with such change adds to a close; with change to P2WPKH 129, drained 98."""
 CHANNELS_PER_CLOSE_MAX = 70
-"""A version 3 transaction has at most 10,000 vB (BIP431)."""
-SIGNATURE_DER_BYTES_MAX = 72
+"""A version 3 transaction has at most 10,000 vB (BIP431): CLOSE_VBYTES and 69 times the above are 9,923."""
+SIGNATURE_BYTES_MAX = 72
+"""In a witness: DER with a low S, and the sighash."""
 REFUND_VERSION = 2
 
 
@@ -80,6 +76,7 @@ class CloseTransaction:
     raw: bytes
     txid: str
     vbytes: int
+    """With signatures of the greatest length; the real ones may be shorter."""
     fee_sat: Sat
     payee_vout: int | None
     """None: what is left is too small for an output, and goes to the network."""
@@ -96,34 +93,32 @@ def close_transaction(
     The same arguments give the same bytes. Raises CloseUneconomic if they bring less than the fee, or nothing
     could be paid out; SignatureInvalid if a claim's signature does not fit.
     """
+    # Stable, and True after False: those with change come first, so that input n signs for output n.
     ordered = sorted(claims, key=lambda claim: claim.change_sat == 0)
     signatures = [claim.channel.verify(claim.paid_sat, claim.signature, claim.fee_sat) for claim in ordered]
-    assert all(
-        (s[-1] == SIGHASH_NONE_ANYONECANPAY) == (c.change_sat == 0)
-        for s, c in zip(signatures, ordered, strict=True)
-    )
     change = [
         CTxOut(claim.change_sat, CScript(claim.channel.contract.change_script_pubkey))
         for claim in ordered
         if claim.change_sat
     ]
     brings_sat = sum(claim.brings_sat for claim in ordered)
-    with_output = _vbytes(ordered, [*change, CTxOut(0, CScript(payee_script_pubkey))])
-    fee_sat = ceil(with_output * feerate_sat_kvb / 1_000)
-    payee_sat = brings_sat - fee_sat
-    outputs = [*change, CTxOut(payee_sat, CScript(payee_script_pubkey))]
-    if payee_sat < dust_sat(payee_script_pubkey):
-        # All of it to the network then: the payers' change still arrives.
-        fee_min_sat = ceil(_vbytes(ordered, change) * feerate_sat_kvb / 1_000) if change else fee_sat
-        if brings_sat < fee_min_sat or not change:
-            raise CloseUneconomic(brings_sat=Sat(brings_sat), fee_sat=Sat(fee_sat))
-        payee_sat, fee_sat, outputs = 0, brings_sat, change
+    vbytes = _vbytes(ordered, [*change, CTxOut(0, CScript(payee_script_pubkey))])
+    network_sat = fee_of(vbytes, feerate_sat_kvb)
+    payee_sat = brings_sat - network_sat
+    if payee_sat >= dust_sat(payee_script_pubkey):
+        outputs = [*change, CTxOut(payee_sat, CScript(payee_script_pubkey))]
+    else:
+        # All of it to the network then, if there is change at least: a transaction has an output.
+        vbytes = _vbytes(ordered, change)
+        if not change or brings_sat < fee_of(vbytes, feerate_sat_kvb):
+            raise CloseUneconomic(brings_sat=Sat(brings_sat), fee_sat=network_sat)
+        payee_sat, network_sat, outputs = 0, Sat(brings_sat), change
     raw = _signed(ordered, signatures, outputs)
     return CloseTransaction(
         raw=raw,
-        txid=b2lx(CTransaction.deserialize(raw).GetTxid()),
-        vbytes=_vbytes(ordered, outputs),
-        fee_sat=Sat(fee_sat),
+        txid=txid_of(raw),
+        vbytes=vbytes,
+        fee_sat=network_sat,
         payee_vout=len(change) if payee_sat else None,
         payee_sat=Sat(payee_sat),
         received_sat=shared_out(Sat(payee_sat), [claim.brings_sat for claim in claims]),
@@ -148,89 +143,91 @@ def refund_transaction(
 
     Raises RefundTooSmall.
     """
-    expiry, script = channel.contract.expiry_height, CScript(channel.contract.witness_script)
+    script = CScript(channel.contract.witness_script)
 
-    def built(amount_sat: int, signature: bytes) -> CTransaction:
-        witness = CScriptWitness([b"", signature, script])
+    def refund(amount_sat: int, signature: bytes) -> CTransaction:
         return CTransaction(
-            [CTxIn(_prevout(channel.outpoint), nSequence=SEQUENCE)],
+            [CTxIn(_prevout(channel), nSequence=SEQUENCE)],
             [CTxOut(amount_sat, CScript(script_pubkey))],
-            expiry,
+            channel.contract.expiry_height,
             REFUND_VERSION,
-            CTxWitness([CTxInWitness(witness)]),
+            _witness([[b"", signature, script]]),
         )
 
-    vbytes = _transaction_vbytes(built(0, bytes(SIGNATURE_DER_BYTES_MAX)))
-    amount_sat = channel.capacity_sat - ceil(vbytes * feerate_sat_kvb / 1_000)
+    vbytes = _transaction_vbytes(refund(0, bytes(SIGNATURE_BYTES_MAX)))
+    amount_sat = channel.capacity_sat - fee_of(vbytes, feerate_sat_kvb)
     if amount_sat < dust_sat(script_pubkey):
         raise RefundTooSmall(
             f"The fee of the refund would leave {max(0, amount_sat)} sat, too little to send. Choose a lower "
             "feerate."
         )
-    digest = SignatureHash(
-        script, built(amount_sat, b""), 0, SIGHASH_ALL, channel.capacity_sat, SIGVERSION_WITNESS_V0
-    )
-    signature = payer.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
-    return bytes(built(amount_sat, signature).serialize())
+    signature = _signature(payer, refund(amount_sat, b""), 0, channel)
+    return bytes(refund(amount_sat, signature).serialize())
 
 
 def check_refund(raw: bytes, channel: Channel) -> None:
     """Raises RefundRefused unless this spends the channel's deposit and nothing else."""
     try:
-        transaction = CTransaction.deserialize(raw)
-    except Exception as exc:  # the library raises what its parts raise
-        raise RefundRefused("That is no transaction.") from exc
-    spent = [OutPoint(b2lx(i.prevout.hash), i.prevout.n) for i in transaction.vin]
-    if spent != [channel.outpoint]:
+        transaction = parse_transaction(raw)
+    except TransactionMalformed as exc:
+        raise RefundRefused(f"That is no transaction: {exc}.") from exc
+    if transaction.inputs != (channel.outpoint,):
         raise RefundRefused(f"A refund spends the deposit {channel.id}, and nothing else.")
 
 
 def _signed(claims: Sequence[Claim], payers: Sequence[bytes], outputs: Sequence[CTxOut]) -> bytes:
     unsigned = _transaction(claims, outputs, [(b"", payer) for payer in payers])
-    signatures = []
-    for n, claim in enumerate(claims):
-        script = CScript(claim.channel.contract.witness_script)
-        assert public_bytes(claim.payee) == claim.channel.contract.payee_key
-        digest = SignatureHash(
-            script, unsigned, n, SIGHASH_ALL, claim.channel.capacity_sat, SIGVERSION_WITNESS_V0
-        )
-        signatures.append(claim.payee.sign(digest, hasher=None) + bytes([SIGHASH_ALL]))
-    return bytes(_transaction(claims, outputs, list(zip(signatures, payers, strict=True))).serialize())
+    payees = [_signature(claim.payee, unsigned, n, claim.channel) for n, claim in enumerate(claims)]
+    return bytes(_transaction(claims, outputs, list(zip(payees, payers, strict=True))).serialize())
 
 
 def _transaction(
     claims: Sequence[Claim], outputs: Sequence[CTxOut], signatures: Sequence[tuple[bytes, bytes]]
 ) -> CTransaction:
     return CTransaction(
-        [CTxIn(_prevout(claim.channel.outpoint), nSequence=SEQUENCE) for claim in claims],
+        [CTxIn(_prevout(claim.channel), nSequence=SEQUENCE) for claim in claims],
         outputs,
         0,
         VERSION,
-        CTxWitness(
+        _witness(
             [
-                CTxInWitness(CScriptWitness([payee, payer, CScript(claim.channel.contract.witness_script)]))
+                [payee, payer, claim.channel.contract.witness_script]
                 for claim, (payee, payer) in zip(claims, signatures, strict=True)
             ]
         ),
     )
 
 
+def _signature(key: PrivateKey, transaction: CTransaction, index: int, channel: Channel) -> bytes:
+    """Of payee or payer, over all of the transaction, as scripts take it: DER, sighash."""
+    assert public_bytes(key) in (channel.contract.payee_key, channel.contract.payer_key)
+    digest = SignatureHash(
+        CScript(channel.contract.witness_script),
+        transaction,
+        index,
+        SIGHASH_ALL,
+        channel.capacity_sat,
+        SIGVERSION_WITNESS_V0,
+    )
+    return key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
+
+
 def _vbytes(claims: Sequence[Claim], outputs: Sequence[CTxOut]) -> int:
-    """With signatures of the greatest length: the real ones are at most a byte shorter."""
-    longest = bytes(SIGNATURE_DER_BYTES_MAX)
+    """With signatures of the greatest length."""
+    longest = bytes(SIGNATURE_BYTES_MAX)
     return _transaction_vbytes(_transaction(claims, outputs, [(longest, longest)] * len(claims)))
 
 
 def _transaction_vbytes(transaction: CTransaction) -> int:
-    """BIP141."""
+    """BIP141: a quarter of the weight, rounded up."""
     whole = len(transaction.serialize())
-    stripped = len(
-        CTransaction(
-            transaction.vin, transaction.vout, transaction.nLockTime, transaction.nVersion
-        ).serialize()
-    )
+    stripped = len(transaction.serialize({"include_witness": False}))
     return (stripped * 3 + whole + 3) // 4
 
 
-def _prevout(outpoint: OutPoint) -> COutPoint:
-    return COutPoint(lx(outpoint.txid), outpoint.vout)
+def _witness(stacks: Sequence[Sequence[bytes]]) -> CTxWitness:
+    return CTxWitness([CTxInWitness(CScriptWitness(stack)) for stack in stacks])
+
+
+def _prevout(channel: Channel) -> COutPoint:
+    return COutPoint(lx(channel.outpoint.txid), channel.outpoint.vout)

@@ -26,16 +26,30 @@ class PayerKeyInvalid(ChannelError):
     """Not a compressed public key of secp256k1."""
 
     def __init__(self) -> None:
-        super().__init__("The payer's key must be a compressed public key of secp256k1: 33 bytes, in hex.")
+        super().__init__(
+            "The payer's key must be a compressed public key of secp256k1: 33 bytes, in hex, not ours."
+        )
 
 
 class ChangeScriptRefused(ChannelError):
     """Not a segwit scriptPubKey: others have a higher dust limit than the channel leaves room for."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: str | None = None) -> None:
         super().__init__(
-            "What is left of a channel goes back to a segwit address only (P2WPKH, P2WSH or P2TR: bc1...)."
+            words
+            or "What is left of a channel goes back to a segwit address only (P2WPKH, P2WSH or P2TR: bc1...)."
         )
+
+
+class ExpiryImpossible(ChannelError):
+    """The expiry is no block height that a script can wait for."""
+
+    def __init__(self, expiry_height: int) -> None:
+        super().__init__(f"A channel cannot expire at {expiry_height}: that is no block height.")
+
+
+class ChannelTermsRefused(ChannelError):
+    """A payer's client does not fund a channel on such terms; the message says which of them is wrong."""
 
 
 class OutpointMalformed(ChannelError):

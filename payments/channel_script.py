@@ -15,15 +15,16 @@ import hashlib
 import re
 import struct
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from coincurve import PrivateKey, PublicKey
 
 from payments.channel_errors import (
     BackupLineInvalid,
     ChangeScriptRefused,
+    ExpiryImpossible,
     OutpointMalformed,
+    PayerKeyInvalid,
     VoucherDustChange,
     VoucherOverDeposit,
 )
@@ -39,18 +40,14 @@ SIGHASH_SINGLE_ANYONECANPAY = 0x83
 SIGHASH_NONE_ANYONECANPAY = 0x82
 CHANGE_SAT_MIN = Sat(330)
 """Bitcoin Core's dust limit of P2WSH and P2TR, the highest of all segwit outputs."""
-OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_IFDUP, OP_NOTIF, OP_CHECKLOCKTIMEVERIFY, OP_ENDIF = (
-    0xAC,
-    0xAD,
-    0x73,
-    0x64,
-    0xB1,
-    0x68,
-)
+EXPIRY_HEIGHTS = range(1, 500_000_000)
+"""From 500,000,000 on a locktime is a time, no height (BIP65)."""
+OP_1, OP_CHECKSIG, OP_CHECKSIGVERIFY = 0x51, 0xAC, 0xAD
+OP_IFDUP, OP_NOTIF, OP_CHECKLOCKTIMEVERIFY, OP_ENDIF = 0x73, 0x64, 0xB1, 0x68
 _CHANGE_SCRIPTS = ((b"\x00\x14", 22), (b"\x00\x20", 34), (b"\x51\x20", 34))
 _OUTPOINT = re.compile(r"(?P<txid>[0-9a-f]{64}):(?P<vout>0|[1-9][0-9]{0,9})")
 _BACKUP = re.compile(
-    r"wsh\(and_v\(v:pk\((?P<payer>[1-9A-HJ-NP-Za-km-z]{51,52})\),or_d\(pk\((?P<payee>[0-9a-f]{66})\),"
+    r"wsh\(and_v\(v:pk\((?P<payer>[1-9A-HJ-NP-Za-km-z]{52})\),or_d\(pk\((?P<payee>[0-9a-f]{66})\),"
     r"after\((?P<expiry>[1-9][0-9]{0,8})\)\)\)\)#(?P<checksum>[a-z0-9]{8})"
 )
 # BIP380.
@@ -70,9 +67,9 @@ class State(NamedTuple):
     change_sat: Sat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contract:
-    """On what payer and payee agree before there is money: it fixes the address."""
+    """On what payer and payee agree before there is money. Keys and expiry fix the address."""
 
     payer_key: bytes
     """33 bytes, compressed; alike `payee_key`."""
@@ -84,28 +81,32 @@ class Contract:
     """Of the deposit, set aside for the close's network fee."""
 
     def checked(self) -> "Contract":
-        """Itself. Raises PayerKeyInvalid, ChangeScriptRefused."""
+        """Itself. Raises PayerKeyInvalid, ChangeScriptRefused, ExpiryImpossible."""
         public_key(self.payer_key)
+        # No wallet takes a descriptor in which a key stands twice (BIP379).
+        if self.payer_key == self.payee_key:
+            raise PayerKeyInvalid
+        if self.expiry_height not in EXPIRY_HEIGHTS:
+            raise ExpiryImpossible(self.expiry_height)
         script = self.change_script_pubkey
         if not any(script[:2] == head and len(script) == length for head, length in _CHANGE_SCRIPTS):
             raise ChangeScriptRefused
         return self
 
-    @cached_property
+    @property
     def witness_script(self) -> bytes:
-        expiry = _script_number(self.expiry_height)
         return b"".join(
             (
                 _push(self.payer_key),
                 bytes([OP_CHECKSIGVERIFY]),
                 _push(self.payee_key),
                 bytes([OP_CHECKSIG, OP_IFDUP, OP_NOTIF]),
-                _push(expiry) if self.expiry_height > 16 else bytes([0x50 + self.expiry_height]),
+                _push_number(self.expiry_height),
                 bytes([OP_CHECKLOCKTIMEVERIFY, OP_ENDIF]),
             )
         )
 
-    @cached_property
+    @property
     def script_pubkey(self) -> bytes:
         """P2WSH of the witness script: 34 bytes."""
         return b"\x00\x20" + hashlib.sha256(self.witness_script).digest()
@@ -129,16 +130,17 @@ class Backup(NamedTuple):
 
 
 class Channel:
-    """One deposit under a contract, with all that never changes of what is signed kept hashed."""
+    """One deposit under a contract. Keeps what is the same in all that is signed for it."""
 
-    __slots__ = ("_before", "_change_tail", "_payer", "capacity_sat", "contract", "outpoint")
+    __slots__ = ("_change_tail", "_payer", "_preimage_head", "capacity_sat", "contract", "outpoint")
 
     def __init__(self, contract: Contract, outpoint: OutPoint, capacity_sat: Sat) -> None:
         self.contract = contract
         self.outpoint = outpoint
         self.capacity_sat = capacity_sat
+        # Made when the first voucher comes: most of the channels that a process loads are asleep.
         self._payer: PublicKey | None = None
-        self._before: Hash | None = None
+        self._preimage_head: bytes | None = None
         script = contract.change_script_pubkey
         self._change_tail = bytes([len(script)]) + script
 
@@ -156,22 +158,20 @@ class Channel:
 
         Raises VoucherOverDeposit, VoucherDustChange.
         """
-        usable_sat = self.capacity_sat - (self.contract.close_fee_sat if fee_sat is None else fee_sat)
+        fee_sat = self.contract.close_fee_sat if fee_sat is None else fee_sat
+        usable_sat = self.capacity_sat - fee_sat
         change_sat = usable_sat - paid_sat
-        if change_sat < 0 or paid_sat < 0:
+        if min(change_sat, paid_sat, fee_sat) < 0:
             raise VoucherOverDeposit(max_sat=Sat(usable_sat))
         if 0 < change_sat < CHANGE_SAT_MIN:
             raise VoucherDustChange(max_sat=Sat(usable_sat - CHANGE_SAT_MIN), whole_sat=Sat(usable_sat))
         if change_sat:
-            sighash, outputs = (
-                SIGHASH_SINGLE_ANYONECANPAY,
-                _twice(struct.pack("<q", change_sat) + self._change_tail),
-            )
+            sighash = SIGHASH_SINGLE_ANYONECANPAY
+            hash_outputs = _sha256_twice(struct.pack("<q", change_sat) + self._change_tail)
         else:
-            sighash, outputs = SIGHASH_NONE_ANYONECANPAY, bytes(32)
-        preimage = self._preimage_before().copy()
-        preimage.update(outputs + struct.pack("<II", 0, sighash))
-        return State(hashlib.sha256(preimage.digest()).digest(), sighash, Sat(change_sat))
+            sighash, hash_outputs = SIGHASH_NONE_ANYONECANPAY, bytes(32)
+        preimage = self._head() + hash_outputs + struct.pack("<II", 0, sighash)
+        return State(_sha256_twice(preimage), sighash, Sat(change_sat))
 
     def sign(self, payer: PrivateKey, paid_sat: int, fee_sat: int | None = None) -> bytes:
         """The payer's signature, 64 bytes. Raises as `state`.
@@ -187,11 +187,11 @@ class Channel:
         state = self.state(paid_sat, fee_sat)
         return verified_der(self._payer, state.digest, signature) + bytes([state.sighash])
 
-    def _preimage_before(self) -> "Hash":
-        """BIP143, up to hashOutputs."""
-        if self._before is None:
+    def _head(self) -> bytes:
+        """The BIP143 preimage up to hashOutputs."""
+        if self._preimage_head is None:
             script = self.contract.witness_script
-            self._before = hashlib.sha256(
+            self._preimage_head = (
                 struct.pack("<i", VERSION)
                 + bytes(64)  # hashPrevouts and hashSequence: anyone can pay
                 + bytes.fromhex(self.outpoint.txid)[::-1]
@@ -200,17 +200,7 @@ class Channel:
                 + script
                 + struct.pack("<qI", self.capacity_sat, SEQUENCE)
             )
-        return self._before
-
-
-class Hash(Protocol):
-    """What hashlib gives."""
-
-    def copy(self) -> "Hash": ...
-
-    def update(self, octets: bytes, /) -> None: ...
-
-    def digest(self) -> bytes: ...
+        return self._preimage_head
 
 
 def parse_channel_id(text: str) -> OutPoint:
@@ -223,12 +213,13 @@ def parse_channel_id(text: str) -> OutPoint:
 
 def parse_backup_line(line: str, network: str) -> Backup:
     """Raises BackupLineInvalid."""
-    match = _BACKUP.fullmatch(line.strip())
-    if match is None:
+    text = line.strip()
+    match = _BACKUP.fullmatch(text)
+    if match is None or int(match["expiry"]) not in EXPIRY_HEIGHTS:
         raise BackupLineInvalid(
             "That is not the backup line of a channel: it begins with wsh( and ends in #..."
         )
-    if descriptor_checksum(line.strip()[:-9]) != match["checksum"]:
+    if descriptor_checksum(text.partition("#")[0]) != match["checksum"]:
         raise BackupLineInvalid("The line has a typing error: its checksum does not fit. Copy it again.")
     payer = key_of_wif(match["payer"], network)
     return Backup(payer, bytes.fromhex(match["payee"]), int(match["expiry"]))
@@ -272,10 +263,12 @@ def _push(octets: bytes) -> bytes:
     return bytes([len(octets)]) + octets
 
 
-def _script_number(number: int) -> bytes:
-    """Little-endian, as short as can be, the top bit free for the sign."""
-    return number.to_bytes(number.bit_length() // 8 + 1, "little")
+def _push_number(number: int) -> bytes:
+    """Of at least 1, minimally: OP_1 to OP_16, or little-endian with the top bit free for the sign."""
+    if number <= 16:
+        return bytes([OP_1 - 1 + number])
+    return _push(number.to_bytes(number.bit_length() // 8 + 1, "little"))
 
 
-def _twice(octets: bytes) -> bytes:
+def _sha256_twice(octets: bytes) -> bytes:
     return hashlib.sha256(hashlib.sha256(octets).digest()).digest()

@@ -16,7 +16,9 @@ CHECKSUM_CHARACTERS = 6
 BECH32, BECH32M = 1, 0x2BC830A3
 PROGRAM_BYTES = range(2, 41)
 V0_PROGRAM_BYTES = (20, 32)
-OP_1 = 0x51
+OP_0, OP_1 = 0x00, 0x51
+VERSION_OF_OPCODE: Mapping[int, int] = {OP_0: 0, **{OP_1 + n: n + 1 for n in range(16)}}
+"""Opcode -> witness version, 0 to 16."""
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 
 
@@ -34,7 +36,7 @@ def address_of(script_pubkey: bytes, network: str) -> str:
 def script_pubkey_of(address: str, network: str) -> bytes:
     """The scriptPubKey that a segwit address of this network stands for. Raises AddressInvalid."""
     text = address.lower()
-    if address not in (text, address.upper()):
+    if not address.isascii() or address not in (text, address.upper()):
         raise AddressInvalid("An address is all in lower case or all in capitals: copy it again.")
     prefix, _, data = text.rpartition("1")
     if prefix != PREFIXES[network]:
@@ -50,7 +52,7 @@ def script_pubkey_of(address: str, network: str) -> bytes:
     if _polymod([*_expanded(prefix), *words]) != (BECH32 if version == 0 else BECH32M):
         raise AddressInvalid("The address has a typing error: its checksum does not fit. Copy it again.")
     program = bytes(_regrouped(words[1:-CHECKSUM_CHARACTERS], from_bits=5, to_bits=8, pad=False))
-    script_pubkey = bytes([OP_1 + version - 1 if version else 0, len(program)]) + program
+    script_pubkey = bytes([OP_1 - 1 + version if version else OP_0, len(program)]) + program
     _witness_program(script_pubkey)
     return script_pubkey
 
@@ -60,9 +62,11 @@ def _witness_program(script_pubkey: bytes) -> tuple[int, bytes]:
     if len(script_pubkey) < 2 or script_pubkey[1] != len(script_pubkey) - 2:
         raise AddressInvalid("That script is no witness program.")
     opcode, program = script_pubkey[0], script_pubkey[2:]
-    version = opcode and opcode - OP_1 + 1
-    if not 0 <= version <= 16 or len(program) not in (V0_PROGRAM_BYTES if version == 0 else PROGRAM_BYTES):
+    if opcode not in VERSION_OF_OPCODE:
         raise AddressInvalid("That script is no witness program.")
+    version = VERSION_OF_OPCODE[opcode]
+    if len(program) not in (V0_PROGRAM_BYTES if version == 0 else PROGRAM_BYTES):
+        raise AddressInvalid(f"No witness program of version {version} has {len(program)} bytes.")
     return version, program
 
 
