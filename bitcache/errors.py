@@ -310,6 +310,17 @@ class WorkRequired(BitcacheError):
         self.expires_at = expires_at
 
 
+class MeteredOnly(BitcacheError):
+    """The offer is sold per chunk alone: no invoice pays for it."""
+
+    def __init__(self, offer_id: str) -> None:
+        super().__init__(
+            "This offer is sold per chunk alone: pay through a channel, as `bitcache get` does after "
+            "`bitcache channel open`."
+        )
+        self.offer_id = offer_id
+
+
 class SellerNotPayable(BitcacheError):
     """The seller has named no wallet yet, so there is nobody to pay."""
 
@@ -502,6 +513,35 @@ class RangeUnsatisfiable(BitcacheError):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(f"The file has {size_bytes} bytes; ask for a range that starts before its end.")
         self.size_bytes = size_bytes
+
+
+class RangeNotChunks(BitcacheError):
+    """Bytes that are paid per chunk are asked for chunk by chunk. Answered 416 with the size."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(
+            "What is paid per chunk is asked for in whole chunks: one range of 1 to 8 MiB that begins at a "
+            "multiple of 1 MiB and ends at one, or at the file's end. Nothing was charged."
+        )
+        self.size_bytes = size_bytes
+
+
+class NotMetered(BitcacheError):
+    """The offer is not sold per chunk."""
+
+    def __init__(self) -> None:
+        super().__init__("This offer is not sold per chunk: ask for an invoice. Nothing was charged.")
+
+
+class ChannelBusy(BitcacheError):
+    """Too many downloads run on one channel; nothing was charged."""
+
+    def __init__(self, connections_max: int, *, retry_after_s: int) -> None:
+        super().__init__(
+            f"This channel already has {connections_max} downloads running. Wait until one of them ends. "
+            "Nothing was charged."
+        )
+        self.retry_after_s = retry_after_s
 
 
 # --- earnings -----------------------------------------------------------------------------------------------

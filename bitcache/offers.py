@@ -11,20 +11,30 @@ from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, TakenDown, ValueRefused
 from bitcache.ids import new_id
-from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state
+from bitcache.metered_terms import check_metered, check_metered_sales
+from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state, whole_price
 from payments.invoice import Policy
 from payments.money import MAX_MONEY_SAT, MSAT_PER_SAT
 from payments.policy import validate_policy
 from payments.ports import Transaction
 
+MORE_THAN_THERE_IS_MSAT = (MAX_MONEY_SAT + 1) * MSAT_PER_SAT
+"""In place of a price that there is none of: who forgets to look asks for more than anybody has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    price_msat: int
+    """At least one of the two prices."""
+
+    price_msat: int | None
+    """Of the whole parcel, on chain; None: it is sold per chunk alone."""
     bytes_at: int
     key_at: int
     expires_at: int | None
     max_downloads: int | None
+    """Of the whole parcel."""
+    metered_msat: int | None = None
+    """Per started chunk of ciphertext, through a payment channel; None: it is not sold so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,8 @@ class Offer:
 class Changes:
     """What a seller changes; UNSET leaves it as it is."""
 
-    price_msat: int | UnsetType = UNSET
+    price_msat: int | UnsetType | None = UNSET
+    metered_msat: int | UnsetType | None = UNSET
     expires_at: int | UnsetType | None = UNSET
     max_downloads: int | UnsetType | None = UNSET
     close: bool = False
@@ -64,7 +75,10 @@ class Offers:
     async def create(
         self, tx: Transaction, account_id: str, parcel_id: str, terms: Terms, *, now: int
     ) -> Offer:
-        """Raises NotFound, ParcelNotSealed, TakenDown, ValueRefused, PolicyInvalid."""
+        """Raises NotFound, ParcelNotSealed, TakenDown, ValueRefused, PolicyInvalid.
+
+        And for an offer sold per chunk ChannelsOff, HostedSalesOff, PayoutTargetMissing.
+        """
         parcel = (
             await tx.execute(
                 select(parcels.c.sealed_at, parcels.c.meterable).where(
@@ -80,6 +94,8 @@ class Offers:
             raise ParcelNotSealed("Seal the parcel first: buyers must be sure that it never changes.")
         await _refuse_taken_down(tx, parcel_id)
         self._check(terms, meterable=parcel.meterable, now=now)
+        if terms.metered_msat is not None:
+            await check_metered_sales(tx, self._config, account_id, now=now)
         offer_id = new_id()
         await tx.execute(
             insert(offers).values(
@@ -87,7 +103,9 @@ class Offers:
                 account_id=account_id,
                 parcel_id=parcel_id,
                 created_at=now,
-                price_msat=terms.price_msat,
+                price_msat=_price_column(terms.price_msat),
+                sold_whole=terms.price_msat is not None,
+                metered_msat=terms.metered_msat,
                 bytes_at=terms.bytes_at,
                 key_at=terms.key_at,
                 expires_at=terms.expires_at,
@@ -99,18 +117,25 @@ class Offers:
     async def change(
         self, tx: Transaction, account_id: str, offer_id: str, changes: Changes, *, now: int
     ) -> Offer:
-        """Raises NotFound, OfferNotOpen (closed for ever), ValueRefused."""
+        """Raises NotFound, OfferNotOpen (closed for ever), ValueRefused, and what `create` does."""
         row = await self._own(tx, account_id, offer_id)
-        edits: dict[str, int | None] = {}
+        edits: dict[str, int | bool | None] = {}
         if changes.price_msat is not UNSET:
             self._check_price(changes.price_msat)
             self._check_unconfirmed_key(changes.price_msat, key_at=row.key_at)
-            edits["price_msat"] = changes.price_msat
+            edits["price_msat"] = _price_column(changes.price_msat)
+            edits["sold_whole"] = changes.price_msat is not None
+        if changes.metered_msat is not UNSET:
+            if changes.metered_msat is not None:
+                await check_metered_sales(tx, self._config, account_id, now=now)
+            edits["metered_msat"] = changes.metered_msat
         if changes.expires_at is not UNSET:
             _check_expiry(changes.expires_at, now)
             edits["expires_at"] = changes.expires_at
         if changes.max_downloads is not UNSET:
             edits["max_downloads"] = changes.max_downloads
+        if edits:
+            await self._check_prices_together(tx, row, edits)
         if edits and row.closed_at is not None:
             raise OfferNotOpen("The offer is closed for good. Make a new offer for the parcel.")
         if changes.close and row.closed_at is None:
@@ -145,7 +170,8 @@ class Offers:
             settlement=row.settlement,
             created_at=row.created_at,
             terms=Terms(
-                price_msat=row.price_msat,
+                price_msat=whole_price(row),
+                metered_msat=row.metered_msat,
                 bytes_at=row.bytes_at,
                 key_at=row.key_at,
                 expires_at=row.expires_at,
@@ -167,6 +193,9 @@ class Offers:
 
     def _check(self, terms: Terms, *, meterable: bool, now: int) -> None:
         self._check_price(terms.price_msat)
+        check_metered(
+            terms.price_msat, terms.metered_msat, meterable=meterable, max_downloads=terms.max_downloads
+        )
         _check_expiry(terms.expires_at, now)
         validate_policy(Policy(bytes_at=terms.bytes_at, key_at=terms.key_at))
         if meterable and terms.bytes_at < terms.key_at:
@@ -178,15 +207,29 @@ class Offers:
             raise ValueRefused("This server serves no bytes before a confirmation.", field="policy")
         self._check_unconfirmed_key(terms.price_msat, key_at=terms.key_at)
 
-    def _check_unconfirmed_key(self, price_msat: int, *, key_at: int) -> None:
+    async def _check_prices_together(
+        self, tx: Transaction, row: Row[tuple[object, ...]], edits: dict[str, int | bool | None]
+    ) -> None:
+        """What the offer would be, once it is changed so. Raises ValueRefused."""
+        sold_whole = edits.get("sold_whole", row.sold_whole)
+        check_metered(
+            edits.get("price_msat", row.price_msat) if sold_whole else None,
+            edits.get("metered_msat", row.metered_msat),
+            meterable=bool(await tx.scalar(select(parcels.c.meterable).where(parcels.c.id == row.parcel_id))),
+            max_downloads=edits.get("max_downloads", row.max_downloads),
+        )
+
+    def _check_unconfirmed_key(self, price_msat: int | None, *, key_at: int) -> None:
         cap_sat = self._config.zero_conf_key_cap_sat
-        if key_at == 0 and price_msat > cap_sat * MSAT_PER_SAT:
+        if key_at == 0 and price_msat is not None and price_msat > cap_sat * MSAT_PER_SAT:
             raise ValueRefused(
                 f"Above {cap_sat} sat this server gives no key before a confirmation: choose key_at >= 1.",
                 field="policy",
             )
 
-    def _check_price(self, price_msat: int) -> None:
+    def _check_price(self, price_msat: int | None) -> None:
+        if price_msat is None:
+            return
         floor_sat = self._config.price_floor_sat
         if 0 < price_msat < floor_sat * MSAT_PER_SAT:
             raise ValueRefused(
@@ -231,6 +274,10 @@ def _joined() -> Select[tuple[object, ...]]:
         .join(accounts, accounts.c.id == offers.c.account_id)
         .join(parcels, parcels.c.id == offers.c.parcel_id)
     )
+
+
+def _price_column(price_msat: int | None) -> int:
+    return MORE_THAN_THERE_IS_MSAT if price_msat is None else price_msat
 
 
 def _check_expiry(expires_at: int | None, now: int) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Row, select
 
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
-from bitcache.errors import NotFound, OfferUnavailable, TakenDown
+from bitcache.errors import MeteredOnly, NotFound, OfferUnavailable, TakenDown
 from bitcache.payout_wallet import in_force
 from payments.invoice import Mode, Term
 from payments.money import Msat, sat_rounded_up
@@ -26,7 +26,10 @@ class SaleOffer:
     id: str
     parcel_id: str
     seller_id: str
-    price_msat: Msat
+    price_msat: Msat | None
+    """Of the whole parcel, on chain; None: it is sold per chunk alone."""
+    metered_msat: Msat | None
+    """Per started chunk, through a payment channel; None: it is not sold so."""
     bytes_at: int
     key_at: int
     meterable: bool
@@ -38,7 +41,11 @@ class SaleOffer:
     descriptor_id: str | None
     """Of the seller's wallet in force now; None while the seller has set none."""
     mode: Mode
-    """Who is paid: the seller's wallet, or the operator's for the seller."""
+    """Who is paid for the whole: the seller's wallet, or the operator's for the seller."""
+
+    @property
+    def sold_whole(self) -> bool:
+        return self.price_msat is not None
 
 
 async def load_sale_offer(tx: Transaction, offer_id: str, now: int) -> SaleOffer:
@@ -68,7 +75,8 @@ def _sale_offer(row: Row[tuple[object, ...]], now: int) -> SaleOffer:
         id=row.id,
         parcel_id=row.parcel_id,
         seller_id=row.account_id,
-        price_msat=Msat(row.price_msat),
+        price_msat=whole_price(row),
+        metered_msat=None if row.metered_msat is None else Msat(row.metered_msat),
         bytes_at=row.bytes_at,
         key_at=row.key_at,
         meterable=row.meterable,
@@ -80,6 +88,11 @@ def _sale_offer(row: Row[tuple[object, ...]], now: int) -> SaleOffer:
         descriptor_id=wallet.descriptor_id if wallet else None,
         mode=Mode(row.settlement),
     )
+
+
+def whole_price(row: Row[tuple[object, ...]]) -> Msat | None:
+    """Of a row of `offers`; None where it is sold per chunk alone. Pure."""
+    return Msat(row.price_msat) if row.sold_whole else None
 
 
 async def sale_state(tx: Transaction, offer: SaleOffer, sold: Sold, now: int) -> SaleState:
@@ -109,7 +122,9 @@ async def selling_offer(tx: Transaction, offer_id: str, sold: Sold, now: int) ->
 
 
 def sale_term(offer: SaleOffer, config: Config, now: int) -> Term:
-    """The offer's price, held from `now`."""
+    """The offer's price, held from `now`. Raises MeteredOnly."""
+    if offer.price_msat is None:
+        raise MeteredOnly(offer.id)
     return Term(sat_rounded_up(offer.price_msat), valid_until=now + config.price_hold_s)
 
 
@@ -121,8 +136,8 @@ class OfferQuotes:
         self._sold = sold
 
     async def __call__(self, tx: Transaction, subject: str, now: int) -> Term | None:
-        """None when the offer does not sell any more: late money is then owed."""
+        """None when the offer does not sell any more, or not as a whole: late money is then owed."""
         offer = await load_sale_offer(tx, subject, now)
-        if await sale_state(tx, offer, self._sold, now) != "open":
+        if not offer.sold_whole or await sale_state(tx, offer, self._sold, now) != "open":
             return None
         return sale_term(offer, self._config, now)

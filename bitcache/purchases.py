@@ -36,8 +36,8 @@ from payments.errors import (
     InvoiceNotFound,
     NodeUnavailable,
 )
-from payments.invoice import NO_FEE, Fee, Invoice, Mode, Policy, Status
-from payments.money import Sat
+from payments.invoice import NO_FEE, Fee, Invoice, Mode, Policy, Status, Term
+from payments.money import Sat, msat_from_sat
 from payments.ports import Clock, Store, Transaction
 from payments.records import InvoiceRecord
 from payments.registry import InvoiceRegistry
@@ -97,8 +97,8 @@ class Purchases:
         """The invoice for `claim_hash` (32 bytes) on this offer, made now unless it exists.
 
         `client` is whose cap of unpaid invoices counts: an address, or any other name of who asks.
-        Raises NotFound, OfferUnavailable, TakenDown, NodeOffline, SellerNotPayable, TooManyOpenInvoices,
-        TooManyRequests, WorkRequired.
+        Raises NotFound, OfferUnavailable, TakenDown, MeteredOnly, NodeOffline, SellerNotPayable,
+        TooManyOpenInvoices, TooManyRequests, WorkRequired.
         """
         # Free invoices are under no cap of unpaid ones, and every invoice stays for ever.
         self._limits.invoices.check(client)
@@ -187,7 +187,8 @@ class Purchases:
         if known is not None:
             return known, Purchase(await self.view_in(tx, known.invoice.id), created=False)
         offer = await selling_offer(tx, order.offer_id, self._registry.sold, now)
-        descriptor_id = await self._payable(tx, offer, order.asker, now) if offer.price_msat else None
+        term = sale_term(offer, self._config, now)
+        descriptor_id = await self._payable(tx, offer, order.asker, now) if term.amount_sat else None
         bits = await self._bits_needed(tx, offer.seller_id, descriptor_id)
         self._work.check(order.solution, order.offer_id, order.claim_hash, bits=bits, now=now)
         issued = None
@@ -200,14 +201,14 @@ class Purchases:
             seller_id=offer.seller_id,
             mode=offer.mode,
             policy=Policy(bytes_at=offer.bytes_at, key_at=offer.key_at),
-            terms=(sale_term(offer, self._config, now),),
+            terms=(term,),
             fee=self._fee(offer.mode),
         )
         record = await self._registry.create(
             tx,
             invoice,
             subject=order.offer_id,
-            frozen=self._frozen(offer),
+            frozen=self._frozen(offer, term),
             claim_hash=order.claim_hash,
             issued=issued,
             now=now,
@@ -255,11 +256,11 @@ class Purchases:
             excess=excess,
         )
 
-    def _frozen(self, offer: SaleOffer) -> str:
+    def _frozen(self, offer: SaleOffer, term: Term) -> str:
         frozen = FrozenOffer(
             offer_id=offer.id,
             parcel_id=offer.parcel_id,
-            price_msat=offer.price_msat,
+            price_msat=msat_from_sat(term.amount_sat),
             bytes_at=offer.bytes_at,
             key_at=offer.key_at,
             mode=offer.mode.value,

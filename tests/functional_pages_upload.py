@@ -223,6 +223,7 @@ async def test_what_is_sold_is_what_was_chosen(new_visitor: NewVisitor, tmp_path
         assert (said.title, said.note) == (f"Title {HOSTILE}", f"Two\nlines {HOSTILE}")
         assert said.preview is not None
         assert 0 < len(said.preview.image) <= 256 << 10
+        assert offer.price is not None
         assert (offer.price.amount_msat, offer.policy.bytes_at, offer.policy.key_at) == (0, 1, 1)
         assert offer.downloads_left == 5
         assert (offer.expires_at or 0) > 32_500_000_000
@@ -267,6 +268,7 @@ async def test_a_dropped_folder_in_french_on_a_phone_then_deleted(
         link = await desk.link()
         assert await violations(page) == []
         offer, parcel = await desk.described(link)
+        assert offer.price is not None
         assert (offer.price.amount_msat, offer.policy.bytes_at, offer.policy.key_at) == (21_000_000, 0, 3)
         assert [file.path for file in parcel.files] == sorted(f"album/{path}" for path in tree(folder))
         media_types = {file.path: file.media_type for file in parcel.metadata.files}

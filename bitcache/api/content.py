@@ -229,6 +229,7 @@ CONTENT_PROBLEMS = (
     "offer-unavailable",
     "too-many-invoices",
     "too-many-requests",
+    "metered-only",
     "seller-not-payable",
     "node-offline",
     "grant-suspended",

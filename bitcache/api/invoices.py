@@ -16,7 +16,7 @@ from bitcache.api.bodies import octets
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Header, Route
 from bitcache.api.wire import API, ClaimRequest, ClaimView, InvoiceList, InvoiceRequest, InvoiceView
 from bitcache.errors import ValueRefused
-from bitcache.payment_auth import is_payment
+from bitcache.payment_scheme import is_payment
 from bitcache.work import Solution
 
 
@@ -82,6 +82,7 @@ ROUTES = (
         responses={200: InvoiceView, 201: InvoiceView},
         problems=(
             "not-found",
+            "metered-only",
             "seller-not-payable",
             "offer-unavailable",
             "proof-of-work-required",

@@ -1,29 +1,37 @@
 """Offers: terms for a sealed parcel, seen by anyone with the offer's id, changed by its seller."""
 
 from aiohttp import web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from bitcache.api.routing import PAGE_QUERY, Answer, Auth, Call, Route
 from bitcache.api.wire import (
     FixedPrice,
+    MeteredPrice,
+    MeteredView,
     OfferList,
     OfferPatch,
     OfferRequest,
     OfferSummary,
     OfferView,
+    ParcelFileView,
     PolicyView,
 )
 from bitcache.catalog import parcel_file_views
 from bitcache.config import Config
+from bitcache.metered_terms import chunks_of, whole_msat
 from bitcache.offers import Changes, Offer, Terms, sealed_metadata
 from payments.ports import Transaction
 from storage import base64url
+from storage.stream import CHUNK_SIZE_BYTES
+
+METERED_PROBLEMS = ("channels-off", "hosted-sales-off", "payout-target-missing")
 
 
 async def create(call: Call) -> Answer | web.StreamResponse:
     asked, services = call.body(OfferRequest), call.services
     terms = Terms(
-        price_msat=asked.price.amount_msat,
+        price_msat=_msat(asked.price),
+        metered_msat=_msat(asked.metered),
         bytes_at=asked.policy.bytes_at,
         key_at=asked.policy.key_at,
         expires_at=asked.expires_at,
@@ -66,7 +74,8 @@ async def listed(call: Call) -> Answer:
 async def change(call: Call) -> Answer:
     asked = call.body(OfferPatch)
     changes = Changes(
-        price_msat=UNSET if asked.price is UNSET else asked.price.amount_msat,
+        price_msat=_changed_msat(asked.price),
+        metered_msat=_changed_msat(asked.metered),
         expires_at=asked.expires_at,
         max_downloads=asked.max_downloads,
         close=asked.closed is not UNSET,
@@ -93,6 +102,7 @@ async def _changed(call: Call, changes: Changes) -> Offer:
 async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
     metadata = await sealed_metadata(tx, offer.parcel_id)
     left = offer.terms.max_downloads
+    parcel_files = await parcel_file_views(tx, offer.parcel_id)
     return OfferView(
         offer_id=offer.id,
         parcel_id=offer.parcel_id,
@@ -100,7 +110,8 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         seller_name=offer.seller_name,
         settlement=offer.settlement,
         network=config.network,
-        price=FixedPrice(amount_msat=offer.terms.price_msat),
+        price=_price(offer),
+        metered=_metered_view(offer, parcel_files),
         policy=PolicyView(bytes_at=offer.terms.bytes_at, key_at=offer.terms.key_at),
         created_at=offer.created_at,
         expires_at=offer.terms.expires_at,
@@ -108,7 +119,7 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         paid_retention_days=config.paid_retention_days,
         price_hold_s=config.price_hold_s,
         size_bytes=offer.size_bytes,
-        files=await parcel_file_views(tx, offer.parcel_id),
+        files=parcel_files,
         metadata=base64url.encode(metadata),
     )
 
@@ -118,7 +129,8 @@ def _summary(offer: Offer) -> OfferSummary:
         offer_id=offer.id,
         parcel_id=offer.parcel_id,
         state=offer.state,
-        price=FixedPrice(amount_msat=offer.terms.price_msat),
+        price=_price(offer),
+        metered=None if (price := offer.terms.metered_msat) is None else MeteredPrice(amount_msat=price),
         policy=PolicyView(bytes_at=offer.terms.bytes_at, key_at=offer.terms.key_at),
         created_at=offer.created_at,
         expires_at=offer.terms.expires_at,
@@ -127,6 +139,32 @@ def _summary(offer: Offer) -> OfferSummary:
         size_bytes=offer.size_bytes,
         files_count=offer.files_count,
     )
+
+
+def _price(offer: Offer) -> FixedPrice | None:
+    price_msat = offer.terms.price_msat
+    return None if price_msat is None else FixedPrice(amount_msat=price_msat)
+
+
+def _metered_view(offer: Offer, parcel_files: list[ParcelFileView]) -> MeteredView | None:
+    metered_msat = offer.terms.metered_msat
+    if metered_msat is None:
+        return None
+    chunks = sum(chunks_of(file.size_bytes) for file in parcel_files)
+    return MeteredView(
+        amount_msat=metered_msat,
+        chunk_bytes=CHUNK_SIZE_BYTES,
+        chunks=chunks,
+        whole_msat=whole_msat(metered_msat, chunks),
+    )
+
+
+def _msat(price: FixedPrice | MeteredPrice | None) -> int | None:
+    return None if price is None else price.amount_msat
+
+
+def _changed_msat(price: FixedPrice | MeteredPrice | UnsetType | None) -> int | UnsetType | None:
+    return UNSET if price is UNSET else _msat(price)
 
 
 ROUTES = (
@@ -138,7 +176,7 @@ ROUTES = (
         summary="Offer a sealed parcel",
         request=OfferRequest,
         responses={201: OfferSummary},
-        problems=("not-found", "parcel-not-sealed", "taken-down"),
+        problems=("not-found", "parcel-not-sealed", "taken-down", *METERED_PROBLEMS),
         auth=Auth.SELLER,
         idempotent=True,
     ),
@@ -170,7 +208,7 @@ ROUTES = (
         summary="Change an offer for new invoices, or close it",
         request=OfferPatch,
         responses={200: OfferSummary},
-        problems=("not-found", "offer-not-open"),
+        problems=("not-found", "offer-not-open", *METERED_PROBLEMS),
         auth=Auth.SELLER,
     ),
     Route(

@@ -19,6 +19,7 @@ Digest = Annotated[
     str, Meta(pattern="^[A-Za-z0-9_-]{43}$", description="32 bytes, base64url without padding")
 ]
 PriceMsat = Annotated[int, Meta(ge=0, le=2_100_000_000_000_000_000, multiple_of=1000)]
+MeteredMsat = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 AmountSat = Annotated[int, Meta(ge=1, le=2_100_000_000_000_000)]
 Confirmations = Annotated[int, Meta(ge=0, le=100)]
 TIME_MAX = 253_402_300_799
@@ -241,7 +242,26 @@ class ParcelView(Response, frozen=True):
 
 
 class FixedPrice(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="fixed"):
+    """Of the whole parcel, on chain."""
+
     amount_msat: PriceMsat
+
+
+class MeteredPrice(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="per_chunk"):
+    """Of each chunk of ciphertext that was started, through a payment channel."""
+
+    amount_msat: MeteredMsat
+
+
+class MeteredView(Response, frozen=True, tag_field="kind", tag="per_chunk"):
+    """As MeteredPrice, and what it comes to."""
+
+    amount_msat: MeteredMsat
+    chunk_bytes: int
+    chunks: int
+    """Of all files; each file's last may be shorter, and costs as much."""
+    whole_msat: int
+    """What a download of every chunk costs."""
 
 
 class PolicyView(Struct, frozen=True, forbid_unknown_fields=True):
@@ -252,15 +272,21 @@ class PolicyView(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OfferRequest(Request, frozen=True):
+    """At least one of the two prices; `metered` for a parcel that is meterable."""
+
     parcel_id: Id
-    price: FixedPrice
+    price: FixedPrice | None = None
+    metered: MeteredPrice | None = None
     policy: PolicyView = PolicyView()
     expires_at: Time | None = None
     max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
 
 
 class OfferPatch(Request, frozen=True):
-    price: FixedPrice | UnsetType = UNSET
+    """null takes a price away; one of the two must stay."""
+
+    price: FixedPrice | UnsetType | None = UNSET
+    metered: MeteredPrice | UnsetType | None = UNSET
     expires_at: Time | UnsetType | None = UNSET
     max_downloads: Annotated[int, Meta(ge=1, le=1_000_000_000)] | UnsetType | None = UNSET
     closed: Literal[True] | UnsetType = UNSET
@@ -274,9 +300,12 @@ class OfferView(Response, frozen=True):
     state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
     seller_name: str
     settlement: Settlement
-    """Who is paid: the seller's own wallet, or the operator's for the seller."""
+    """Who is paid `price`: the seller's own wallet, or the operator's for the seller, as with `metered`."""
     network: str
-    price: FixedPrice
+    price: FixedPrice | None
+    """None: it is sold per chunk alone."""
+    metered: MeteredView | None
+    """None: it is not sold per chunk."""
     policy: PolicyView
     created_at: Time
     expires_at: Time | None
@@ -294,7 +323,8 @@ class OfferSummary(Response, frozen=True):
     offer_id: Id
     parcel_id: Id
     state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
-    price: FixedPrice
+    price: FixedPrice | None
+    metered: MeteredPrice | None
     policy: PolicyView
     created_at: Time
     expires_at: Time | None

@@ -7,6 +7,7 @@ from bitcache.api import wire
 from bitcache.cli.common import RichProgress, confirm, show_count, show_sat, show_size, tell_event
 from bitcache.cli.output import print_json, print_text, printable, say
 from bitcache.cli.payment_words import payment_request, payment_uri, standing_words
+from bitcache.cli.price_words import show_prices
 from bitcache.client import places
 from bitcache.client.api import ServerApi
 from bitcache.client.download import Download
@@ -154,10 +155,8 @@ class Get:
 
     def _show_offer(self, offer: wire.OfferView, parcel: OpenedParcel) -> None:
         self._say_parcel(parcel)
-        price_sat = offer.price.amount_msat // 1000
-        self._say(
-            f"Price   {show_sat(price_sat) if price_sat else 'free'}, from {printable(offer.seller_name)}"
-        )
+        price_sat = offer.price.amount_msat // 1000 if offer.price else 0
+        self._say(f"Price   {show_prices(offer)}, from {printable(offer.seller_name)}")
         if price_sat and offer.settlement == "hosted":
             self._say("Goes to the operator of the server, who owes it to the seller")
         self._say(f"Kept    {offer.paid_retention_days} days after payment")

@@ -101,7 +101,7 @@ def upload(
                         "files_count": len(sources),
                         "size_bytes": sum(source.size_bytes for source in sources),
                         "ciphertext_bytes": sum(ciphertext_size(source.size_bytes) for source in sources),
-                        "price_sat": offer.price.amount_msat // MSAT_PER_SAT,
+                        "price_sat": offer.price.amount_msat // MSAT_PER_SAT if offer.price else None,
                     }
                     # The link is out before the state that could make it again is gone.
                     _print_upload(report, as_json=json_output)

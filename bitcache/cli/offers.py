@@ -6,10 +6,10 @@ import typer
 from msgspec import UNSET
 
 from bitcache.api import wire
-from bitcache.cli.common import seller_api, show_sat, show_time
+from bitcache.cli.common import seller_api, show_time
 from bitcache.cli.output import JsonFlag, UsageWrong, expected_errors, print_json, print_text, run, say
+from bitcache.cli.price_words import show_prices
 from bitcache.cli.terms import (
-    MSAT_PER_SAT,
     ConfirmationCount,
     Expiry,
     MaxDownloads,
@@ -51,7 +51,7 @@ def offers(json_output: JsonFlag = False) -> None:
     for offer in items:
         until = f", until {show_time(offer.expires_at)}" if offer.expires_at else ""
         print_text(
-            f"{offer.offer_id}  {show_sat(offer.price.amount_msat // MSAT_PER_SAT)}  {offer.sales} sold  "
+            f"{offer.offer_id}  {show_prices(offer)}  {offer.sales} sold  "
             f"{offer.state}{until}\n  {_link(book, server, offer) or 'the link is not kept on this computer'}"
         )
 
@@ -133,9 +133,10 @@ def _patch_offer(offer_id: str, patch: wire.OfferPatch, *, json_output: bool) ->
 
     offer = run(change())
     if json_output:
-        print_json({"offer_id": offer.offer_id, "state": offer.state, "price": offer.price})
+        report = {"offer_id": offer.offer_id, "state": offer.state, "price": offer.price}
+        print_json({**report, "metered": offer.metered})
     else:
-        print_text(f"{offer.offer_id}: {offer.state}, {show_sat(offer.price.amount_msat // MSAT_PER_SAT)}")
+        print_text(f"{offer.offer_id}: {offer.state}, {show_prices(offer)}")
 
 
 def _link(book: ParcelBook, server: str, offer: wire.OfferSummary) -> str | None:

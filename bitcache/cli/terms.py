@@ -49,9 +49,9 @@ def for_parcel(request: wire.OfferRequest, parcel_id: str) -> wire.OfferRequest:
     return msgspec.structs.replace(request, parcel_id=parcel_id)
 
 
-def check_payable(account: wire.AccountView, price: wire.FixedPrice) -> None:
+def check_payable(account: wire.AccountView, price: wire.FixedPrice | None) -> None:
     """Raises CommandFailed if the server would not take the price, or buyers could not pay it."""
-    price_sat = price.amount_msat // MSAT_PER_SAT
+    price_sat = 0 if price is None else price.amount_msat // MSAT_PER_SAT
     if not price_sat:
         return
     if price_sat < account.price_floor_sat:

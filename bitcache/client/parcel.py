@@ -106,6 +106,8 @@ def check_invoice(invoice: wire.InvoiceView, offer: wire.OfferView) -> None:
     """Raises ParcelAltered if the invoice demands something else than the offer promised."""
     if invoice.offer_id != offer.offer_id or invoice.parcel_id != offer.parcel_id:
         raise ParcelAltered("offer", "The server's invoice is for another offer.")
+    if offer.price is None:
+        raise ParcelAltered("price", "The offer is sold per chunk alone, and the server made an invoice.")
     offered_sat = offer.price.amount_msat // 1000
     if invoice.price_sat != offered_sat:
         raise ParcelAltered(

@@ -66,7 +66,9 @@ async def buy(
         kept, invoice = await _new_invoice(api, link, offer, parcel, book, unanswered, on_work)
     receipt = kept.receipt
     assert receipt is not None
-    price_sat_max = max(kept.price_sat, offer.price.amount_msat // 1000)
+    # Sold per chunk alone by now, what was shown before still holds.
+    offered_sat = 0 if offer.price is None else offer.price.amount_msat // 1000
+    price_sat_max = max(kept.price_sat, offered_sat)
     check_price(invoice, price_sat_max)
     return Purchase(receipt, parcel, invoice, offer.network, price_sat_max)
 

@@ -305,9 +305,13 @@ class Upload:
 async def make_offer(api: ServerApi, request: wire.OfferRequest) -> wire.OfferSummary:
     """The offer; asked for twice within a day with the same terms, it is made once."""
     offer = await api.post("/offers", request, wire.OfferSummary, key=idempotency_key("/offers", request))
-    if (offer.parcel_id, offer.price, offer.policy) != (request.parcel_id, request.price, request.policy):
+    if _terms(offer) != _terms(request):
         raise ServerAnswerWrong("The server made another offer than was asked for. Look at: bitcache offers")
     return offer
+
+
+def _terms(asked: wire.OfferRequest | wire.OfferSummary) -> tuple[object, ...]:
+    return asked.parcel_id, asked.price, asked.metered, asked.policy
 
 
 def idempotency_key(path: str, request: wire.Request) -> str:

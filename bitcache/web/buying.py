@@ -49,7 +49,7 @@ async def offer_page(visit: Visit) -> web.Response:
         "offer.html",
         {
             "offer": offer,
-            "price_sat": sat_rounded_up(Msat(offer.terms.price_msat)),
+            "price_sat": sat_rounded_up(Msat(offer.terms.price_msat or 0)),
             "node_online": node.online,
             "seller_payable": services.hosted.enabled
             if sale.mode is Mode.HOSTED
