@@ -1,19 +1,15 @@
-"""The HTTP `Payment` authentication scheme, method `bitcoin`, intent `charge`. Pure.
+"""The `Payment` scheme's intent `charge`: one payment for one invoice. Pure.
 
-Nothing is stored for a challenge: its `id` is an HMAC over every other parameter, so an echoed challenge
-proves by itself that this server wrote it, and that whoever echoes it received it. Two kinds of challenge:
+Two kinds of challenge:
 
     invitation   names the price and where to ask for an invoice; nothing was created for it
     bound        names one fresh invoice, its address and a nonce; the claim secret of that invoice is derived
                  from the nonce, so the same echoed challenge claims the same invoice again, for ever
-
-Source: draft-httpauth-payment (The "Payment" HTTP Authentication Scheme), RFC 9110 section 11.
 """
 
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -24,42 +20,21 @@ from msgspec import Struct
 from bitcache.canonical_json import CanonicalValue, canonical_json
 from bitcache.errors import BitcacheError
 from bitcache.json_refusals import refusal_words
+from bitcache.payment_scheme import (
+    CURRENCY,
+    EXPIRES,
+    METHOD,
+    Challenge,
+    ChallengeWriter,
+    CredentialInvalid,
+    parse_credential,
+    timestamp,
+)
 from payments.money import Sat
 from storage import base64url
 
-METHOD: Final = "bitcoin"
 INTENT: Final = "charge"
-CURRENCY: Final = "sat"
-
-CREDENTIAL_CHARACTERS_MAX = 8_192
-"""Of the whole header value. A challenge of ours echoed is some 2,000."""
 NONCE_BYTES = 16
-_SCHEME = re.compile(r"payment +([A-Za-z0-9_-]+)", re.IGNORECASE)
-_EXPIRES = "%Y-%m-%dT%H:%M:%SZ"
-
-
-class CredentialInvalid(BitcacheError):
-    """An `Authorization: Payment` that this server cannot accept; `reason` says what to change.
-
-    Whether it is malformed, forged, or of a key since changed, the caller does the same: ask for a new one.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the payment credential is not accepted: {reason}")
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """One `WWW-Authenticate: Payment` challenge of ours."""
-
-    id: str
-    """base64url of 32 bytes: an HMAC over all the rest."""
-    realm: str
-    request: str
-    """base64url of canonical JSON, as it stands in the header."""
-    expires: str
-    """Such as 2026-01-31T23:59:59Z. Ends paying, never claiming."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +65,6 @@ class Charge:
     valid_until: int
 
 
-class PaymentDemanded(BitcacheError):
-    """The content is for sale: pay the challenge, or ask for an invoice where it says."""
-
-    def __init__(self, challenge: Challenge) -> None:
-        super().__init__(
-            "These files are for sale. Pay the challenge in WWW-Authenticate, or ask for an invoice where it "
-            "says. If you have paid already, claim with your receipt."
-        )
-        self.www_authenticate = challenge_header(challenge)
-
-
 class PaymentUnconfirmed(BitcacheError):
     """Money came for this invoice, not (yet) enough or not deep enough. Never answered with a challenge."""
 
@@ -124,11 +88,8 @@ class Challenger:
     """Writes challenges and recognises them. `challenge_key` and `claim_key` are 32 secret bytes each."""
 
     def __init__(self, *, challenge_key: bytes, claim_key: bytes, realm: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9.:_\[\]-]+", realm):
-            raise ValueError(f"the realm {realm!r} must be a host name, with or without a port")
-        self._challenge_key = challenge_key
+        self._writer = ChallengeWriter(key=challenge_key, realm=realm, intent=INTENT)
         self._claim_key = claim_key
-        self.realm = realm
 
     def invitation(
         self, *, amount_sat: Sat, network: str, confirmations: int, invoice_url: str, expires_at: int
@@ -139,7 +100,7 @@ class Challenger:
             "invoiceUrl": invoice_url,
             "network": network,
         }
-        return self._challenge({**_charge(amount_sat), "methodDetails": details}, expires_at)
+        return self._writer.write({**_charge(amount_sat), "methodDetails": details}, expires_at)
 
     def bound(self, charge: Charge) -> Challenge:
         """A challenge that can be paid, for one invoice."""
@@ -154,27 +115,21 @@ class Challenger:
             details["uri"] = charge.uri
         if charge.address is not None:
             request["recipient"] = charge.address
-        return self._challenge({**request, "methodDetails": details}, charge.valid_until)
+        return self._writer.write({**request, "methodDetails": details}, charge.valid_until)
 
     def recognise(self, authorization: str) -> BoundChallenge:
         """The bound challenge in an `Authorization: Payment ...` header. Raises CredentialInvalid."""
         credential = parse_credential(authorization)
-        echo = credential.challenge
-        ours = Challenge(id=echo.id, realm=echo.realm, request=echo.request, expires=echo.expires)
-        expected_id = self._id(realm=ours.realm, request=ours.request, expires=ours.expires)
-        named = echo.method == METHOD and echo.intent == INTENT and echo.realm == self.realm
-        # The HMAC is computed and compared whatever the names say: its time tells nothing.
-        if not hmac.compare_digest(expected_id.encode(), ours.id.encode()) or not named:
-            raise CredentialInvalid("this server did not write its challenge")
+        ours = self._writer.recognise(credential.challenge)
         # From here on the request is in our own words.
         request = msgspec.json.decode(base64url.decode(ours.request), type=_RequestWire)
         if request.external_id is None or request.details.nonce is None:
             raise CredentialInvalid(
                 "its challenge names no invoice: POST to its invoiceUrl and claim that invoice"
             )
-        if credential.payload.invoice_id != request.external_id:
+        if _payload(credential.payload).invoice_id != request.external_id:
             raise CredentialInvalid("payload.invoiceId is not the challenge's externalId")
-        expires_at = datetime.strptime(ours.expires, _EXPIRES).replace(tzinfo=UTC)
+        expires_at = datetime.strptime(ours.expires, EXPIRES).replace(tzinfo=UTC)
         nonce = base64url.decode(request.details.nonce)
         return BoundChallenge(ours, request.external_id, nonce, int(expires_at.timestamp()))
 
@@ -186,26 +141,6 @@ class Challenger:
         """Its SHA-256, with which the invoice is made."""
         return hashlib.sha256(self.claim_secret(nonce)).digest()
 
-    def _challenge(self, request: Mapping[str, CanonicalValue], expires_at: int) -> Challenge:
-        text = base64url.encode(canonical_json(request))
-        expires = _timestamp(expires_at)
-        challenge_id = self._id(realm=self.realm, request=text, expires=expires)
-        return Challenge(id=challenge_id, realm=self.realm, request=text, expires=expires)
-
-    def _id(self, *, realm: str, request: str, expires: str) -> str:
-        # The draft's order of slots, the last two (digest, opaque) empty. Neither our realm nor base64url nor
-        # a time contains the separator, so no two challenges share an input.
-        bound = "|".join((realm, METHOD, INTENT, request, expires, "", ""))
-        return base64url.encode(hmac.digest(self._challenge_key, bound.encode(), "sha256"))
-
-
-def challenge_header(challenge: Challenge) -> str:
-    """The value of `WWW-Authenticate`. No parameter of ours needs escaping."""
-    return (
-        f'Payment id="{challenge.id}", realm="{challenge.realm}", method="{METHOD}", intent="{INTENT}", '
-        f'expires="{challenge.expires}", request="{challenge.request}"'
-    )
-
 
 def receipt_header(*, reference: str, invoice_id: str, now: int) -> str:
     """The value of `Payment-Receipt`. `reference` is the paying outpoint, or a free invoice's id."""
@@ -214,7 +149,7 @@ def receipt_header(*, reference: str, invoice_id: str, now: int) -> str:
         "method": METHOD,
         "reference": reference,
         "status": "success",
-        "timestamp": _timestamp(now),
+        "timestamp": timestamp(now),
     }
     return base64url.encode(canonical_json(receipt))
 
@@ -224,49 +159,10 @@ def accepts_charge(accept_payment: str) -> bool:
     return any(_asks_for_charge(item) for item in accept_payment.split(","))
 
 
-def is_payment(authorization: str) -> bool:
-    """Whether an `Authorization` header is of the `Payment` scheme, well formed or not."""
-    return authorization.split(" ", 1)[0].lower() == "payment"
-
-
 class CredentialPayload(Struct, frozen=True):
     """What our method adds. Other members are the client's own and are passed over."""
 
     invoice_id: str = msgspec.field(name="invoiceId")
-
-
-class EchoedChallenge(Struct, frozen=True, forbid_unknown_fields=True):
-    """A challenge as the client sends it back: every parameter that we wrote, and no other."""
-
-    id: str
-    realm: str
-    method: str
-    intent: str
-    request: str
-    expires: str
-
-
-class Credential(Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON inside `Authorization: Payment`."""
-
-    challenge: EchoedChallenge
-    payload: CredentialPayload
-    source: str | None = None
-    """Who says to have paid. Not believed, not used."""
-
-
-def parse_credential(authorization: str) -> Credential:
-    """The credential in an `Authorization: Payment` header, not verified. Raises CredentialInvalid."""
-    if len(authorization) > CREDENTIAL_CHARACTERS_MAX:
-        raise CredentialInvalid(f"it is longer than {CREDENTIAL_CHARACTERS_MAX} characters")
-    scheme = _SCHEME.fullmatch(authorization.strip(" \t"))
-    if scheme is None:
-        raise CredentialInvalid("it must be the word Payment, a space and base64url without padding")
-    try:
-        return msgspec.json.decode(base64url.decode(scheme[1]), type=Credential)
-    except (ValueError, RecursionError) as exc:
-        # msgspec's errors are ValueErrors.
-        raise CredentialInvalid(refusal_words(exc)) from exc
 
 
 class _DetailsWire(Struct, frozen=True):
@@ -278,12 +174,15 @@ class _RequestWire(Struct, frozen=True):
     external_id: str | None = msgspec.field(default=None, name="externalId")
 
 
+def _payload(payload: msgspec.Raw) -> CredentialPayload:
+    try:
+        return msgspec.json.decode(payload, type=CredentialPayload)
+    except (ValueError, RecursionError) as exc:
+        raise CredentialInvalid(refusal_words(exc)) from exc
+
+
 def _charge(amount_sat: Sat) -> dict[str, CanonicalValue]:
     return {"amount": str(amount_sat), "currency": CURRENCY}
-
-
-def _timestamp(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime(_EXPIRES)
 
 
 def _asks_for_charge(item: str) -> bool:

@@ -13,17 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitcache.canonical_json import INTEGER_MAX, canonical_json
-from bitcache.payment_auth import (
+from bitcache.payment_auth import Challenger, Charge, accepts_charge, receipt_header
+from bitcache.payment_scheme import (
     CREDENTIAL_CHARACTERS_MAX,
     Challenge,
-    Challenger,
-    Charge,
     CredentialInvalid,
-    accepts_charge,
     challenge_header,
     is_payment,
     parse_credential,
-    receipt_header,
 )
 from payments.money import Sat
 from storage import base64url

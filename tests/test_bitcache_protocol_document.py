@@ -14,7 +14,8 @@ from bitcache.api.problems import PROBLEMS
 from bitcache.app import HEADER_BYTES_MAX, HEADERS_MAX
 from bitcache.config import Config, LimitsConfig
 from bitcache.grants import CONNECTIONS_MAX, PARCELS_SERVED_MAX
-from bitcache.payment_auth import CREDENTIAL_CHARACTERS_MAX, Challenger, is_payment
+from bitcache.payment_auth import Challenger
+from bitcache.payment_scheme import CREDENTIAL_CHARACTERS_MAX, is_payment
 from storage import base64url
 from tests.protocol_tables import PROTOCOL, inserted
 

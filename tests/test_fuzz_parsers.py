@@ -30,14 +30,8 @@ from bitcache.errors import (
 )
 from bitcache.grant_tokens import GrantClaims, open_token, seal_token
 from bitcache.ids import id_text
-from bitcache.payment_auth import (
-    Challenger,
-    Charge,
-    CredentialInvalid,
-    accepts_charge,
-    is_payment,
-    parse_credential,
-)
+from bitcache.payment_auth import Challenger, Charge, accepts_charge
+from bitcache.payment_scheme import CredentialInvalid, is_payment, parse_credential
 from bitcache.web.forms import Forms
 from bitcache.web.i18n import LANGUAGES, chosen_language
 from bitcache.web.span import chosen_span

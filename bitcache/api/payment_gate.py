@@ -37,22 +37,20 @@ from bitcache.errors import (
 )
 from bitcache.events import EventFeed
 from bitcache.grants import Entry, GrantBook
-from bitcache.on_sale import selling_offer
+from bitcache.on_sale import sale_term, selling_offer
 from bitcache.payment_auth import (
     NONCE_BYTES,
     BoundChallenge,
-    Challenge,
     Challenger,
     Charge,
-    PaymentDemanded,
     PaymentUnconfirmed,
     accepts_charge,
-    is_payment,
     receipt_header,
 )
+from bitcache.payment_scheme import CHALLENGE_KEY_PURPOSE, Challenge, PaymentDemanded, is_payment
 from bitcache.purchases import Purchases
 from bitcache.sealing import Sealer
-from payments.money import Sat, sat_rounded_up
+from payments.money import Sat
 from payments.ports import Clock, Store, Transaction
 from payments.registry import InvoiceRegistry
 
@@ -63,7 +61,6 @@ HELD_MAX = 1_000
 HELD_PER_INVOICE_MAX = 4
 """Challenges cost nothing to get: one of them must not take all the places."""
 RETRY_AFTER_S = 30
-CHALLENGE_KEY_PURPOSE = "payment-challenge"
 CLAIM_KEY_PURPOSE = "payment-claim"
 
 
@@ -211,7 +208,7 @@ class PaymentGate:
 
         async def looked(tx: Transaction) -> tuple[Sat, int]:
             offer = await selling_offer(tx, offer_id, self._registry.sold, now)
-            return sat_rounded_up(offer.price_msat), offer.bytes_at
+            return sale_term(offer, self._config, now).amount_sat, offer.bytes_at
 
         amount_sat, confirmations = await self._store.read(looked)
         return self._challenger.invitation(

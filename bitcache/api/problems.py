@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from bitcache import errors, payment_auth
+from bitcache import errors, payment_auth, payment_scheme
 from bitcache.api.wire import ProblemView, WorkView
+from payments import channel_errors
 from payments import errors as payments_errors
 from storage import base64url
 from storage import errors as storage_errors
@@ -36,13 +37,21 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("token-invalid", 401, "The token is not valid"),
         Problem("credential-invalid", 401, "The payment credential is not valid"),
         Problem("payment-required", 402, "Not paid for yet"),
+        Problem("voucher-signature-invalid", 402, "The signature does not fit"),
+        Problem("voucher-over-deposit", 402, "More than the channel holds"),
+        Problem("voucher-dust-change", 402, "It leaves too little change"),
+        Problem("voucher-short", 402, "The voucher does not cover that"),
+        Problem("voucher-stale", 402, "A higher voucher was given before"),
         Problem("form-expired", 403, "The page is too old"),
         Problem("registration-closed", 403, "No new accounts"),
         Problem("invite-invalid", 403, "An invitation is needed"),
         Problem("claim-refused", 403, "Wrong claim secret"),
         Problem("grant-suspended", 403, "The payment left the chain"),
         Problem("grant-foreign", 403, "The grant is for another offer"),
+        Problem("channel-suspended", 403, "The deposit left the chain"),
         Problem("not-found", 404, "Not found"),
+        Problem("channel-not-found", 404, "No such channel"),
+        Problem("funding-not-found", 404, "No such deposit"),
         Problem("method-not-allowed", 405, "This method is not for this address"),
         Problem("too-slow", 408, "The request stopped coming"),
         Problem("name-taken", 409, "The name is taken"),
@@ -64,12 +73,22 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("nothing-owed", 409, "Nothing to give back now"),
         Problem("refund-address-final", 409, "Another address was named first"),
         Problem("refund-decided", 409, "The refund is decided already"),
+        Problem("channels-off", 409, "No payment channels here"),
+        Problem("not-metered", 409, "Not sold per chunk"),
+        Problem("confirmations-needed", 409, "The deposit is not deep enough"),
+        Problem("unconfirmed-cap-reached", 409, "Too much is unconfirmed"),
+        Problem("close-uneconomic", 409, "A close costs more than it brings"),
+        Problem("metered-only", 409, "Sold per chunk alone"),
         Problem("offer-unavailable", 410, "The offer takes no new payments"),
         Problem("offer-gone", 410, "The files are gone"),
+        Problem("channel-terms-stale", 410, "The channel terms are too old"),
+        Problem("expiry-too-near", 410, "The channel expires soon"),
+        Problem("channel-closed", 410, "The channel is closed"),
         Problem("too-large", 413, "Too large"),
         Problem("account-full", 413, "The account is full"),
         Problem("metadata-too-large", 413, "The description is too large"),
         Problem("range-unsatisfiable", 416, "No such range"),
+        Problem("range-not-chunks", 416, "Not a range of whole chunks"),
         Problem("invalid-value", 422, "A value is not acceptable"),
         Problem("part-size-wrong", 422, "The part has another size"),
         Problem("part-digest-mismatch", 422, "The bytes are not those announced"),
@@ -81,10 +100,19 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("payout-below-minimum", 422, "Below the least payout"),
         Problem("payout-refused", 422, "Nothing can be paid out so"),
         Problem("refund-address-invalid", 422, "Nothing can be paid to the address"),
+        Problem("network-foreign", 422, "Another network"),
+        Problem("payer-key-invalid", 422, "Not a public key"),
+        Problem("change-script-refused", 422, "Not a segwit script"),
+        Problem("outpoint-malformed", 422, "Not an outpoint"),
+        Problem("deposit-too-small", 422, "The deposit is too small"),
+        Problem("close-refused", 422, "The channel is not closed so"),
+        Problem("channel-refund-refused", 422, "Not a refund of the channel"),
         Problem("proof-of-work-required", 428, "An address has to be earned"),
         Problem("too-many-requests", 429, "Too many requests"),
         Problem("too-many-invoices", 429, "Too many unpaid invoices"),
         Problem("grant-exhausted", 429, "A limit of the grant is reached"),
+        Problem("retries-exhausted", 429, "Sent several times already"),
+        Problem("channel-busy", 429, "Too many downloads at a time"),
         Problem("head-too-large", 431, "The head of the request is too large"),
         Problem("taken-down", 451, "Taken down"),
         Problem("internal-error", 500, "Something went wrong here"),
@@ -93,6 +121,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("database-unavailable", 503, "The database is away"),
         Problem("storage-unavailable", 503, "The disk does not work"),
         Problem("node-offline", 503, "The bitcoin node is away"),
+        Problem("channels-elsewhere", 503, "Another process has the channels"),
         Problem("payment-unconfirmed", 503, "Paid, not confirmed yet"),
         Problem("disk-full", 507, "The disk is full"),
         Problem("server-full", 507, "The server is full"),
@@ -135,6 +164,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.TooManyOpenInvoices: "too-many-invoices",
     errors.WorkRequired: "proof-of-work-required",
     errors.SellerNotPayable: "seller-not-payable",
+    errors.MeteredOnly: "metered-only",
     errors.HostedSalesOff: "hosted-sales-off",
     errors.BalanceNegative: "balance-negative",
     errors.PayoutTargetMissing: "payout-target-missing",
@@ -149,14 +179,41 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.GrantTokenInvalid: "token-invalid",
     errors.GrantForeign: "grant-foreign",
     errors.GrantMissing: "payment-required",
-    payment_auth.PaymentDemanded: "payment-required",
+    payment_scheme.PaymentDemanded: "payment-required",
     payment_auth.PaymentUnconfirmed: "payment-unconfirmed",
-    payment_auth.CredentialInvalid: "credential-invalid",
+    payment_scheme.CredentialInvalid: "credential-invalid",
     errors.GrantSuspended: "grant-suspended",
     errors.GrantExhausted: "grant-exhausted",
     errors.FileNotInOffer: "not-found",
     errors.RangeUnsatisfiable: "range-unsatisfiable",
     errors.PeriodInvalid: "invalid-value",
+    errors.NotMetered: "not-metered",
+    errors.RangeNotChunks: "range-not-chunks",
+    errors.ChannelBusy: "channel-busy",
+    channel_errors.ChannelsOff: "channels-off",
+    channel_errors.ChannelsElsewhere: "channels-elsewhere",
+    channel_errors.ChannelTermsStale: "channel-terms-stale",
+    channel_errors.NetworkForeign: "network-foreign",
+    channel_errors.PayerKeyInvalid: "payer-key-invalid",
+    channel_errors.ChangeScriptRefused: "change-script-refused",
+    channel_errors.OutpointMalformed: "outpoint-malformed",
+    channel_errors.FundingNotFound: "funding-not-found",
+    channel_errors.DepositTooSmall: "deposit-too-small",
+    channel_errors.ExpiryTooNear: "expiry-too-near",
+    channel_errors.ChannelNotFound: "channel-not-found",
+    channel_errors.ChannelClosed: "channel-closed",
+    channel_errors.ChannelSuspended: "channel-suspended",
+    channel_errors.ConfirmationsNeeded: "confirmations-needed",
+    channel_errors.UnconfirmedCapReached: "unconfirmed-cap-reached",
+    channel_errors.SignatureInvalid: "voucher-signature-invalid",
+    channel_errors.VoucherOverDeposit: "voucher-over-deposit",
+    channel_errors.VoucherDustChange: "voucher-dust-change",
+    channel_errors.VoucherShort: "voucher-short",
+    channel_errors.VoucherStale: "voucher-stale",
+    channel_errors.RetriesExhausted: "retries-exhausted",
+    channel_errors.CloseRefused: "close-refused",
+    channel_errors.CloseUneconomic: "close-uneconomic",
+    channel_errors.RefundRefused: "channel-refund-refused",
     payments_errors.DescriptorInvalid: "descriptor-invalid",
     payments_errors.PolicyInvalid: "invalid-value",
     payments_errors.InvoiceNotFound: "not-found",
@@ -220,18 +277,19 @@ def problem_response(problem: Problem, error: Exception | None = None) -> web.Re
     headers = {"Cache-Control": "no-store"}
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="bitcache"'
-    if isinstance(error, payment_auth.PaymentDemanded):
-        headers["WWW-Authenticate"] = error.www_authenticate
     if view.retry_after_s is not None:
         headers["Retry-After"] = str(view.retry_after_s)
-    if isinstance(error, errors.RangeUnsatisfiable):
+    if isinstance(error, errors.RangeUnsatisfiable | errors.RangeNotChunks):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
-    return web.Response(
+    response = web.Response(
         status=problem.status,
         body=msgspec.json.encode(view),
         content_type=CONTENT_TYPE,
         headers=headers,
     )
+    for challenge in getattr(error, "www_authenticate", ()):
+        response.headers.add("WWW-Authenticate", challenge)
+    return response
 
 
 def _detail(problem: Problem, error: Exception | None) -> str:
