@@ -12,9 +12,12 @@ from sqlalchemy.sql.elements import ColumnElement
 from payments.invoice import ChainView, Outage, Status
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence, ReceivedOutput
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import (
     blocks,
+    channel_closes,
+    channels,
     invoices,
     outages,
     paying_inputs,
@@ -66,8 +69,9 @@ class Unconfirmed:
     presence: Presence
     inputs: tuple[OutPoint, ...]
     offered: bool
-    """Whether we give it to our node when it has forgotten it: what pays us, and payouts as they stand now.
-    Not what others spent of the operator's wallet, nor a batch whose payouts are ready for another one."""
+    """Whether we give it to our node when it has forgotten it: what pays us, fundings of channels included,
+    and payouts and closes of channels as they stand now. Not what others spent of the operator's wallet, nor
+    a batch whose payouts are ready for another one, nor a close that a newer version replaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +303,21 @@ def _offered() -> ColumnElement[bool]:
     pays_us = or_(
         exists().where(received_outputs.c.txid == txid), exists().where(unassigned_outputs.c.txid == txid)
     )
-    return case((dropped, False), (is_version, True), else_=pays_us)
+    funds = exists().where(channels.c.txid == txid)
+    close, newer = channel_closes.c, channel_closes.alias("newer_closes").c
+    is_close = exists().where(close.txid == txid)
+    replaced = exists().where(close.txid == txid, newer.close_id == close.close_id, newer.n > close.n)
+    return case(
+        (dropped, False), (is_version, True), (replaced, False), (is_close, True), else_=or_(pays_us, funds)
+    )
+
+
+async def inputs_of(tx: Transaction, txids: Iterable[str]) -> dict[str, list[OutPoint]]:
+    """As `inputs_by_txid`, of these."""
+    inputs: dict[str, list[OutPoint]] = {}
+    for some in portions(txids):
+        inputs |= await inputs_by_txid(tx, paying_transactions.c.txid.in_(some))
+    return inputs
 
 
 async def inputs_by_txid(tx: Transaction, condition: ColumnElement[bool]) -> dict[str, list[OutPoint]]:

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from sqlalchemy import delete, func, insert, select, union_all, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from payments import chain_facts, unassigned
+from payments import chain_facts, channel_store, unassigned
 from payments.chain_facts import OUTAGE_S_MIN, UNCONFIRMED, BlockRef, PayingTransaction, watcher_state_of
 from payments.outputs import Presence
 from payments.ports import Transaction
 from payments.tables import (
     blocks,
+    channels,
     outages,
     paying_inputs,
     paying_transactions,
@@ -95,7 +96,8 @@ async def add_payment(
         if output.vout in recorded:
             continue
         if invoice_id is None:
-            await unassigned.record(tx, payment.txid, output, first_seen_at=first_seen_at)
+            if not await channel_store.record_deposit(tx, payment.txid, output, first_seen_at):
+                await unassigned.record(tx, payment.txid, output, first_seen_at=first_seen_at)
             continue
         inherited = await _first_seen_of_replaced(tx, payment, invoice_id)
         await tx.execute(
@@ -202,7 +204,8 @@ async def _recorded(tx: Transaction, txid: str) -> set[int]:
     """Indexes of the outputs of this transaction that are kept already."""
     of_invoices = select(received_outputs.c.vout).where(received_outputs.c.txid == txid)
     of_none = select(unassigned_outputs.c.vout).where(unassigned_outputs.c.txid == txid)
-    return set((await tx.scalars(union_all(of_invoices, of_none))).all())
+    of_channels = select(channels.c.vout).where(channels.c.txid == txid)
+    return set((await tx.scalars(union_all(of_invoices, of_none, of_channels))).all())
 
 
 async def _first_seen_of_replaced(tx: Transaction, payment: PayingTransaction, invoice_id: str) -> int | None:

@@ -66,6 +66,8 @@ class NodeView:
     mempool: set[str] = field(default_factory=set)
     outside_mempool: dict[str, bool] = field(default_factory=dict)
     """Unconfirmed payments not in the mempool: whether one of its transactions spends their inputs."""
+    contracts_seq: int = 0
+    """Of the newest contract of a channel for which `blocks` were read."""
 
 
 class NodeObserver:
@@ -143,6 +145,7 @@ class NodeObserver:
 
     async def _look_at_chain(self, view: NodeView, known: BlockRef, chain: ChainInfo) -> None:
         await self._store.read(self._watch_list.load_new)
+        view.contracts_seq = self._watch_list.contracts_seq
         if chain.blocks == known.height + 1:
             # Mostly it is the next block, and who waits for it waits for no more questions than that.
             newest = await self._scanned(chain.best_hash)

@@ -43,6 +43,8 @@ class Purpose(StrEnum):
 
     CHANGE = "change"
     DEPOSIT = "deposit"
+    CHANNEL = "channel"
+    """What closes of payment channels pay: `payments.channel_books` books it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,17 @@ async def invoice_of(tx: Transaction, output: PaidOutput) -> str | None:
 
 
 async def record(tx: Transaction, txid: str, output: PaidOutput, *, first_seen_at: int) -> None:
-    """Keep an output that no invoice is paid by; the next address lies beyond this one."""
+    """Keep an output that no invoice is paid by; the next address lies beyond this one.
+
+    One to a script that nobody has any more, as a contract without a deposit that was dropped, is let go.
+    """
     place = (
         await tx.execute(
             select(unassigned_addresses).where(unassigned_addresses.c.script_pubkey == output.script_pubkey)
         )
-    ).one()
+    ).one_or_none()
+    if place is None:
+        return
     await tx.execute(
         insert(unassigned_outputs).values(
             txid=txid,

@@ -1,12 +1,12 @@
-"""What the watcher looks for, in memory: every invoice's scriptPubKey, what the payments to them spend, and
-the coins of the operator's wallet.
+"""What the watcher looks for, in memory: the scriptPubKey of every invoice and of every channel's contract,
+what the payments to them spend, the coins of the operator's wallet, and the deposits of channels.
 
 A million scripts take about 140 MB.
 """
 
 from collections.abc import Iterable, Iterator
 
-from payments import chain_facts, coins, payable, unassigned
+from payments import chain_facts, channel_store, coins, payable, unassigned
 from payments.block import ParsedBlock, outpoint_bytes
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.outputs import OutPoint
@@ -18,20 +18,28 @@ CONFLICT_DEPTH = 288
 
 
 class WatchList:
-    """`scripts` and `outpoints` are what `scan_block` takes. Entries are only ever added."""
+    """`scripts` and `outpoints` are what `scan_block` takes. Entries are only ever added.
 
-    def __init__(self) -> None:
+    `channels`: whether contracts and deposits of payment channels are looked for.
+    """
+
+    def __init__(self, *, channels: bool = False) -> None:
         self.scripts: dict[bytes, str | None] = {}
-        """scriptPubKey -> invoice id; None for one that only a lost database may have handed out."""
+        """scriptPubKey -> invoice id; None for one that only a lost database may have handed out, and for a
+        contract's."""
         self.outpoints: dict[bytes, set[str]] = {}
         """Outpoint, 36 bytes -> txids of the payments that spend it."""
         self._payers: set[str] = set()
         self._coins: set[bytes] = set()
-        """Outpoints of the operator's wallet; in `outpoints` too, whether a payment spends them or not."""
+        """Outpoints of the operator's wallet and of channels; in `outpoints` too, whether a payment spends
+        them or not."""
         self._new_outputs: set[OutPoint] = set()
         """In blocks that were scanned and not recorded yet: coins, or a seller's own."""
         self.hosted = False
         """Whether there is, or ever was, a wallet of the operator's."""
+        self._channels = channels
+        self.contracts_seq = 0
+        """Of the newest contract in the database that is watched."""
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
@@ -44,18 +52,25 @@ class WatchList:
                 self._add_spend(outpoint, txid)
         for outpoint in await coins.watched(tx, spent_above=from_height):
             self._add_coin(outpoint)
+        if self._channels:
+            for outpoint in await channel_store.watched_outpoints(tx, spent_above=from_height):
+                self._add_coin(outpoint)
+        await self._load_contracts(tx)
         self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_new(self, tx: Transaction) -> None:
         """Add what another process handed out, before a block is scanned: nobody told us of it."""
         self.scripts |= await chain_facts.open_scripts(tx)
         self.watch_unassigned(await unassigned.own_scripts(tx))
+        await self._load_contracts(tx)
         self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_among(self, tx: Transaction, script_pubkeys: Iterable[bytes]) -> None:
         """As `load_new`, those with one of these scripts only: however many are open, it costs the same."""
         unknown = [script for script in script_pubkeys if self.scripts.get(script) is None]
         self.scripts |= await chain_facts.invoices_paid_by(tx, unknown)
+        if self._channels:
+            self.watch_unassigned(await channel_store.scripts_among(tx, unknown))
 
     def watch_unassigned(self, scripts: Iterable[bytes]) -> None:
         """Add scripts that no invoice has, as far as we know."""
@@ -106,18 +121,21 @@ class WatchList:
         return noted
 
     async def keep_coins(self, tx: Transaction) -> None:
-        """Once they are recorded, go on watching those that are in the operator's wallet."""
+        """Once they are recorded, go on watching those in the operator's wallet, and deposits of channels."""
         noted, self._new_outputs = self._new_outputs, set()
         if not noted:
             return
-        for outpoint in noted - (await coins.among(tx, noted)).keys():
+        kept = set(await coins.among(tx, noted))
+        if self._channels:
+            kept |= await channel_store.outpoints_among(tx, noted)
+        for outpoint in noted - kept:
             key = outpoint_bytes(outpoint)
             self._coins.discard(key)
             if not self.outpoints.get(key):
                 self.outpoints.pop(key, None)
 
     def spends_in(self, block: ParsedBlock) -> Iterator[PayingTransaction]:
-        """Transactions that spend coins of the operator's wallet: payouts, or anything else."""
+        """Transactions that spend coins of the operator's wallet, or deposits: payouts, closes, anything."""
         for transaction in block.transactions:
             if any(outpoint_bytes(previous) in self._coins for previous in transaction.inputs):
                 yield PayingTransaction(
@@ -143,6 +161,20 @@ class WatchList:
         for transaction in block.transactions:
             for previous in transaction.inputs:
                 yield from self.outpoints.get(outpoint_bytes(previous), set()) - {transaction.txid}
+
+    async def _load_contracts(self, tx: Transaction) -> None:
+        """Contracts that were announced since, and deposits that another process has recorded."""
+        if not self._channels:
+            return
+        scripts, self.contracts_seq = await channel_store.scripts_after(tx, self.contracts_seq)
+        self.watch_unassigned(scripts)
+        deposits = await channel_store.live_outpoints(tx)
+        for outpoint in deposits:
+            self._add_coin(outpoint)
+        unknown = {outpoint.txid for outpoint in deposits} - self._payers
+        for txid, inputs in (await chain_facts.inputs_of(tx, unknown)).items():
+            for previous in inputs:
+                self._add_spend(previous, txid)
 
     def _add_coin(self, outpoint: OutPoint) -> None:
         key = outpoint_bytes(outpoint)

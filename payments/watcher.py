@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from payments import chain_facts, chain_store, foreign_spends, unassigned
+from payments import chain_facts, chain_store, channel_store, foreign_spends, unassigned
 from payments.address_search import AddressSearch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_events import (
@@ -28,6 +28,7 @@ from payments.bitcoind_events import (
 )
 from payments.block import ParsedBlock
 from payments.chain_facts import BlockRef
+from payments.channel_follow import ChannelFollower
 from payments.errors import (
     BlockMalformed,
     BlockUnavailable,
@@ -48,6 +49,10 @@ log = logging.getLogger(__name__)
 DEPTH_FOLLOWED = 144
 """Confirmations of deeper payments are not told any more; a reorg of any depth is still followed."""
 HINTS_MAX = 10_000
+LOOKS_AGAIN_MAX = 3
+"""For contracts of channels that were announced while blocks were read. However many come, blocks go on: who
+announces before paying is in no block that was there already, and who paid before opens the channel by its
+outpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ class NodeCondition:
 class Watcher:
     """Follows one node for one registry. What it holds in memory changes after the commit it belongs to.
 
-    `search` is for databases that were restored from a backup, `payouts` for hosted sales.
+    `search` is for databases that were restored from a backup, `payouts` for hosted sales, `channels` for
+    metered ones.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Watcher:
         clock: Clock,
         search: AddressSearch | None = None,
         payouts: PayoutFollower | None = None,
+        channels: ChannelFollower | None = None,
     ) -> None:
         self._node = node
         self._store = store
@@ -84,7 +91,8 @@ class Watcher:
         self._clock = clock
         self._search = search
         self._payouts = payouts
-        self._watch_list = WatchList()
+        self._channels = channels
+        self._watch_list = WatchList(channels=channels is not None)
         self._observer = NodeObserver(node, store, self._watch_list)
         self._mempool: set[str] = set()
         self._loaded = False
@@ -93,8 +101,8 @@ class Watcher:
             online=False, trouble="the node was not asked yet", tip_height=0, checked_at=0
         )
 
-    def watch(self, script_pubkey: bytes, invoice_id: str) -> None:
-        """Watch a script from now on. Call it before the address leaves the server."""
+    def watch(self, script_pubkey: bytes, invoice_id: str | None) -> None:
+        """Watch a script from now on; None: a contract's. Call it before the address leaves the server."""
         self._watch_list.scripts[script_pubkey] = invoice_id
 
     async def run(self, *, events_endpoint: str | None, poll_interval_s: float) -> None:
@@ -137,7 +145,7 @@ class Watcher:
             self._mempool.update(txid for txid in fresh if txid not in left)
 
     async def _catch_up(self) -> None:
-        complete = False
+        complete, looks_again = False, 0
         while not complete:
             info = await self._node.node_info()
             verdict = fitness(info, self._clock(), self._network)
@@ -150,7 +158,10 @@ class Watcher:
             if view.stale:
                 continue
             now = self._clock()
-            await self._store.write(partial(self._record, view=view, now=now))
+            last_look = looks_again == LOOKS_AGAIN_MAX
+            if not await self._store.write(partial(self._record, view=view, now=now, last_look=last_look)):
+                looks_again += 1
+                continue
             self._watch_list.add(arrival.payment for arrival in view.arrivals)
             await self._store.read(self._watch_list.keep_coins)
             complete = view.complete
@@ -161,7 +172,11 @@ class Watcher:
         if self._search is not None:
             await self._search.go_on(self._watch_list)
 
-    async def _record(self, tx: Transaction, *, view: NodeView, now: int) -> None:
+    async def _record(self, tx: Transaction, *, view: NodeView, now: int, last_look: bool) -> bool:
+        """False, and nothing is written, if blocks are to be read again for contracts that came meanwhile."""
+        looks_for_contracts = self._channels is not None and view.blocks and not last_look
+        if looks_for_contracts and await channel_store.newest_seq(tx) > view.contracts_seq:
+            return False
         concerned: set[str] = set()
         trouble = None if view.complete else "catching up with the chain: wait"
         concerned |= await self._beat(tx, now=now, online=view.complete, trouble=trouble)
@@ -184,6 +199,9 @@ class Watcher:
             await unassigned.book(tx, now=now)
             if self._payouts is not None:
                 await self._payouts.follow(tx, now=now)
+            if self._channels is not None:
+                await self._channels.follow(tx, now=now)
+        return True
 
     async def _record_block(self, tx: Transaction, ref: BlockRef, block: ParsedBlock, now: int) -> set[str]:
         concerned: set[str] = set()

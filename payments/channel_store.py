@@ -1,0 +1,310 @@
+"""Contracts and channels as rows, and where the chain has their deposits. No decisions, no money.
+
+A contract is a script that a payer asked us to watch; each deposit to it is a channel. What was decided of a
+channel is in its row; where its funding is, and what spent it, is what the watcher wrote of transactions.
+
+A payer may send before they ask: such a deposit is found when the channel is opened, not by the watcher.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, select
+
+from payments.chain_facts import PaidOutput
+from payments.channel import Balance, ChannelState, CloseReason
+from payments.channel_errors import ChangeScriptRefused, ChannelNotFound
+from payments.channel_script import CHANGE_SAT_MIN, Channel, Contract
+from payments.money import Msat, Sat
+from payments.outputs import OutPoint, Presence
+from payments.portions import portions
+from payments.ports import Transaction
+from payments.tables import channel_contracts, channels, paying_inputs, paying_transactions
+
+DEPOSIT_SAT_MIN = CHANGE_SAT_MIN
+"""Smaller outputs are not recorded: no node would relay their refund, and whoever sends a contract a thousand
+of them would have a thousand channels."""
+LIVE = (ChannelState.FUNDED, ChannelState.OPEN, ChannelState.CLOSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What payer and payee agreed on for a cooperative close."""
+
+    paid_sat: Sat
+    fee_sat: Sat
+    signature: bytes
+    """The payer's, over both: 64 bytes, compact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRecord:
+    """A channel as it is kept, with where the chain has its deposit."""
+
+    channel: Channel
+    nonce: bytes
+    """Of its terms: with the channel seed it gives the payee's key."""
+    state: ChannelState
+    balance: Balance
+    close_reason: CloseReason | None
+    close_asked_at: int | None
+    agreed: Agreed | None
+    funding: Presence
+    """Of the transaction that made the deposit."""
+    funding_height: int | None
+    """Of its block; set exactly when `funding` is BLOCK."""
+    seen_at: int
+    opened_at: int | None
+    closed_at: int | None
+    trouble: str | None
+    """Why it is not closed yet, in words."""
+
+    @property
+    def id(self) -> str:
+        return self.channel.id
+
+    def confirmations(self, tip_height: int) -> int:
+        """Of the deposit: 0 while no block has it."""
+        return 0 if self.funding_height is None else max(0, tip_height - self.funding_height + 1)
+
+
+async def announce(
+    tx: Transaction, contract: Contract, *, nonce: bytes, now: int, contracts_max: int
+) -> None:
+    """Keep a contract from now on: every block that is recorded after this commit is read for it.
+
+    Announced again, it stays as it is. Of the contracts that never had a deposit the newest `contracts_max`
+    are kept. Raises ChangeScriptRefused if the same keys were announced with another change script.
+    """
+    known = await contract_of(tx, contract.script_pubkey)
+    if known is not None:
+        # Whoever signs over another change script signs nothing that fits.
+        if known[0] != contract:
+            raise ChangeScriptRefused(
+                "These keys were announced with another change script before: use that one, or new terms."
+            )
+        return
+    await tx.execute(
+        insert(channel_contracts).values(
+            script_pubkey=contract.script_pubkey,
+            seq=await newest_seq(tx) + 1,
+            nonce=nonce,
+            payer_key=contract.payer_key,
+            payee_key=contract.payee_key,
+            expiry_height=contract.expiry_height,
+            change_script_pubkey=contract.change_script_pubkey,
+            close_fee_sat=contract.close_fee_sat,
+            announced_at=now,
+        )
+    )
+    unpaid = ~exists().where(channels.c.script_pubkey == channel_contracts.c.script_pubkey)
+    seq = channel_contracts.c.seq
+    too_many = select(seq).where(unpaid).order_by(seq.desc()).limit(1).offset(contracts_max)
+    oldest_kept = await tx.scalar(too_many)
+    if oldest_kept is not None:
+        await tx.execute(delete(channel_contracts).where(unpaid, seq <= oldest_kept))
+
+
+async def contract_of(tx: Transaction, script_pubkey: bytes) -> tuple[Contract, bytes] | None:
+    """The contract with this script, and the nonce of its terms."""
+    chosen = select(channel_contracts).where(channel_contracts.c.script_pubkey == script_pubkey)
+    row = (await tx.execute(chosen)).one_or_none()
+    return None if row is None else (_contract(row), row.nonce)
+
+
+async def newest_seq(tx: Transaction) -> int:
+    """Of the contract that was announced last; rises with each, and is 0 while there is none."""
+    return int(await tx.scalar(select(func.max(channel_contracts.c.seq))) or 0)
+
+
+async def record_deposit(tx: Transaction, txid: str, output: PaidOutput, first_seen_at: int) -> bool:
+    """Keep an output to the script of a contract as a channel; False: there is no such contract, or it is too
+    small, or newly mined coins, which cannot be spent for 100 blocks and vanish with their block.
+
+    Its transaction is recorded in `paying_transactions` already.
+    """
+    if output.amount_sat < DEPOSIT_SAT_MIN or await contract_of(tx, output.script_pubkey) is None:
+        return False
+    funding = select(paying_transactions.c.coinbase).where(paying_transactions.c.txid == txid)
+    if await tx.scalar(funding):
+        return False
+    await tx.execute(
+        insert(channels).values(
+            id=str(OutPoint(txid, output.vout)),
+            txid=txid,
+            vout=output.vout,
+            script_pubkey=output.script_pubkey,
+            capacity_sat=output.amount_sat,
+            seen_at=first_seen_at,
+            state=ChannelState.FUNDED,
+            accepted_sat=0,
+            spent_msat=0,
+        )
+    )
+    return True
+
+
+async def load(tx: Transaction, channel_id: str) -> ChannelRecord:
+    """Raises ChannelNotFound."""
+    found = await load_all(tx, [channel_id])
+    if not found:
+        raise ChannelNotFound(channel_id)
+    return found[0]
+
+
+async def load_all(tx: Transaction, channel_ids: Iterable[str]) -> list[ChannelRecord]:
+    """Those of these that there are, by id."""
+    found: list[ChannelRecord] = []
+    for some in portions(channel_ids):
+        found += await _records(tx, _channels().where(channels.c.id.in_(some)))
+    return found
+
+
+async def live(tx: Transaction) -> list[ChannelRecord]:
+    """All that are not closed, by id."""
+    return await _records(tx, _channels().where(channels.c.state.in_(LIVE)))
+
+
+async def of_payer(tx: Transaction, payer_key: bytes) -> list[ChannelRecord]:
+    """Whatever became of them, the first seen first."""
+    found = await _records(tx, _channels().where(channel_contracts.c.payer_key == payer_key))
+    return sorted(found, key=lambda record: (record.seen_at, record.id))
+
+
+async def of_script(tx: Transaction, script_pubkey: bytes) -> list[ChannelRecord]:
+    """Deposits under one contract, whatever became of them, the first seen first."""
+    found = await _records(tx, _channels().where(channels.c.script_pubkey == script_pubkey))
+    return sorted(found, key=lambda record: (record.seen_at, record.id))
+
+
+async def spend_of(tx: Transaction, channel_id: str) -> tuple[str, int] | None:
+    """What spent the deposit in a block of the active chain: its txid and height."""
+    return (await spends_of(tx, [channel_id])).get(channel_id)
+
+
+async def spends_of(tx: Transaction, channel_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """As `spend_of`, of those whose deposit a block has spent."""
+    found: dict[str, tuple[str, int]] = {}
+    for some in portions(channel_ids):
+        rows = await tx.execute(
+            select(channels.c.id, paying_transactions.c.txid, paying_transactions.c.height)
+            .select_from(channels)
+            .join(paying_inputs, _spends_deposit())
+            .join(paying_transactions, paying_transactions.c.txid == paying_inputs.c.txid)
+            .where(channels.c.id.in_(some), paying_transactions.c.presence == Presence.BLOCK)
+        )
+        found |= {row.id: (row.txid, row.height) for row in rows.all()}
+    return found
+
+
+async def scripts_after(tx: Transaction, seq: int) -> tuple[list[bytes], int]:
+    """The scripts of contracts that were announced after this one, and the newest `seq`."""
+    chosen = select(channel_contracts.c.script_pubkey, channel_contracts.c.seq)
+    rows = (await tx.execute(chosen.where(channel_contracts.c.seq > seq))).all()
+    return [row.script_pubkey for row in rows], max((row.seq for row in rows), default=seq)
+
+
+async def scripts_among(tx: Transaction, script_pubkeys: Iterable[bytes]) -> set[bytes]:
+    """Those of these scripts that are a contract's."""
+    found: set[bytes] = set()
+    for some in portions(script_pubkeys):
+        of_these = channel_contracts.c.script_pubkey.in_(some)
+        found |= set((await tx.scalars(select(channel_contracts.c.script_pubkey).where(of_these))).all())
+    return found
+
+
+async def outpoints_among(tx: Transaction, outpoints: Iterable[OutPoint]) -> set[OutPoint]:
+    """Those of these outpoints that are a channel's deposit."""
+    found: set[OutPoint] = set()
+    for some in portions(str(outpoint) for outpoint in outpoints):
+        rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(channels.c.id.in_(some)))
+        found |= {OutPoint(row.txid, row.vout) for row in rows.all()}
+    return found
+
+
+async def live_outpoints(tx: Transaction) -> list[OutPoint]:
+    rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(channels.c.state.in_(LIVE)))
+    return [OutPoint(row.txid, row.vout) for row in rows.all()]
+
+
+async def watched_outpoints(tx: Transaction, *, spent_above: int) -> list[OutPoint]:
+    """Every deposit that no block at most so high has spent: a reorg can bring the others back."""
+    spent = (
+        exists()
+        .where(_spends_deposit())
+        .where(
+            paying_transactions.c.txid == paying_inputs.c.txid,
+            paying_transactions.c.presence == Presence.BLOCK,
+            paying_transactions.c.height <= spent_above,
+        )
+    )
+    rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(~spent))
+    return [OutPoint(row.txid, row.vout) for row in rows.all()]
+
+
+def _spends_deposit() -> ColumnElement[bool]:
+    """Of a channel and an input."""
+    return and_(
+        paying_inputs.c.previous_txid == channels.c.txid, paying_inputs.c.previous_vout == channels.c.vout
+    )
+
+
+def _channels() -> Select[Any]:
+    return (
+        select(
+            channels,
+            channel_contracts.c.nonce,
+            channel_contracts.c.payer_key,
+            channel_contracts.c.payee_key,
+            channel_contracts.c.expiry_height,
+            channel_contracts.c.change_script_pubkey,
+            channel_contracts.c.close_fee_sat,
+            paying_transactions.c.presence,
+            paying_transactions.c.height,
+        )
+        .join(channel_contracts, channel_contracts.c.script_pubkey == channels.c.script_pubkey)
+        .outerjoin(paying_transactions, paying_transactions.c.txid == channels.c.txid)
+        .order_by(channels.c.id)
+    )
+
+
+async def _records(tx: Transaction, chosen: Select[Any]) -> list[ChannelRecord]:
+    contracts: dict[bytes, Contract] = {}
+    found = []
+    for row in (await tx.execute(chosen)).all():
+        if row.script_pubkey not in contracts:
+            contracts[row.script_pubkey] = _contract(row)
+        found.append(_record(row, contracts[row.script_pubkey]))
+    return found
+
+
+def _record(row: Row[Any], contract: Contract) -> ChannelRecord:
+    agreed = None
+    if row.agreed_signature is not None:
+        agreed = Agreed(Sat(row.agreed_paid_sat), Sat(row.agreed_fee_sat), row.agreed_signature)
+    return ChannelRecord(
+        channel=Channel(contract, OutPoint(row.txid, row.vout), Sat(row.capacity_sat)),
+        nonce=row.nonce,
+        state=ChannelState(row.state),
+        balance=Balance(Sat(row.accepted_sat), row.signature, Msat(row.spent_msat)),
+        close_reason=None if row.close_reason is None else CloseReason(row.close_reason),
+        close_asked_at=row.close_asked_at,
+        agreed=agreed,
+        funding=Presence.MISSING if row.presence is None else Presence(row.presence),
+        funding_height=row.height,
+        seen_at=row.seen_at,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        trouble=row.trouble,
+    )
+
+
+def _contract(row: Row[Any]) -> Contract:
+    return Contract(
+        payer_key=row.payer_key,
+        payee_key=row.payee_key,
+        expiry_height=row.expiry_height,
+        change_script_pubkey=row.change_script_pubkey,
+        close_fee_sat=Sat(row.close_fee_sat),
+    )
