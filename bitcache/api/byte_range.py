@@ -8,7 +8,9 @@ file is an error.
 import re
 from typing import NamedTuple
 
-from bitcache.errors import RangeUnsatisfiable
+from bitcache.errors import RangeNotChunks, RangeUnsatisfiable
+from payments.channel import UNITS_PER_REQUEST_MAX
+from storage.stream import CHUNK_SIZE_BYTES
 
 HEADER_LENGTH_MAX = 100
 
@@ -47,6 +49,28 @@ def requested_range(
     if first >= size_bytes:
         raise RangeUnsatisfiable(size_bytes)
     return ByteRange(first, min(last, size_bytes - 1) - first + 1, partial=True)
+
+
+def chunk_range(range_header: str | None, if_range: str | None, *, etag: str, size_bytes: int) -> ByteRange:
+    """The bytes to send where every started chunk costs: 1 to 8 whole chunks, or none.
+
+    What would be ignored elsewhere is refused: nobody is charged for more than they named. Without a Range it
+    is the whole file, if that is not too long. Raises RangeNotChunks.
+    """
+    chosen = ByteRange(0, size_bytes, partial=False)
+    if range_header is not None:
+        changed = if_range is not None and if_range.strip() != etag
+        match = _ONE_RANGE.fullmatch(range_header.strip()) if len(range_header) <= HEADER_LENGTH_MAX else None
+        if changed or match is None or not match["first"]:
+            raise RangeNotChunks(size_bytes)
+        first = int(match["first"])
+        end = min(int(match["last"]) + 1, size_bytes) if match["last"] else size_bytes
+        chosen = ByteRange(first, end - first, partial=True)
+    end = chosen.first + chosen.length
+    aligned = chosen.first % CHUNK_SIZE_BYTES == 0 and (end == size_bytes or end % CHUNK_SIZE_BYTES == 0)
+    if not aligned or not 0 < chosen.length <= UNITS_PER_REQUEST_MAX * CHUNK_SIZE_BYTES:
+        raise RangeNotChunks(size_bytes)
+    return chosen
 
 
 def content_range(chosen: ByteRange, size_bytes: int) -> str:
