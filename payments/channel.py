@@ -21,6 +21,7 @@ from payments.channel_errors import (
 from payments.channel_keys import public_key
 from payments.channel_script import Contract
 from payments.money import Msat, Sat, sat_rounded_up
+from payments.outputs import Presence
 
 CLOSE_MARGIN_BLOCKS = 144
 """So long before EXPIRY a channel serves no more and is closed: blocks enough to be mined in any weather."""
@@ -154,6 +155,11 @@ def charged(
     if cumulative_sat >= balance.accepted_sat:
         return Balance(Sat(cumulative_sat), signature, spent_msat)
     return replace(balance, spent_msat=spent_msat)
+
+
+def suspended(funding: Presence, *, accepted_sat: int, limit_sat: int) -> bool:
+    """Whether a channel pays for nothing just now: its deposit is nowhere, or less deep than was trusted."""
+    return funding not in (Presence.BLOCK, Presence.MEMPOOL) or accepted_sat > limit_sat
 
 
 def check_life(expiry_height: int, tip_height: int) -> None:

@@ -126,14 +126,14 @@ def close_transaction(
 
 
 def shared_out(amount_sat: Sat, brings_sat: Sequence[Sat]) -> tuple[Sat, ...]:
-    """An amount in proportion to what each brings; the sats that do not divide go to the first ones."""
-    total = sum(brings_sat)
-    if not total:
-        return tuple(NOTHING_SAT for _ in brings_sat)
-    shares = [amount_sat * one // total for one in brings_sat]
-    for n in range(amount_sat - sum(shares)):
-        shares[n] += 1
-    return tuple(map(Sat, shares))
+    """At most what they bring, in proportion to it: all of it, and to nobody more than brought."""
+    total, before, shares = sum(brings_sat), 0, []
+    for one in brings_sat:
+        # Whole sats of the running total: each share is its exact part, rounded up or down.
+        after = before + one
+        shares.append(Sat(amount_sat * after // total - amount_sat * before // total) if one else NOTHING_SAT)
+        before = after
+    return tuple(shares)
 
 
 def refund_transaction(

@@ -23,6 +23,8 @@ CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 CHANNEL_KEY_INFO = b"bitcache/v1/channel-key"
 WIF_MAINNET, WIF_TEST = 0x80, 0xEF
 WIF_COMPRESSED = b"\x01"
+WIF_CHARACTERS = 52
+"""Of a key whose public key is compressed."""
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
@@ -84,15 +86,15 @@ def wif_of(key: PrivateKey, network: str) -> str:
 def key_of_wif(wif: str, network: str) -> PrivateKey:
     """Raises BackupLineInvalid."""
     refusal = BackupLineInvalid(f"The key in the line is none of {network}: copy the whole line again.")
+    if len(wif) != WIF_CHARACTERS or not set(wif) <= set(BASE58):
+        raise refusal
     number = 0
-    for character in wif[:60]:
-        if character not in BASE58:
-            raise refusal
+    for character in wif:
         number = number * 58 + BASE58.index(character)
-    octets = number.to_bytes(60, "big").lstrip(b"\0")
-    payload, checksum = octets[:-4], octets[-4:]
+    octets = number.to_bytes(39, "big")  # 52 characters may say a bit more than the 38 bytes there are
+    payload, checksum = octets[1:-4], octets[-4:]
     version = WIF_MAINNET if network == "mainnet" else WIF_TEST
-    whole = len(payload) == 1 + SECRET_BYTES + 1 and payload[0] == version and payload[-1:] == WIF_COMPRESSED
+    whole = octets[:2] == bytes([0, version]) and payload[-1:] == WIF_COMPRESSED
     if not whole or _checksum(payload) != checksum:
         raise refusal
     try:
