@@ -1,10 +1,11 @@
-"""A new data folder: a commented configuration, a master key, a database."""
+"""A new data folder: a commented configuration, a master key, a database; a channel seed if asked for."""
 
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bitcache.channel_seed import write_channel_seed
 from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME, Config, Network
 from bitcache.config_file import parse
 from bitcache.db.engine import Database
@@ -12,6 +13,7 @@ from bitcache.db.migrate import is_blank, upgrade
 from bitcache.errors import AlreadyInitialised, DatabaseMissing
 from bitcache.master_key import create_private, write_master_key
 
+CHANNELS_OFF, CHANNELS_ON = "\n# enabled = false\n", "\nenabled = true\n"
 RPC_PORTS: dict[Network, int] = {"mainnet": 8332, "testnet4": 48332, "signet": 38332, "regtest": 18443}
 
 TEMPLATE = """\
@@ -159,12 +161,12 @@ rpc_cookie_file = "{cookie_file}"
 """
 
 
-async def initialise(folder: Path, *, network: Network) -> None:
-    """Make `folder` a server's data folder; nothing is ever overwritten.
+async def initialise(folder: Path, *, network: Network, channels: bool = False) -> None:
+    """Make `folder` a server's data folder; nothing is ever overwritten. `channels`: with a channel seed.
 
     Raises AlreadyInitialised, DatabaseMissing.
     """
-    config = _write_files(folder, network)
+    config = _write_files(folder, network, channels=channels)
     database = Database(config.database)
     try:
         await prepare_database(config, database)
@@ -197,28 +199,32 @@ async def prepare_database(config: Config, database: Database) -> None:
     await upgrade(database)
 
 
-def config_text(network: Network) -> str:
+def config_text(network: Network, *, channels: bool = False) -> str:
     """A commented configuration for `network`."""
     chain_folder = "" if network == "mainnet" else f"{network}/"
-    return TEMPLATE.format(
+    text = TEMPLATE.format(
         network=network, rpc_port=RPC_PORTS[network], cookie_file=f"~/.bitcoin/{chain_folder}.cookie"
     )
+    return text.replace(CHANNELS_OFF, CHANNELS_ON) if channels else text
 
 
-def _write_files(folder: Path, network: Network) -> Config:
+def _write_files(folder: Path, network: Network, *, channels: bool) -> Config:
     """Everything but the tables, readable by the owner alone; the configuration as it was written."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings = parse(tomllib.loads(config_text(network)), data_folder=folder)
+    text = config_text(network, channels=channels)
+    settings = parse(tomllib.loads(text), data_folder=folder)
     config_path, database_path = folder / CONFIG_FILE_NAME, folder / DATABASE_FILE_NAME
-    for existing in (config_path, settings.master_key, database_path):
+    for existing in (config_path, settings.master_key, settings.channel_seed, database_path):
         if existing.exists():
             raise AlreadyInitialised(
                 f"{existing} is there already; nothing was changed. Choose another folder, or run "
                 f"`bitcache serve --data {folder}`."
             )
-    create_private(config_path, config_text(network).encode())
+    create_private(config_path, text.encode())
     create_private(database_path, b"")
     write_master_key(settings.master_key)
+    if channels:
+        write_channel_seed(settings.channel_seed)
     return settings
 
 

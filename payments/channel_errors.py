@@ -209,6 +209,15 @@ class CloseUneconomic(ChannelError):
         self.fee_sat = fee_sat
 
 
+class CloseNotFound(ChannelError):
+    def __init__(self, close_id: str) -> None:
+        super().__init__(f"No close {close_id} is under way: `bitcache channels list` shows those that are.")
+
+
+class BumpRefused(ChannelError):
+    """A close cannot pay the network more, or our node does not let it; the message says why."""
+
+
 class RefundTooSmall(ChannelError):
     """The fee of the refund would be more than the deposit."""
 

@@ -13,15 +13,16 @@ from payments import batch_store, payable, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind_psbt import PsbtNode
 from payments.descriptors import DescriptorStore
-from payments.errors import AddressesNotDerived, PayoutRefused
+from payments.errors import PayoutRefused
 from payments.money import Sat
+from payments.own_addresses import fresh_address
 from payments.payout import Choice, Payout, PayoutPolicy, Share, State, fee_of, over_share
 from payments.payout_candidates import Candidates, candidates, origins_of, take_affordable
 from payments.payout_layout import payees_of, shares_at
 from payments.payout_transaction import Payee, dust_sat, unsigned_transaction
 from payments.ports import Clock, Store, Transaction
 from payments.records import IssuedAddress
-from payments.unassigned import Purpose, add_own_address, unused_change_address
+from payments.unassigned import Purpose, unused_change_address
 
 VSIZE_MAX_VBYTES = 99_000
 """Nodes relay 100,000 (Bitcoin Core's MAX_STANDARD_TX_WEIGHT); signatures may be longer than estimated."""
@@ -179,20 +180,14 @@ class BatchPlanner:
 
     async def _change_address(self, wallet: PayoutDescriptor) -> IssuedAddress:
         """One that no batch has used, kept and watched for ever from now on."""
-
-        async def write(tx: Transaction) -> IssuedAddress:
-            kept = await unused_change_address(tx, wallet.id)
-            if kept is not None:
-                return kept
-            issued = await self._descriptors.issue(tx, wallet.id, self._addresses)
-            await add_own_address(tx, issued, Purpose.CHANGE)
-            return issued
-
-        while True:
-            try:
-                return await self._store.write(write)
-            except AddressesNotDerived as missing:
-                await self._addresses.ensure(wallet, missing.index)
+        return await fresh_address(
+            self._store,
+            self._descriptors,
+            self._addresses,
+            wallet,
+            Purpose.CHANGE,
+            unused=unused_change_address,
+        )
 
 
 def share_troubles(

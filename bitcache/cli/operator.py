@@ -57,18 +57,25 @@ class NetworkName(StrEnum):
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The data folder to make.")] = DATA_FOLDER,
     network: Annotated[NetworkName, typer.Option(help="The chain your node follows.")] = NetworkName.MAINNET,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="Sell per chunk too: make a channel seed, turn channels on.")
+    ] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Make a data folder: a commented configuration, a master key, a database."""
     from bitcache import setup
 
-    run(setup.initialise(folder, network=network.value))
+    run(setup.initialise(folder, network=network.value, channels=channels))
     path = folder / CONFIG_FILE_NAME
     if json_output:
-        print_json({"data_folder": str(folder), "config": str(path), "network": network.value})
+        made = {"data_folder": str(folder), "config": str(path), "network": network.value}
+        print_json(made | {"channels": channels})
         return
     print_text(f"Made {path}. Read it, then run: bitcache serve --data {folder}")
     say("Back up master.key apart from the database: without it nothing that was sold opens.")
+    if channels:
+        say("Back up channel.seed apart from the database: without it no channel can be closed.")
+        say("Channels are on, and need hosted sales: set `descriptor` under [hosted] before you serve.")
 
 
 @app.command(epilog="Example: bitcache serve --data /srv/bitcache")
