@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from payments import chain_facts, chain_store, foreign_spends, restores, unassigned
+from payments import chain_facts, chain_store, channel_endings, foreign_spends, restores, unassigned
 from payments.addresses import AddressBook, DerivedAddress
 from payments.bitcoind import Bitcoind
 from payments.chain_facts import BlockRef, PayingTransaction
+from payments.channel_follow import ChannelFollower
 from payments.descriptors import ADDRESS_INDEX_MAX, DescriptorStore
 from payments.errors import BlockUnavailable
 from payments.payout_follow import PayoutFollower
@@ -70,8 +71,9 @@ class AddressSearch:
         addresses: AddressBook,
         clock: Clock,
         payouts: PayoutFollower | None = None,
+        channels: ChannelFollower | None = None,
     ) -> None:
-        """`payouts` where sales are, or were, hosted."""
+        """`payouts` where sales are, or were, hosted; `channels` where they are metered."""
         self._node = node
         self._store = store
         self._registry = registry
@@ -79,6 +81,7 @@ class AddressSearch:
         self._addresses = addresses
         self._clock = clock
         self._payouts = payouts
+        self._channels = channels
         self._pass: _Pass | None = None
         self._told: set[str] = set()
 
@@ -181,10 +184,14 @@ class AddressSearch:
                 )
         await self._registry.refresh(tx, concerned, now=now)
         await foreign_spends.mark_change(tx)
+        await channel_endings.mark_addresses(tx)
         await unassigned.book(tx, now=now)
         spends = {spend.txid for one in found for spend in one.spends}
         if self._payouts is not None and spends:
             await self._payouts.follow(tx, now=now, found=spends)
+        if self._channels is not None:
+            paid = {payment.txid for one in found for payment in (*one.payments, *one.spends)}
+            await self._channels.follow(tx, now=now, found=paid)
         return True
 
     def _tell(self, trouble: str) -> None:

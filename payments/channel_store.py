@@ -54,6 +54,8 @@ class ChannelRecord:
     """Of the transaction that made the deposit."""
     funding_height: int | None
     """Of its block; set exactly when `funding` is BLOCK."""
+    funding_lost_height: int | None
+    """Of the block that took its inputs; set exactly when `funding` is GONE."""
     seen_at: int
     opened_at: int | None
     closed_at: int | None
@@ -262,6 +264,7 @@ def _channels() -> Select[Any]:
             channel_contracts.c.close_fee_sat,
             paying_transactions.c.presence,
             paying_transactions.c.height,
+            paying_transactions.c.conflict_height,
         )
         .join(channel_contracts, channel_contracts.c.script_pubkey == channels.c.script_pubkey)
         .outerjoin(paying_transactions, paying_transactions.c.txid == channels.c.txid)
@@ -293,6 +296,7 @@ def _record(row: Row[Any], contract: Contract) -> ChannelRecord:
         agreed=agreed,
         funding=Presence.MISSING if row.presence is None else Presence(row.presence),
         funding_height=row.height,
+        funding_lost_height=row.conflict_height,
         seen_at=row.seen_at,
         opened_at=row.opened_at,
         closed_at=row.closed_at,

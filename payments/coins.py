@@ -6,7 +6,7 @@ that we follow spends it in a block: our own, or anybody's.
 
 from collections.abc import Iterable
 
-from sqlalchemy import CompoundSelect, Select, and_, exists, select, union_all
+from sqlalchemy import CompoundSelect, Select, and_, exists, or_, select, union_all
 
 from payments import chain_facts
 from payments.invoice import Mode
@@ -17,6 +17,7 @@ from payments.portions import portions
 from payments.ports import Transaction
 from payments.tables import (
     batch_inputs,
+    channels,
     descriptors,
     invoices,
     paying_inputs,
@@ -180,13 +181,40 @@ def own_among_inputs(txids: Select[tuple[str]]) -> Select[tuple[str]]:
     )
 
 
+def deposits_among_inputs(txids: Select[tuple[str]]) -> Select[tuple[str]]:
+    """Those that spend the deposit of a channel, which is no coin of the wallet."""
+    return (
+        select(paying_inputs.c.txid)
+        .join(
+            channels,
+            and_(
+                channels.c.txid == paying_inputs.c.previous_txid,
+                channels.c.vout == paying_inputs.c.previous_vout,
+            ),
+        )
+        .where(paying_inputs.c.txid.in_(txids))
+    )
+
+
 async def change_among(tx: Transaction, txid: str) -> Sat:
-    """What this transaction pays back to addresses of the wallet that are not booked when they receive."""
+    """What this transaction pays back to addresses of the wallet that are not booked when they receive.
+
+    What a close pays to an address of closes is booked, to the channel.
+    """
+    closes = exists().where(
+        paying_inputs.c.txid == txid,
+        channels.c.txid == paying_inputs.c.previous_txid,
+        channels.c.vout == paying_inputs.c.previous_vout,
+    )
+    purpose = unassigned_addresses.c.purpose
     rows = await tx.scalars(
         select(unassigned_outputs.c.amount_sat)
         .join(
             unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
         )
-        .where(unassigned_outputs.c.txid == txid, unassigned_addresses.c.purpose == Purpose.CHANGE)
+        .where(
+            unassigned_outputs.c.txid == txid,
+            or_(purpose == Purpose.CHANGE, and_(purpose == Purpose.CHANNEL, ~closes)),
+        )
     )
     return Sat(sum(rows.all()))

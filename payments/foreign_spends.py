@@ -104,13 +104,15 @@ async def book(tx: Transaction, txid: str, *, now: int) -> None:
 
 
 async def book_gifts(tx: Transaction, *, now: int) -> None:
-    """What others pay to a change address is the operator's, as a deposit is: blocks tell such addresses."""
-    change = select(unassigned_addresses.c.script_pubkey).where(
-        unassigned_addresses.c.purpose == Purpose.CHANGE
+    """What others pay to an address of change, or of closes, is the operator's, as a deposit is: blocks tell
+    such addresses."""
+    own = select(unassigned_addresses.c.script_pubkey).where(
+        unassigned_addresses.c.purpose.in_((Purpose.CHANGE, Purpose.CHANNEL))
     )
-    txids = select(unassigned_outputs.c.txid).where(unassigned_outputs.c.script_pubkey.in_(change))
+    txids = select(unassigned_outputs.c.txid).where(unassigned_outputs.c.script_pubkey.in_(own))
     paying_back = union(coins.sold_among_inputs(txids), coins.own_among_inputs(txids))
-    gifts = await unassigned.paid_to_change(tx, but_by=paying_back)
+    closes = coins.deposits_among_inputs(txids)
+    gifts = await unassigned.given(tx, but_by=paying_back, closes=closes)
     chain = await chain_facts.view(tx, now)
     for descriptor_id in await payable.hosted_descriptors(tx):
         reference = f"{GIFT_PREFIX}{descriptor_id}"

@@ -10,6 +10,17 @@ to what stands (`reconcile`). Nothing is ever edited: a booking that no longer h
     leg in         chain -> unassigned:<descriptor>    what a restored database knows no invoice for
     leg in         chain -> operator                   what the operator put into the hosted wallet
 
+    leg metered    channel:<channel> -> pending:<seller>         what was charged in a channel, now and then;
+                   its subject is `<channel>:<offer>:<k>`
+    leg in         chain -> channel:<channel>          what its close brought; its subject is
+                   `<txid>:<channel>`
+    leg earned     pending:<seller> -> seller:<seller> once the close, or a refund, is deep: payable; its
+                   subject is `<channel>:<offer>`, as of the leg operator beside it
+    leg rest       channel:<channel> -> owed:channel:<channel>   signed away by the payer, and not charged
+    leg surplus    channel:<channel> -> operator       what the close's network fee left of the close fee
+    leg shortfall  operator -> channel:<channel>       or lacked of it; all that was charged, if the deposit
+                   was refunded or double-spent
+
     leg hold       seller, owed or operator -> payout:<payout>   from the request until paid or called off
     leg paid       payout:<payout> -> chain            what arrives, once its transaction is in a block
     leg fee        payout:<payout> -> chain            and its share of the network's fee
@@ -19,8 +30,8 @@ to what stands (`reconcile`). Nothing is ever edited: a booking that no longer h
                    subject is `<txid>:<account>`, since several may share it
 
 What stays in owed:<invoice> is the buyer's: of a revoked or refunded invoice, all. A transfer's id is
-`<subject>/<leg>/<n>`, of an outpoint `<txid>:<vout>`, a payout, a batch or a txid; n counts the flips of that
-subject and leg: a retry makes the same transfer, a reorg and back a new one.
+`<subject>/<leg>/<n>`, of an outpoint `<txid>:<vout>` (which is also a channel's id), a payout, a batch or a
+txid; n counts the flips of that subject and leg: a retry makes the same transfer, a reorg and back a new one.
 """
 
 import re
@@ -41,6 +52,11 @@ class Leg(StrEnum):
     IN = "in"
     PRICE = "price"
     SELLER = "seller"
+    METERED = "metered"
+    SHORTFALL = "shortfall"
+    EARNED = "earned"
+    REST = "rest"
+    SURPLUS = "surplus"
     OPERATOR = "operator"
     SPENT = "spent"
     EXPLAINED = "explained"
@@ -60,6 +76,11 @@ class Code(StrEnum):
     NETWORK_FEE = "network_fee"
     SPENT = "spent"
     EXPLAINED = "explained"
+    METERED = "metered"
+    EARNED = "earned"
+    OVERPAID = "overpaid"
+    SURPLUS = "surplus"
+    SHORTFALL = "shortfall"
     RECEIVED_REVERSED = "received_reversed"
     SETTLED_REVERSED = "settled_reversed"
     FEE_REVERSED = "fee_reversed"
@@ -68,6 +89,11 @@ class Code(StrEnum):
     NETWORK_FEE_REVERSED = "network_fee_reversed"
     SPENT_REVERSED = "spent_reversed"
     EXPLAINED_REVERSED = "explained_reversed"
+    METERED_REVERSED = "metered_reversed"
+    EARNED_REVERSED = "earned_reversed"
+    OVERPAID_REVERSED = "overpaid_reversed"
+    SURPLUS_REVERSED = "surplus_reversed"
+    SHORTFALL_REVERSED = "shortfall_reversed"
 
 
 _REVERSAL = {code: Code(f"{code}_reversed") for code in Code if not code.endswith("_reversed")}
@@ -131,6 +157,22 @@ def direct(seller_id: str) -> str:
 def seller(seller_id: str) -> str:
     """Earned, in the operator's wallet, payable to the seller."""
     return f"seller:{seller_id}"
+
+
+def channel(channel_id: str) -> str:
+    """What a channel's close brought, less what was charged in it: below zero until the close is mined, and
+    nothing once that is deep."""
+    return f"channel:{channel_id}"
+
+
+def pending(seller_id: str) -> str:
+    """Charged in channels of which no close is deep yet: the seller's, and not payable."""
+    return f"pending:{seller_id}"
+
+
+def owed_of_channel(channel_id: str) -> str:
+    """Signed away in a channel and not charged: the payer's."""
+    return owed(f"channel:{channel_id}")
 
 
 def operator() -> str:

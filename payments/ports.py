@@ -41,6 +41,12 @@ class OnPayouts(Protocol):
     async def __call__(self, tx: Transaction, changed: Sequence[Payout]) -> None: ...
 
 
+class OnChannels(Protocol):
+    """Told, inside the transaction, of channels that a block ended or a reorg opened again, by id."""
+
+    async def __call__(self, tx: Transaction, changed: Sequence[str]) -> None: ...
+
+
 class Quote(Protocol):
     """The price of an invoice's subject now, as one more term; None when it is not for sale any more."""
 

@@ -8,8 +8,9 @@ is looked at by itself, so that no error hides behind an opposite one; between t
     node  = coins at its block + sum of the lines of Group.NODE   alike
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from payments import ledger
 from payments.money import Msat
 from payments.reconcile_facts import Facts, Flow, NodeOnly, OursOnly, Owner, Use
 from payments.reconcile_report import Group, Line, LineKind, Report
@@ -33,9 +34,18 @@ def compare(facts: Facts) -> Report:
         node_sat=facts.node_sat,
         coins_then_sat=facts.coins_then_sat,
         coins_sat=facts.coins_sat,
-        liabilities_sat={kind: msat // 1_000 for kind, msat in sorted(by_kind.items())},
+        liabilities_sat=_in_sats(by_kind),
         lines=tuple(sorted(lines, key=lambda line: (line.explained, -abs(line.amount_sat), line.subject))),
     )
+
+
+def _in_sats(by_kind: Mapping[str, int]) -> dict[str, int]:
+    """Rounded so that they add up to their sum, rounded down: those with the largest fractions go up."""
+    rounded = {kind: msat // 1_000 for kind, msat in sorted(by_kind.items())}
+    up = sum(by_kind.values()) // 1_000 - sum(rounded.values())
+    for kind in sorted(rounded, key=lambda kind: -(by_kind[kind] % 1_000))[:up]:
+        rounded[kind] += 1
+    return rounded
 
 
 def _rest(group: Group, difference_msat: int, lines: Iterable[Line]) -> list[Line]:
@@ -158,8 +168,17 @@ def _of_ours(one: OursOnly) -> Line:
 
 
 def _notes(facts: Facts) -> Iterator[Line]:
+    charged = [b for a, b in facts.balances.items() if b < 0 and a.startswith(ledger.channel(""))]
+    if charged:
+        yield _note(
+            LineKind.CHANNELS_WAITING,
+            "channels",
+            _outwards_sat(-sum(charged)),
+            f"charged in {len(charged):,} channels, which their closes are to bring: until one is deep, no "
+            "seller is paid of it",
+        )
     for account, balance in sorted(facts.balances.items()):
-        if balance < 0:
+        if balance < 0 and not account.startswith(ledger.channel("")):
             yield _negative(account, balance)
     for account, (kept, by_history) in sorted(facts.wrong_balances.items()):
         yield _note(

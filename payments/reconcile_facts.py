@@ -15,6 +15,8 @@ class Use(StrEnum):
     UNASSIGNED = "unassigned"
     CHANGE = "change"
     DEPOSIT = "deposit"
+    CHANNEL = "channel"
+    """A close's. Where a transaction that spends coins of the wallet and no deposit pays it, it is change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from payments.reconcile_facts import ExplainedSpend, Flow, Received, Use
 from payments.tables import (
     balances,
     batch_inputs,
+    channels,
     descriptors,
     invoices,
     paying_inputs,
@@ -52,7 +53,14 @@ from payments.unassigned import DEPOSIT_PREFIX, GIFT_PREFIX
 
 TXID_CHARACTERS = 64
 EXPLAINED_SPENDS_LISTED_MAX = 100
-WHOLE_ACCOUNTS = ("seller:", "payout:", ledger.operator())
+WHOLE_ACCOUNTS = (
+    "seller:",
+    "payout:",
+    ledger.channel(""),
+    ledger.pending(""),
+    ledger.owed_of_channel(""),
+    ledger.operator(),
+)
 """These are of the operator's wallet, whatever comes after."""
 
 _spenders = paying_transactions.alias("spenders")
@@ -213,7 +221,11 @@ def _booked_in() -> Select[Any]:
         select(literal(DEPOSIT_PREFIX) + descriptors.c.id).where(hosted),
         select(literal(GIFT_PREFIX) + descriptors.c.id).where(hosted),
     )
-    of_wallet = or_(transfers.c.reference.in_(hosted_invoices), transfers.c.reference.in_(wallets))
+    of_wallet = or_(
+        transfers.c.reference.in_(hosted_invoices),
+        transfers.c.reference.in_(wallets),
+        transfers.c.reference.in_(select(channels.c.id)),
+    )
     return _booked("booked_in", Code.RECEIVED, Code.RECEIVED_REVERSED).where(of_wallet)
 
 
@@ -288,8 +300,12 @@ async def _outputs_of(tx: Transaction, txids: Sequence[str], tip_height: int) ->
             older = predates(chain_facts.received_output(row), row.created_at)
             one = Received(row.vout, Sat(row.amount_sat), Use.INVOICE, older)
             found.setdefault(row.txid, []).append(one)
+        spending = select(paying_transactions.c.txid).where(paying_transactions.c.txid.in_(some))
+        closes = set((await tx.scalars(coins.deposits_among_inputs(spending))).all())
         for row in (await tx.execute(own.where(unassigned_outputs.c.txid.in_(some)))).all():
             use = Use.UNASSIGNED if row.purpose is None else Use(row.purpose)
+            if use is Use.CHANNEL and row.txid not in closes:
+                use = Use.CHANGE
             found.setdefault(row.txid, []).append(Received(row.vout, Sat(row.amount_sat), use))
     return found
 

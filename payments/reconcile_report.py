@@ -35,6 +35,7 @@ class LineKind(StrEnum):
     SPEND_EXPLAINED = "spend_explained"
     SPEND_WAITING = "spend_waiting"
     BATCH_WAITING = "batch_waiting"
+    CHANNELS_WAITING = "channels_waiting"
     SELLER_OWES = "seller_owes"
     OPERATOR_OWES = "operator_owes"
     BALANCE_NEGATIVE = "balance_negative"
@@ -51,6 +52,7 @@ EXPLAINED = frozenset(
         LineKind.OLDER_THAN_ADDRESS,
         LineKind.SPEND_EXPLAINED,
         LineKind.BATCH_WAITING,
+        LineKind.CHANNELS_WAITING,
         LineKind.SELLER_OWES,
         LineKind.OPERATOR_OWES,
     }
@@ -82,7 +84,8 @@ class Report:
     coins_then_sat: Sat
     coins_sat: Sat
     liabilities_sat: dict[str, int]
-    """By kind of account: seller, operator, payout, owed, unassigned."""
+    """By kind of account: seller, operator, payout, owed, unassigned, channel, pending. Together they are the
+    ledger's sum, rounded down."""
     lines: tuple[Line, ...]
     """Those to see to first, then by amount."""
 

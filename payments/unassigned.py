@@ -5,14 +5,25 @@ A backup does not know the addresses that were handed out after it. Those that m
 `unassigned`, and tells how far the descriptor was used. `payments.address_search` finds them.
 
 Others are the operator's own, of the hosted wallet: the change of payouts, which was booked when it came in,
-and deposits, which are the operator's.
+deposits, which are the operator's, and what closes of payment channels pay, which the channels book.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, CompoundSelect, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    and_,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from payments import books, chain_facts, ledger
 from payments.addresses import DerivedAddress
@@ -221,10 +232,17 @@ async def listed(tx: Transaction, descriptor_ids: Iterable[str] | None = None) -
     return [one for one in await _paid(tx, descriptor_ids) if one.purpose is None]
 
 
-async def paid_to_change(tx: Transaction, *, but_by: CompoundSelect[tuple[str]]) -> list[UnassignedOutput]:
-    """What came to addresses of change, other than by these transactions."""
-    is_change = unassigned_addresses.c.purpose == Purpose.CHANGE
-    return await _paid(tx, condition=is_change & unassigned_outputs.c.txid.not_in(but_by))
+async def given(
+    tx: Transaction, *, but_by: CompoundSelect[tuple[str]], closes: Select[tuple[str]]
+) -> list[UnassignedOutput]:
+    """What came to addresses of change and of closes, other than by these transactions.
+
+    `closes` are those that pay the latter: what they pay to the former is given.
+    """
+    purpose, txid = unassigned_addresses.c.purpose, unassigned_outputs.c.txid
+    to_channels = and_(purpose == Purpose.CHANNEL, txid.not_in(closes))
+    condition = and_(or_(purpose == Purpose.CHANGE, to_channels), txid.not_in(but_by))
+    return await _paid(tx, condition=condition)
 
 
 async def _paid(
@@ -268,7 +286,7 @@ async def book(tx: Transaction, *, now: int) -> bool:
     by_reference: dict[str, list[ReceivedOutput]] = {}
     for one in await _paid(tx):
         outputs = by_reference.setdefault(_reference(one), [])
-        if one.purpose is not Purpose.CHANGE:
+        if one.purpose in (None, Purpose.DEPOSIT):
             outputs.append(one.output)
     if not by_reference:
         return False
@@ -283,7 +301,8 @@ async def book(tx: Transaction, *, now: int) -> bool:
 
 
 def _reference(one: UnassignedOutput) -> str:
-    """Under which its transfers stand. Change has none, but may have been taken for an invoice's at first."""
+    """Under which its transfers stand. Change, and what closes pay, has none, but may have been taken for an
+    invoice's at first."""
     if one.purpose is Purpose.DEPOSIT:
         return f"{DEPOSIT_PREFIX}{one.descriptor_id}"
     return ledger.unassigned(one.descriptor_id)
