@@ -79,9 +79,12 @@ class ServerApi:
         *,
         key: str | None = None,
         repeatable: bool = False,
+        authorization: str | None = None,
     ) -> T:
         """The decoded answer to POST; `key` is an Idempotency-Key, `repeatable` says twice is as once."""
         headers = {} if key is None else {"Idempotency-Key": key}
+        if authorization is not None:
+            headers["Authorization"] = authorization
         retry = repeatable or key is not None
         return _decoded(await self._call("POST", path, body=body, headers=headers, retry=retry), answer)
 

@@ -7,7 +7,7 @@ policy gives the bytes before the key, ciphertext flows into the work folder unt
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bitcache.api import wire
@@ -21,46 +21,44 @@ from bitcache.client.link import Receipt
 from bitcache.client.parcel import OpenedParcel, ParcelFile, check_unchanged, file_keys, open_parcel
 from bitcache.client.progress import Progress
 from bitcache.client.target import Target
-from bitcache.client.transfer import Transfer
+from bitcache.client.transfer import ChunkRange, ChunkTransfer, Transfer, plan_ranges
 from bitcache.client.work_folder import WorkFolder
 from storage import base64url
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class Download:
-    """One parcel into one target: `await run()` once. `on_invoice` hears of the payment meanwhile."""
+class ParcelDownload:
+    """One parcel into one target: `await run()` once. How its bytes and key are paid is a subclass's."""
 
     def __init__(
         self,
-        api: ServerApi,
-        receipt: Receipt,
-        offer_id: str,
         parcel: OpenedParcel,
         target: Target,
+        transfer: ChunkTransfer,
         *,
+        name: str,
+        link_secret: bytes,
         progress: Progress,
-        on_invoice: Callable[[wire.InvoiceView], None],
         force: bool = False,
     ) -> None:
-        self._api = api
-        self._receipt = receipt
+        """`name` tells this download from others into the same target."""
         self._parcel = parcel
         self._target = target
+        self._transfer: ChunkTransfer = transfer
+        self._name = name
+        self._link_secret = link_secret
         self._force = force
         self._progress = progress
-        self._on_invoice = on_invoice
-        self._grant = Grant(api, receipt)
-        self._transfer = Transfer(api, offer_id, self._grant, on_bytes=progress.advance)
 
     async def run(self) -> list[Path]:
         """The final places of the files, all whole and verified.
 
-        Raises TargetExists, TargetUnsafe, SpaceMissing, AlreadyRunning; PaymentPending, PaymentWithdrawn;
+        Raises TargetExists, TargetUnsafe, SpaceMissing, AlreadyRunning; what paying raises;
         ParcelAltered, FileAltered, storage's ReleaseSecretWrong; ServerProblem, ServerUnreachable, OSError.
         """
         try:
-            with WorkFolder(self._target, self._receipt.invoice_id) as work:
+            with WorkFolder(self._target, self._name) as work:
                 await self._run(work)
         except OSError as exc:
             if exc.errno in _DISK_FULL:
@@ -74,8 +72,8 @@ class Download:
         files = [file for file in self._parcel.files if not work.is_placed(file)]
         self._target.check_room(sum(work.bytes_to_come(file) for file in files))
         there = [] if self._force else [file for file in files if self._is_there(file)]
-        release_secret = await self._wait_for_key(work)
-        keys = file_keys(self._parcel, link_secret=self._receipt.link_secret, release_secret=release_secret)
+        release_secret = await self._release_secret(work, files)
+        keys = file_keys(self._parcel, link_secret=self._link_secret, release_secret=release_secret)
         for file in there:
             await self._transfer.in_thread(self._check_same, file, keys[file.position])
             files.remove(file)
@@ -105,8 +103,82 @@ class Download:
             if descriptor is not None:
                 os.close(descriptor)
 
-    async def _wait_for_key(self, work: WorkFolder) -> bytes:
-        """The release secret, as soon as the policy gives it; ciphertext flows meanwhile if it may."""
+    async def _release_secret(self, work: WorkFolder, files: Sequence[ParcelFile]) -> bytes:
+        """The release secret, as soon as there is one. `files` are those that are not in their places."""
+        raise NotImplementedError
+
+    def _order(self, files: Sequence[ParcelFile]) -> Sequence[ParcelFile]:
+        return files
+
+    def _plan(self, file: ParcelFile, missing: Sequence[int]) -> Iterable[ChunkRange]:
+        return plan_ranges(missing)
+
+    def _check_all_came(self, all_came: bool) -> None:
+        """Raises the reason why chunks were left out."""
+        assert all_came
+
+    async def _fetch_plain(self, work: WorkFolder, files: list[ParcelFile], keys: tuple[bytes, ...]) -> None:
+        async def open_plain(file: ParcelFile) -> PlainFile:
+            verifier = await self._transfer.verifier(file)
+            return await self._transfer.in_thread(work.open_plain, file, keys[file.position], verifier)
+
+        async def finish(file: ParcelFile, plain: PlainFile) -> None:
+            await self._transfer.in_thread(plain.finish)
+            work.mark_whole(file)
+
+        self._progress.start("decrypted", sum(file.cipher_bytes for file in files))
+        all_came = await fill(
+            self._order(files),
+            self._transfer,
+            open_sink=open_plain,
+            on_full=finish,
+            progress=self._progress,
+            plan=self._plan,
+        )
+        self._check_all_came(all_came)
+
+    def _space_missing(self, needed_bytes: int) -> SpaceMissing:
+        return SpaceMissing(
+            needed_bytes=needed_bytes,
+            free_bytes=self._target.free_bytes(),
+            folder=str(self._target.folder),
+        )
+
+
+class Download(ParcelDownload):
+    """What a receipt paid for. `on_invoice` hears of the payment meanwhile.
+
+    Paying raises PaymentPending, PaymentWithdrawn.
+    """
+
+    def __init__(
+        self,
+        api: ServerApi,
+        receipt: Receipt,
+        offer_id: str,
+        parcel: OpenedParcel,
+        target: Target,
+        *,
+        progress: Progress,
+        on_invoice: Callable[[wire.InvoiceView], None],
+        force: bool = False,
+    ) -> None:
+        self._api = api
+        self._receipt = receipt
+        self._on_invoice = on_invoice
+        self._grant = Grant(api, receipt)
+        super().__init__(
+            parcel,
+            target,
+            Transfer(api, offer_id, self._grant, on_bytes=progress.advance),
+            name=receipt.invoice_id,
+            link_secret=receipt.link_secret,
+            progress=progress,
+            force=force,
+        )
+
+    async def _release_secret(self, work: WorkFolder, files: Sequence[ParcelFile]) -> bytes:
+        """As soon as the policy gives it; ciphertext flows meanwhile if it may."""
         claim = await self._claim()
         if claim.release_secret is not None:
             return base64url.decode(claim.release_secret)
@@ -157,22 +229,3 @@ class Download:
             await fill(files, self._transfer, open_sink=open_sealed, on_full=nothing, progress=self._progress)
         except (PaymentWithdrawn, ServerProblem):
             return  # the invoice, which we follow meanwhile, tells what happened
-
-    async def _fetch_plain(self, work: WorkFolder, files: list[ParcelFile], keys: tuple[bytes, ...]) -> None:
-        async def open_plain(file: ParcelFile) -> PlainFile:
-            verifier = await self._transfer.verifier(file)
-            return await self._transfer.in_thread(work.open_plain, file, keys[file.position], verifier)
-
-        async def finish(file: ParcelFile, plain: PlainFile) -> None:
-            await self._transfer.in_thread(plain.finish)
-            work.mark_whole(file)
-
-        self._progress.start("decrypted", sum(file.cipher_bytes for file in files))
-        await fill(files, self._transfer, open_sink=open_plain, on_full=finish, progress=self._progress)
-
-    def _space_missing(self, needed_bytes: int) -> SpaceMissing:
-        return SpaceMissing(
-            needed_bytes=needed_bytes,
-            free_bytes=self._target.free_bytes(),
-            folder=str(self._target.folder),
-        )

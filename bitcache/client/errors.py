@@ -124,6 +124,51 @@ class WalletRefused(ClientError):
     """The wallet did not pay; the message says why and what to do."""
 
 
+# Paying per chunk.
+
+
+class ChannelUnknown(ClientError):
+    """This computer has no such channel."""
+
+    def __init__(self, channel_id: str) -> None:
+        super().__init__(
+            f"This computer has no channel {channel_id}. `bitcache channel list` shows those it has; "
+            "`bitcache channel recover` brings one here with its backup line."
+        )
+
+
+class ChannelMissing(ClientError):
+    """No open channel of this server has enough left; the message says how to open one."""
+
+
+class CloseQuoteRefused(ClientError):
+    """The server asks for more at a close than it was promised. Nothing was signed."""
+
+
+class PriceRose(ClientError):
+    """A chunk costs more than what was agreed to. Nothing was signed at the new price."""
+
+    def __init__(self, *, agreed_msat: int, asked_msat: int) -> None:
+        super().__init__(
+            f"A chunk costs {asked_msat:,} msat now, and {agreed_msat:,} msat when you agreed. What came is "
+            "kept: run the same command again to see the new price and go on."
+        )
+        self.agreed_msat = agreed_msat
+        self.asked_msat = asked_msat
+
+
+class ChunksWithheld(ClientError):
+    """Chunks that were paid for did not come, and no more are paid for before they have."""
+
+
+class SpendingLimitReached(ClientError):
+    """`--max-spend` allows no further chunk. What came is kept."""
+
+
+class DepositUnconfirmed(ClientError):
+    """The channel can pay no more before its deposit is deeper in the chain."""
+
+
 # The local disk.
 
 

@@ -1,6 +1,6 @@
 """Where the client keeps things, readable by the user alone, and written so that a crash loses nothing.
 
-XDG base directories: configuration (tokens), data (receipts), state (uploads under way).
+XDG base directories: configuration (tokens), data (receipts, channels), state (uploads under way).
 """
 
 import os
@@ -30,6 +30,10 @@ def receipts_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 def parcels_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return _folder("XDG_DATA_HOME", environment) / "parcels"
+
+
+def channels_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    return _folder("XDG_DATA_HOME", environment) / "channels"
 
 
 def uploads_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -7,7 +7,7 @@ kept, and no answer may be longer than what was asked for.
 import asyncio
 import functools
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -53,15 +53,12 @@ def plan_ranges(missing: Sequence[int], *, range_chunks: int = RANGE_CHUNKS) -> 
         at += length
 
 
-class Transfer:
-    """Fetches ranges of the files of one offer. Owns its threads: `close()` when done."""
+class ChunkTransfer:
+    """Brings ranges of the files of one offer. Owns its threads: `close()` when done."""
 
-    def __init__(
-        self, api: ServerApi, offer_id: str, grant: Grant, *, on_bytes: Callable[[int], None]
-    ) -> None:
+    def __init__(self, api: ServerApi, offer_id: str, *, on_bytes: Callable[[int], None]) -> None:
         self._api = api
         self._offer_id = offer_id
-        self._grant = grant
         self._on_bytes = on_bytes
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="chunks")
 
@@ -87,7 +84,60 @@ class Transfer:
         length_bytes = DIGEST_SIZE_BYTES * file.chunk_count
         return ChunkVerifier(file, await self._api.get_bytes(path, length_bytes=length_bytes))
 
-    async def fetch(self, file: ParcelFile, chunks: ChunkRange, sink: ChunkSink) -> None:
+    async def fetch(self, file: ParcelFile, chunks: ChunkRange, sink: ChunkSink) -> bool:
+        """Bring `chunks` into `sink`. False: some were left out, as whoever pays for them decided."""
+        raise NotImplementedError
+
+    async def _chunks(
+        self,
+        file: ParcelFile,
+        first: int,
+        end: int,
+        authorization: str,
+        *,
+        on_answer: Callable[[Mapping[str, str]], None] = lambda headers: None,
+    ) -> AsyncIterator[tuple[int, memoryview]]:
+        """Each chunk in turn, in one buffer that the next overwrites. `on_answer` sees the headers first."""
+        start = first * stream.CHUNK_SIZE_BYTES
+        stop = min(end * stream.CHUNK_SIZE_BYTES, file.cipher_bytes)
+        path = f"/offers/{self._offer_id}/files/{file.file_id}/content"
+        async with self._api.stream(
+            path,
+            headers={"Range": f"bytes={start}-{stop - 1}"},
+            authorization=authorization,
+        ) as response:
+            _check_range(response, start=start, stop=stop, size_bytes=file.cipher_bytes)
+            on_answer(response.headers)
+            buffer = memoryview(bytearray(stream.CHUNK_SIZE_BYTES))
+            index, filled = first, 0
+            _, length = stream.chunk_span(index, file.cipher_bytes)
+            async for piece in _pieces(response, self._api.chunk_s_max):
+                while piece:
+                    if index == end:
+                        response.close()
+                        raise ServerAnswerWrong("The server sent more bytes than were asked for.")
+                    taken = min(len(piece), length - filled)
+                    buffer[filled : filled + taken] = piece[:taken]
+                    piece, filled = piece[taken:], filled + taken
+                    if filled == length:
+                        yield index, buffer[:length]
+                        index, filled = index + 1, 0
+                        if index < end:
+                            _, length = stream.chunk_span(index, file.cipher_bytes)
+            if index != end:
+                raise ServerAnswerWrong("The server sent fewer bytes than it announced.")
+
+
+class Transfer(ChunkTransfer):
+    """For whoever holds a grant."""
+
+    def __init__(
+        self, api: ServerApi, offer_id: str, grant: Grant, *, on_bytes: Callable[[int], None]
+    ) -> None:
+        super().__init__(api, offer_id, on_bytes=on_bytes)
+        self._grant = grant
+
+    async def fetch(self, file: ParcelFile, chunks: ChunkRange, sink: ChunkSink) -> bool:
         """Bring `chunks` into `sink`, going on after cuts from the last chunk that arrived.
 
         Raises FileAltered, ServerAnswerWrong, ServerProblem, ServerUnreachable, PaymentWithdrawn, OSError.
@@ -97,7 +147,8 @@ class Transfer:
         token_renewed = False
         while first < chunks.end:
             try:
-                async for index, chunk in self._chunks(file, first, chunks.end):
+                authorization = f"Bearer {await self._grant.token()}"
+                async for index, chunk in self._chunks(file, first, chunks.end, authorization):
                     await self.in_thread(sink.put, index, chunk)
                     self._on_bytes(len(chunk))
                     first = index + 1
@@ -117,36 +168,7 @@ class Transfer:
             except CONNECTION_TROUBLE as exc:
                 if not await pauses.wait():
                     raise unreachable(self._api.base_url, exc) from exc
-
-    async def _chunks(self, file: ParcelFile, first: int, end: int) -> AsyncIterator[tuple[int, memoryview]]:
-        """Each chunk in turn, in one buffer that the next one overwrites."""
-        start = first * stream.CHUNK_SIZE_BYTES
-        stop = min(end * stream.CHUNK_SIZE_BYTES, file.cipher_bytes)
-        path = f"/offers/{self._offer_id}/files/{file.file_id}/content"
-        async with self._api.stream(
-            path,
-            headers={"Range": f"bytes={start}-{stop - 1}"},
-            authorization=f"Bearer {await self._grant.token()}",
-        ) as response:
-            _check_range(response, start=start, stop=stop, size_bytes=file.cipher_bytes)
-            buffer = memoryview(bytearray(stream.CHUNK_SIZE_BYTES))
-            index, filled = first, 0
-            _, length = stream.chunk_span(index, file.cipher_bytes)
-            async for piece in _pieces(response, self._api.chunk_s_max):
-                while piece:
-                    if index == end:
-                        response.close()
-                        raise ServerAnswerWrong("The server sent more bytes than were asked for.")
-                    taken = min(len(piece), length - filled)
-                    buffer[filled : filled + taken] = piece[:taken]
-                    piece, filled = piece[taken:], filled + taken
-                    if filled == length:
-                        yield index, buffer[:length]
-                        index, filled = index + 1, 0
-                        if index < end:
-                            _, length = stream.chunk_span(index, file.cipher_bytes)
-            if index != end:
-                raise ServerAnswerWrong("The server sent fewer bytes than it announced.")
+        return True
 
 
 async def _pieces(response: aiohttp.ClientResponse, chunk_s_max: float) -> AsyncIterator[memoryview]:

@@ -2,6 +2,7 @@
 
     N.part      file N of the parcel, in plain, growing       N.part.map    which chunks of it are there
     N.whole     the same, complete and durable                N.sealed      ciphertext, until the key is there
+    release     the release secret of a parcel paid per chunk
 
 A full map without part and whole says that the file was given its final name.
 """
@@ -17,14 +18,17 @@ from bitcache.client.parcel import ParcelFile
 from bitcache.client.target import WORK_PREFIX, Target
 from bitcache.file_lock import lock_or_refuse
 from storage import stream
+from storage.keys import SECRET_SIZE_BYTES
+
+RELEASE_NAME = "release"
 
 
 class WorkFolder:
-    """Of one invoice in one target. Use `with`. Raises AlreadyRunning, TargetUnsafe."""
+    """Of one invoice, or one offer, in one target. Use `with`. Raises AlreadyRunning, TargetUnsafe."""
 
-    def __init__(self, target: Target, invoice_id: str) -> None:
+    def __init__(self, target: Target, name: str) -> None:
         self._target = target
-        self._name = f"{WORK_PREFIX}{invoice_id}"
+        self._name = f"{WORK_PREFIX}{name}"
         self._names: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -98,6 +102,27 @@ class WorkFolder:
         for name in (_sealed(file), f"{_sealed(file)}.map"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.descriptor)
+
+    def read_release_secret(self) -> bytes | None:
+        """The one that was kept, to be proven again; None if none was."""
+        try:
+            descriptor = os.open(RELEASE_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.read(descriptor, SECRET_SIZE_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def keep_release_secret(self, secret: bytes) -> None:
+        """Once all chunks are here nobody need ask, and pay, for one just to be told the secret again."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        descriptor = os.open(RELEASE_NAME, flags, 0o600, dir_fd=self.descriptor)
+        try:
+            os.write(descriptor, secret)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _claimed_chunks(self, file: ParcelFile) -> int:
         name = f"{_part(file)}.map"

@@ -1,0 +1,206 @@
+"""Payment channels as this computer keeps them: small files, for the user alone.
+
+    <payer's key>.json        the contract: its terms, the payer's secret key, the refund's backup line
+    <txid>-<vout>.json        one deposit under a contract
+    <txid>-<vout>.count       what was signed for and what arrived (`channel_count`)
+    <txid>-<vout>.lock        one process at a time signs for a channel
+
+A contract is durable before anybody hears of its address: whoever funds it must already hold what takes the
+deposit back.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from coincurve import PrivateKey
+
+from bitcache.api.wire_channels import ChallengeView
+from bitcache.client.channel_count import ChannelCount
+from bitcache.client.errors import ChannelUnknown
+from bitcache.client.places import make_private_folder, only_one, write_private
+from payments.channel_keys import public_bytes
+from payments.channel_script import CHANGE_SAT_MIN, Channel, Contract, parse_channel_id
+from payments.money import Sat
+from payments.segwit_address import address_of
+
+T = TypeVar("T")
+
+
+class KeptContract(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """What a payer must not lose. Keys and scripts are lower-case hex."""
+
+    server: str
+    network: str
+    challenge: ChallengeView
+    """As it came: sent back with every voucher."""
+    payer_secret: str
+    payee_key: str
+    expiry_height: int
+    change_script: str
+    close_fee_sat: int
+    created_at: int
+
+    @cached_property
+    def payer(self) -> PrivateKey:
+        return PrivateKey(bytes.fromhex(self.payer_secret))
+
+    @cached_property
+    def contract(self) -> Contract:
+        return Contract(
+            public_bytes(self.payer),
+            bytes.fromhex(self.payee_key),
+            self.expiry_height,
+            bytes.fromhex(self.change_script),
+            Sat(self.close_fee_sat),
+        ).checked()
+
+    @property
+    def payer_key(self) -> str:
+        return self.contract.payer_key.hex()
+
+    @property
+    def address(self) -> str:
+        """Computed here: the server is not believed which address is the channel's."""
+        return address_of(self.contract.script_pubkey, self.network)
+
+    @property
+    def backup_line(self) -> str:
+        return self.contract.backup_line(self.payer, self.network)
+
+
+class KeptChannel(msgspec.Struct, frozen=True, kw_only=True):
+    """One deposit. `ended` once the server said that it pays for nothing more."""
+
+    channel_id: str
+    payer_key: str
+    capacity_sat: int
+    opened_at: int
+    ended: bool = False
+
+
+class OwnChannel:
+    """A deposit with its contract: what this side signs for it."""
+
+    def __init__(self, kept: KeptChannel, roof: KeptContract) -> None:
+        self.kept = kept
+        self.roof = roof
+        self.channel = Channel(roof.contract, parse_channel_id(kept.channel_id), Sat(kept.capacity_sat))
+
+    @property
+    def id(self) -> str:
+        return self.kept.channel_id
+
+    def signed(self, cumulative_sat: int) -> bytes:
+        """The voucher's signature. Raises VoucherOverDeposit, VoucherDustChange."""
+        return self.channel.sign(self.roof.payer, cumulative_sat)
+
+    @property
+    def below_dust_sat(self) -> int:
+        """The most that leaves change which the network takes."""
+        return max(0, self.channel.paid_sat_max - CHANGE_SAT_MIN)
+
+    def may_sign(self, cumulative_sat: int) -> bool:
+        """Whether there is a voucher for so much: none leaves change too small for the network."""
+        rest_sat = self.channel.paid_sat_max - cumulative_sat
+        return rest_sat == 0 or rest_sat >= CHANGE_SAT_MIN
+
+
+class ChannelBook:
+    """All channels in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep_contract(self, kept: KeptContract) -> None:
+        """Durable when it returns."""
+        write_private(self._folder / f"{kept.payer_key}.json", msgspec.json.encode(kept))
+
+    def keep_channel(self, kept: KeptChannel) -> None:
+        write_private(self._path(kept.channel_id, "json"), msgspec.json.encode(kept))
+
+    def contracts(self, server: str | None = None) -> list[KeptContract]:
+        """Newest first. Damaged files are left alone."""
+        kept = [
+            contract
+            for path in self._files("0?" + "?" * 64 + ".json")
+            if (contract := _read(path, KeptContract)) is not None and server in {None, contract.server}
+        ]
+        return sorted(kept, key=lambda contract: contract.created_at, reverse=True)
+
+    def channels(self, server: str | None = None) -> list[OwnChannel]:
+        """Oldest first."""
+        roofs = {contract.payer_key: contract for contract in self.contracts(server)}
+        kept = [
+            channel
+            for path in self._files("?" * 64 + "-*.json")
+            if (channel := _read(path, KeptChannel)) is not None and channel.payer_key in roofs
+        ]
+        kept.sort(key=lambda channel: (channel.opened_at, channel.channel_id))
+        return [OwnChannel(channel, roofs[channel.payer_key]) for channel in kept]
+
+    def channel(self, channel_id: str) -> OwnChannel:
+        """Raises ChannelUnknown."""
+        for own in self.channels():
+            if own.id == channel_id:
+                return own
+        raise ChannelUnknown(channel_id)
+
+    def add(self, roof: KeptContract, channel_id: str, capacity_sat: int) -> OwnChannel:
+        """The channel of this deposit, kept from now on."""
+        known = next((own for own in self.channels(roof.server) if own.id == channel_id), None)
+        if known is not None:
+            return known
+        parse_channel_id(channel_id)
+        kept = KeptChannel(
+            channel_id=channel_id,
+            payer_key=roof.payer_key,
+            capacity_sat=capacity_sat,
+            opened_at=int(time.time()),
+        )
+        self.keep_channel(kept)
+        return OwnChannel(kept, roof)
+
+    def end(self, own: OwnChannel) -> None:
+        if not own.kept.ended:
+            self.keep_channel(msgspec.structs.replace(own.kept, ended=True))
+
+    def payment_path(self, payer_key: str) -> Path:
+        """Where a deposit by our own wallet is recorded before it is broadcast."""
+        return self._folder / "deposits" / f"{payer_key}.json"
+
+    @contextmanager
+    def counting(self, own: OwnChannel) -> Iterator[ChannelCount]:
+        """The channel's count, for this process alone. Raises AlreadyRunning.
+
+        Two processes that sign for one channel would each promise what the other one has promised already.
+        """
+        with only_one(self._path(own.id, "lock"), f"Another command that pays from the channel {own.id}"):
+            count = ChannelCount(self._path(own.id, "count"))
+            try:
+                yield count
+            finally:
+                count.close()
+
+    def glance(self, own: OwnChannel) -> ChannelCount:
+        """The count as it is now, to look at. Close it."""
+        return ChannelCount(self._path(own.id, "count"), writable=False)
+
+    def _path(self, channel_id: str, ending: str) -> Path:
+        outpoint = parse_channel_id(channel_id)
+        return self._folder / f"{outpoint.txid}-{outpoint.vout}.{ending}"
+
+    def _files(self, pattern: str) -> list[Path]:
+        make_private_folder(self._folder)
+        return sorted(self._folder.glob(pattern))
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,311 @@
+"""What a download pays, chunk by chunk: which channel signs, how much, and when to stop.
+
+The bound that limits what a hostile server can take: chunks signed for that have not arrived and been
+proven are never more than WINDOW_CHUNKS, over all open channels of the server and all runs of the client. A
+chunk that was asked for before is asked for again with what is signed already.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from bitcache.api import wire_channels as wire
+from bitcache.client.channel_book import ChannelBook, OwnChannel
+from bitcache.client.channel_count import ChannelCount
+from bitcache.client.channels import OPEN_STATES, ChannelServer, SeenChannel, reconcile, voucher_header
+from bitcache.client.errors import (
+    AlreadyRunning,
+    ChannelMissing,
+    ChunksWithheld,
+    ClientError,
+    DepositUnconfirmed,
+    ServerAnswerWrong,
+    SpendingLimitReached,
+)
+from payments.money import Msat, sat_rounded_up
+
+WINDOW_CHUNKS = 16
+CHUNKS_PER_REQUEST = 4
+"""With four lanes the whole window. The server takes up to 8."""
+POLL_S = 3.0
+
+
+@dataclass
+class Purse:
+    """A channel that this process may sign for."""
+
+    own: OwnChannel
+    count: ChannelCount
+    payable_sat: int
+    """What the server takes at the depth of the deposit, in all."""
+    ended: bool = False
+
+    @property
+    def left_sat(self) -> int:
+        return max(0, self.own.channel.paid_sat_max - self.count.signed_sat)
+
+    @property
+    def voucher_sat(self) -> int:
+        """What the next voucher is for: all that was promised, or the most below it that can be signed."""
+        signed_sat = self.count.signed_sat
+        return signed_sat if self.own.may_sign(signed_sat) else self.own.below_dust_sat
+
+    def affords(self, units: int, price_msat: int) -> int:
+        """How many of so many new chunks its deposit still pays."""
+        while units and not self.own.may_sign(self.signed_with(units, price_msat)):
+            units -= 1
+        return units
+
+    def is_payable(self, units: int, price_msat: int) -> bool:
+        return self.signed_with(units, price_msat) <= self.payable_sat
+
+    def signed_with(self, units: int, price_msat: int) -> int:
+        return sat_rounded_up(Msat(self.count.promised_msat + units * price_msat))
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Chunks [first, end) of a file, and what pays for them."""
+
+    purse: Purse
+    first: int
+    end: int
+    authorization: str
+
+
+class Meter:
+    """Of one download. `tell` hears, in words, of waits and of changes of the channel."""
+
+    def __init__(
+        self,
+        server: ChannelServer,
+        purses: Sequence[Purse],
+        *,
+        price_msat: int,
+        spend_max_msat: int | None = None,
+        wait: bool = True,
+        tell: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        self._server = server
+        self.purses = list(purses)
+        self.price_msat = price_msat
+        self._spend_max_msat = spend_max_msat
+        self._wait = wait
+        self._tell = tell
+        self._in_flight = 0
+        self._current: Purse | None = None
+        self._changed = asyncio.Event()
+        self._asking_depth = asyncio.Lock()
+        self._told = ""
+        self.chunks = 0
+        """That arrived in this run."""
+        self.spent_msat = Msat(0)
+        """Newly signed for in this run."""
+        self.stopped: ClientError | None = None
+        """Why nothing more is paid, if so."""
+
+    @property
+    def left_sat(self) -> int:
+        return sum(purse.left_sat for purse in self.purses if not purse.ended)
+
+    def outstanding(self, file_id: str, index: int) -> bool:
+        return any(purse.count.is_outstanding(file_id, index) for purse in self.purses)
+
+    def is_owed(self, file_id: str) -> bool:
+        """Whether chunks of this file were asked for and have not come."""
+        return any(purse.count.has_outstanding(file_id) for purse in self.purses)
+
+    @contextmanager
+    def paying(self, ticket: Ticket) -> Iterator[None]:
+        """While the chunks of this ticket are on their way."""
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._changed.set()
+
+    async def reserve(self, file_id: str, first: int, end: int) -> Ticket | None:
+        """What pays for the chunks from `first` on, not beyond `end`; None: nothing more is paid (`stopped`).
+
+        What it promises is on record when it returns. Raises ChunksWithheld.
+        """
+        while self.stopped is None:
+            asked = self._asked_before(file_id, first, end)
+            if asked is not None:
+                return self._ticket(*asked)
+            room = WINDOW_CHUNKS - sum(p.count.outstanding for p in self.purses if not p.ended)
+            if room <= 0:
+                await self._room()
+                continue
+            units = min(room, CHUNKS_PER_REQUEST, self._new_units(file_id, first, end))
+            units = min(units, self._allowed_units())
+            if not units:
+                self.stopped = SpendingLimitReached(
+                    f"Stopped before spending more than you allow: {_sat_words(self.spent_msat)} in this "
+                    "run. What came is kept. Run the same command again to go on."
+                )
+                break
+            purse = self._purse(units)
+            if purse is None:
+                self.stopped = ChannelMissing(
+                    "The deposit is used up. What came is kept. Open another channel with `bitcache channel "
+                    "open` and run the same command again."
+                )
+                break
+            units = purse.affords(units, self.price_msat)
+            if not purse.is_payable(units, self.price_msat):
+                units = 1
+            if not purse.is_payable(units, self.price_msat):
+                await self._deepen(purse, purse.signed_with(1, self.price_msat))
+                continue
+            # On record before it is sent: after a crash we must know what we signed.
+            purse.count.ask(file_id, first, units, self.price_msat)
+            self.spent_msat = Msat(self.spent_msat + units * self.price_msat)
+            return self._ticket(purse, first, first + units)
+        return None
+
+    def arrived(self, ticket: Ticket, file_id: str, index: int) -> None:
+        """A chunk is on disk and proven."""
+        ticket.purse.count.arrive(file_id, index)
+        self.chunks += 1
+        self._changed.set()
+
+    def end(self, purse: Purse) -> None:
+        """It pays for nothing more."""
+        if purse.ended:
+            return
+        purse.ended = True
+        self._tell(f"Channel {purse.own.id} is closed, or closing.")
+
+    async def hold(self, purse: Purse, why: str) -> None:
+        """The server takes nothing on this channel just now: wait a moment, or decide to stop."""
+        if not self._wait:
+            self.stopped = DepositUnconfirmed(f"{why} Run the same command again after it.")
+            return
+        if why != self._told:
+            self._told = why
+            self._tell(f"{why} Waiting for it.")
+        await asyncio.sleep(POLL_S)
+        for one in await self._server.mine(purse.own.roof):
+            if one.own.id == purse.own.id:
+                purse.payable_sat = 0 if one.view.suspended else one.view.payable_sat_max
+                if one.view.state not in OPEN_STATES:
+                    self.end(purse)
+
+    async def _deepen(self, purse: Purse, needed_sat: int) -> None:
+        """Until the server takes so much on this channel."""
+        async with self._asking_depth:
+            while purse.payable_sat < needed_sat and self.stopped is None and not purse.ended:
+                await self.hold(
+                    purse,
+                    f"As deep as it is now, channel {purse.own.id} pays up to {purse.payable_sat:,} sat: "
+                    "for more a block is needed.",
+                )
+
+    def check_receipt(self, purse: Purse, *, accepted_sat: int, spent_msat: int) -> None:
+        """Raises ServerAnswerWrong if the server charged what was never promised."""
+        count = purse.count
+        if accepted_sat > count.signed_sat or spent_msat > count.promised_msat:
+            raise ServerAnswerWrong(
+                f"The server says it charged {_sat_words(spent_msat)} on channel {purse.own.id}: you agreed "
+                f"to {_sat_words(count.promised_msat)}. Nothing more is paid."
+            )
+
+    def _ticket(self, purse: Purse, first: int, end: int) -> Ticket:
+        authorization = voucher_header(purse.own, purse.voucher_sat)
+        self._in_flight += 1
+        return Ticket(purse, first, end, authorization)
+
+    def _asked_before(self, file_id: str, first: int, end: int) -> tuple[Purse, int, int] | None:
+        for purse in self.purses:
+            if not purse.ended and purse.count.is_asked(file_id, first):
+                last = first + 1
+                limit = min(end, first + CHUNKS_PER_REQUEST)
+                while last < limit and purse.count.is_asked(file_id, last):
+                    last += 1
+                return purse, first, last
+        return None
+
+    def _new_units(self, file_id: str, first: int, end: int) -> int:
+        """How many chunks from `first` on were never asked for."""
+        at = first + 1
+        while at < end and self._asked_before(file_id, at, at + 1) is None:
+            at += 1
+        return at - first
+
+    def _allowed_units(self) -> int:
+        if self._spend_max_msat is None:
+            return CHUNKS_PER_REQUEST
+        return max(0, self._spend_max_msat - self.spent_msat) // self.price_msat
+
+    def _purse(self, units: int) -> Purse | None:
+        """The first channel that has something left, those first that may pay at once."""
+        able = [p for p in self.purses if not p.ended and p.affords(units, self.price_msat)]
+        able.sort(key=lambda purse: not purse.is_payable(1, self.price_msat))
+        chosen = able[0] if able else None
+        if chosen is not None and self._current not in {None, chosen}:
+            self._tell(f"Going on with channel {chosen.own.id}.")
+        self._current = chosen or self._current
+        return chosen
+
+    async def _room(self) -> None:
+        if not self._in_flight:
+            raise ChunksWithheld(
+                f"{WINDOW_CHUNKS} chunks were paid for and have not come, and nothing more is paid before "
+                "they have. Asked for again they cost nothing: finish the download they belong to, or close "
+                "the channel with `bitcache channel close`."
+            )
+        self._changed.clear()
+        await self._changed.wait()
+
+
+async def open_purses(
+    stack: ExitStack,
+    server: ChannelServer,
+    book: ChannelBook,
+    base_url: str,
+    file_ids: Sequence[str],
+) -> list[Purse]:
+    """The channels of this server that may pay, locked, and agreed on with the server.
+
+    Channels another command pays from are left to it, but those that were charged for chunks of these files
+    and have not delivered them. Raises AlreadyRunning, ServerAnswerWrong.
+    """
+    owns = [own for own in book.channels(base_url) if not own.kept.ended]
+    purses, busy = [], None
+    seen: dict[str, SeenChannel] = {}
+    for roof in {own.roof.payer_key: own.roof for own in owns}.values():
+        seen |= {one.own.id: one for one in await server.mine(roof)}
+    for found in seen.values():
+        own = found.own
+        if found.view.state not in OPEN_STATES:
+            book.end(own)
+            continue
+        try:
+            count = stack.enter_context(book.counting(own))
+        except AlreadyRunning as exc:
+            if _owed(book, own, file_ids):
+                raise
+            busy = exc
+            continue
+        view: wire.ChannelView = found.view
+        reconcile(own, count, view, found.record)
+        if view.state == "funded":
+            view = await server.open(own)
+        payable_sat = 0 if view.suspended else view.payable_sat_max
+        purses.append(Purse(own, count, payable_sat))
+    if not purses and busy is not None:
+        raise busy
+    return purses
+
+
+def _owed(book: ChannelBook, own: OwnChannel, file_ids: Sequence[str]) -> bool:
+    count = book.glance(own)
+    return any(count.has_outstanding(file_id) for file_id in file_ids)
+
+
+def _sat_words(amount_msat: int) -> str:
+    """1500 -> 1.5 sat."""
+    whole, rest = divmod(amount_msat, 1_000)
+    return f"{whole:,}{f'.{rest:03}'.rstrip('0') if rest else ''} sat"
