@@ -533,6 +533,10 @@ class NotMetered(BitcacheError):
         super().__init__("This offer is not sold per chunk: ask for an invoice. Nothing was charged.")
 
 
+class ProofRefused(BitcacheError):
+    """Nothing proves that whoever asks has the key; whether the key has channels is not told."""
+
+
 class ChannelBusy(BitcacheError):
     """Too many downloads run on one channel; nothing was charged."""
 

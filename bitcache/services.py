@@ -11,6 +11,7 @@ from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
 from bitcache.api.seller_streams import SellerStreams
+from bitcache.channels import Channels
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -87,6 +88,8 @@ class Services:
     grants: GrantBook
     claims: Claims
     refunds: Refunds
+    channels: Channels | None
+    """None: this server has no payment channels."""
     gate: PaymentGate
     contents: Contents
     streams: InvoiceStreams
@@ -210,6 +213,7 @@ async def open_services(
         closing.push_async_callback(grants.flush)
         views = OfferViews(store=database, clock=clock)
         closing.push_async_callback(views.poll_once)
+        channels: Channels | None = None
         stopping = asyncio.Event()
         yield Services(
             config=config,
@@ -239,6 +243,7 @@ async def open_services(
             grants=grants,
             claims=claims,
             refunds=refunds,
+            channels=channels,
             gate=PaymentGate(
                 config=config,
                 store=database,
@@ -248,6 +253,7 @@ async def open_services(
                 book=grants,
                 feed=feed,
                 sealer=sealer,
+                channels=channels,
                 clock=clock,
             ),
             contents=Contents(database),

@@ -18,7 +18,7 @@ from bitcache.api.table import ROUTES
 from bitcache.api.wire import API, TIME_MAX
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "PROTOCOL.md"
-AUTH = {Auth.NONE: "", Auth.SELLER: "S", Auth.GRANT: "G"}
+AUTH = {Auth.NONE: "", Auth.SELLER: "S", Auth.GRANT: "G", Auth.PAYMENT: "P"}
 # What follows from the kind of operation is said once, above the table.
 COMMON = {
     "bad-request",

@@ -1,4 +1,4 @@
-"""Ciphertext for who has a grant, and the digests to check it with for everybody.
+"""Ciphertext for who has a grant or pays per chunk, and the digests to check it with for everybody.
 
     GET, HEAD /offers/{offer_id}/files/{file_id}/content    Authorization: Bearer bcg_..., or Payment
     GET       /offers/{offer_id}/files/{file_id}/digests    public
@@ -7,26 +7,33 @@ The ETag is the root of the digests, strong, and the bytes never change: a downl
 
 Behind an nginx that is told to (`accel_redirect_prefix`), the answer names the blob and nginx sends the bytes
 the client asked for. What leaves is not seen then: all that was asked for counts as sent, and how many
-downloads a grant runs at a time is nginx's to limit, by the grant's id in the query.
+downloads a grant runs at a time is nginx's to limit, by the grant's id in the query. What was paid per chunk
+carries an id of its own there, and so is under no such limit: it is paid for already.
+
+Per chunk, nothing is charged before it is sure that the bytes are there and were asked for in whole chunks.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
 
 from aiohttp import hdrs, web
 
 from bitcache import damage
-from bitcache.api.byte_range import ByteRange, content_range, requested_range
+from bitcache.api.byte_range import ByteRange, chunk_range, content_range, requested_range
+from bitcache.api.channels import PAYING_PROBLEMS
 from bitcache.api.payment_gate import Admission, Ask
 from bitcache.api.routing import Auth, Call, Header, Route
 from bitcache.contents import ServedFile
 from bitcache.errors import FileDamaged, OfferGone
-from bitcache.grants import Passage
-from bitcache.ids import id_text
+from bitcache.ids import id_text, new_id
+from bitcache.payment_scheme import Credential, CredentialInvalid
 from bitcache.services import Services
+from bitcache.session_auth import CloseAction, receipt_header, session_credential
+from payments.channel_errors import ChannelsOff
 from storage.errors import BlobMissing, RangeOutside, StorageError, StoreUnavailable
 from storage.ports import LocalRange, StreamRange
 
@@ -41,12 +48,46 @@ CONTENT_CACHE_CONTROL = "private, no-transform"
 DIGESTS_CACHE_CONTROL = "public, max-age=31536000, immutable, no-transform"
 
 
+RELEASE_HEADER = "Bitcache-Release-Secret"
+
+
 class BlobShort(Exception):
     """A finished blob has fewer bytes than it had."""
 
 
+class Passage(Protocol):
+    """Told of what was sent, as it goes."""
+
+    def sent(self, length: int) -> None: ...
+
+
+class PaidPassage:
+    """Of bytes that are paid for, sent or not: nothing is counted."""
+
+    def sent(self, length: int) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One answer that may be sent: of which file which bytes, with which headers."""
+
+    file_id: str
+    stored: ServedFile
+    chosen: ByteRange
+    source: LocalRange | StreamRange
+    for_nginx: bool
+    nginx_key: str
+    """By which nginx counts the downloads under way: an id."""
+    headers: Mapping[str, str]
+    passage: Passage
+
+
 async def get_content(call: Call) -> web.StreamResponse:
-    """200 or 206 with the bytes, for a grant or a paid challenge that allows them now."""
+    """200 or 206 with the bytes, for a grant, a paid challenge or a voucher that allows them now."""
+    credential = session_credential(call.http.headers.get(hdrs.AUTHORIZATION))
+    if credential is not None:
+        return await send_metered(call, credential)
     admission = await call.services.gate.admit(
         Ask.of(
             method=call.http.method,
@@ -59,7 +100,7 @@ async def get_content(call: Call) -> web.StreamResponse:
 
 
 async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
-    """What the request asks for of the file.
+    """What the request asks for of the file, for who has a grant.
 
     Raises FileNotInOffer, RangeUnsatisfiable, GrantExhausted, OfferGone, FileDamaged, StoreUnavailable.
     """
@@ -68,9 +109,7 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
     grant = admission.grant
     stored = await services.contents.file(grant.parcel_id, file_id)
     if request.method == hdrs.METH_HEAD:
-        response = _response(stored, ByteRange(0, stored.size_bytes, partial=False), admission.headers)
-        await response.prepare(request)
-        return response
+        return await _send_head(call, stored, admission.headers)
     chosen = requested_range(
         request.headers.get(hdrs.RANGE),
         request.headers.get(hdrs.IF_RANGE),
@@ -78,40 +117,118 @@ async def send_content(call: Call, admission: Admission) -> web.StreamResponse:
         size_bytes=stored.size_bytes,
     )
     with services.grants.passage(grant, chosen.length) as passage:
-        try:
-            source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
-            for_nginx = source if isinstance(source, LocalRange) and _proxy_sends(call, chosen) else None
-            # The store may remember a blob that is gone, and of nginx's 404 nobody would hear.
-            if for_nginx is not None and not await asyncio.to_thread(for_nginx.path.is_file):
-                raise BlobMissing(file_id)
-        except (BlobMissing, RangeOutside) as exc:
-            await _note_damage(services, file_id)
-            raise FileDamaged(file_id) from exc
-        if for_nginx is not None:
-            passage.sent(chosen.length)
-            place = for_nginx.path.relative_to(services.config.blobs).as_posix()
-            return _redirected(
-                stored,
-                f"{services.config.accel_redirect_prefix}/{place}?{id_text(grant.grant_id)}",
-                admission.headers,
-            )
-        response = _response(stored, chosen, admission.headers)
-        await response.prepare(request)
-        try:
-            match source:
-                case LocalRange():
-                    await _send_file(request, source, passage)
-                case StreamRange():
-                    await _send_pieces(response, source, passage)
-            await response.write_eof()
-        except (OSError, RuntimeError, StorageError, BlobShort) as exc:
-            # The answer has begun: another one must not be put into the middle of it.
-            if request.transport is not None:
-                request.transport.abort()
-            if isinstance(exc, BlobShort | FileNotFoundError):
-                with suppress(OfferGone, StoreUnavailable):
-                    await _note_damage(services, file_id)
-            raise ConnectionResetError("a download broke off") from exc
+        source, for_nginx = await _open(call, file_id, chosen)
+        return await _deliver(
+            call,
+            Delivery(
+                file_id=file_id,
+                stored=stored,
+                chosen=chosen,
+                source=source,
+                for_nginx=for_nginx,
+                nginx_key=id_text(grant.grant_id),
+                headers=admission.headers,
+                passage=passage,
+            ),
+        )
+
+
+async def send_metered(call: Call, credential: Credential) -> web.StreamResponse:
+    """The chunks that the request asks for and its voucher pays. A HEAD costs nothing.
+
+    Raises ChannelsOff, NotFound, TakenDown, OfferUnavailable, NotMetered, CredentialInvalid, SessionRefused,
+    FileNotInOffer, RangeNotChunks, OfferGone, FileDamaged, StoreUnavailable, ChannelBusy, and what
+    `ChannelDesk.pay` raises.
+    """
+    services = call.services
+    if services.channels is None:
+        raise ChannelsOff
+    sales, file_id = services.channels.sales, call.path("file_id")
+    offer = await sales.offer(call.path("offer_id"))
+    action = await services.channels.desk.action(credential, price_msat=offer.price_msat)
+    if isinstance(action, CloseAction):
+        raise CredentialInvalid("what closes a channel goes to POST /channels")
+    stored = await services.contents.file(offer.sale.parcel_id, file_id)
+    if call.http.method == hdrs.METH_HEAD:
+        return await _send_head(call, stored, {})
+    chosen = chunk_range(
+        call.http.headers.get(hdrs.RANGE),
+        call.http.headers.get(hdrs.IF_RANGE),
+        etag=stored.etag,
+        size_bytes=stored.size_bytes,
+    )
+    source, for_nginx = await _open(call, file_id, chosen)
+    with sales.connection(action.voucher.channel_id):
+        paid = await sales.pay(offer, action, file_id, chosen, client=call.client)
+        receipt = receipt_header(
+            channel_id=paid.channel_id,
+            accepted_sat=paid.balance.accepted_sat,
+            spent_msat=paid.balance.spent_msat,
+            now=services.clock(),
+        )
+        return await _deliver(
+            call,
+            Delivery(
+                file_id=file_id,
+                stored=stored,
+                chosen=chosen,
+                source=source,
+                for_nginx=for_nginx,
+                nginx_key=new_id(),
+                headers={"Payment-Receipt": receipt, RELEASE_HEADER: offer.release_secret},
+                passage=PaidPassage(),
+            ),
+        )
+
+
+async def _send_head(call: Call, stored: ServedFile, headers: Mapping[str, str]) -> web.StreamResponse:
+    response = _response(stored, ByteRange(0, stored.size_bytes, partial=False), headers)
+    await response.prepare(call.http)
+    return response
+
+
+async def _open(call: Call, file_id: str, chosen: ByteRange) -> tuple[LocalRange | StreamRange, bool]:
+    """The bytes, surely there, and whether nginx sends them.
+
+    Raises OfferGone, FileDamaged, StoreUnavailable.
+    """
+    services = call.services
+    try:
+        source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
+        for_nginx = isinstance(source, LocalRange) and _proxy_sends(call, chosen)
+        # The store may remember a blob that is gone, and of nginx's 404 nobody would hear.
+        if isinstance(source, LocalRange) and for_nginx and not await asyncio.to_thread(source.path.is_file):
+            raise BlobMissing(file_id)
+    except (BlobMissing, RangeOutside) as exc:
+        await _note_damage(services, file_id)
+        raise FileDamaged(file_id) from exc
+    return source, for_nginx
+
+
+async def _deliver(call: Call, delivery: Delivery) -> web.StreamResponse:
+    request, services, source = call.http, call.services, delivery.source
+    if isinstance(source, LocalRange) and delivery.for_nginx:
+        delivery.passage.sent(delivery.chosen.length)
+        place = source.path.relative_to(services.config.blobs).as_posix()
+        location = f"{services.config.accel_redirect_prefix}/{place}?{delivery.nginx_key}"
+        return _redirected(delivery.stored, location, delivery.headers)
+    response = _response(delivery.stored, delivery.chosen, delivery.headers)
+    await response.prepare(request)
+    try:
+        match source:
+            case LocalRange():
+                await _send_file(request, source, delivery.passage)
+            case StreamRange():
+                await _send_pieces(response, source, delivery.passage)
+        await response.write_eof()
+    except (OSError, RuntimeError, StorageError, BlobShort) as exc:
+        # The answer has begun: another one must not be put into the middle of it.
+        if request.transport is not None:
+            request.transport.abort()
+        if isinstance(exc, BlobShort | FileNotFoundError):
+            with suppress(OfferGone, StoreUnavailable):
+                await _note_damage(services, delivery.file_id)
+        raise ConnectionResetError("a download broke off") from exc
     return response
 
 
@@ -213,13 +330,15 @@ CONTENT_REQUEST_HEADERS = (
     ),
     Header("Range", "one range of bytes; several at once, or nonsense, give the whole file"),
     Header("If-Range", "the ETag: the range only if the file is still the same"),
+    Header("Authorization", "`Payment ...` of a paid challenge or, of whole chunks, with a voucher"),
 )
 CONTENT_HEADERS = (
     Header("ETag", "the root of the digests, quoted; strong"),
     Header("Accept-Ranges", "`bytes`"),
     Header("Content-Range", "of a 206, and of a 416 with the size"),
     Header("Cache-Control", CONTENT_CACHE_CONTROL),
-    Header("Payment-Receipt", "for a paid challenge: what paid it"),
+    Header("Payment-Receipt", "for a paid challenge, and per chunk: what paid it"),
+    Header(RELEASE_HEADER, "per chunk: the release secret, base64url"),
 )
 CONTENT_PROBLEMS = (
     "token-invalid",
@@ -242,6 +361,11 @@ CONTENT_PROBLEMS = (
     "taken-down",
     "disk-full",
     "storage-unavailable",
+    "metered-only",
+    "not-metered",
+    "range-not-chunks",
+    "channel-busy",
+    *PAYING_PROBLEMS,
 )
 
 

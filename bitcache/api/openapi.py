@@ -30,7 +30,7 @@ UPLOAD_TYPE = "application/octet-stream"
 SECURITY_SCHEMES: Mapping[str, Document] = {
     "seller": {"type": "http", "scheme": "bearer", "description": "a seller's token, bcs_..."},
     "grant": {"type": "http", "scheme": "bearer", "description": "a grant token, bcg_..."},
-    "payment": {"type": "http", "scheme": "Payment", "description": "an echoed challenge, paid"},
+    "payment": {"type": "http", "scheme": "Payment", "description": "an echoed challenge, and what pays it"},
 }
 
 CHALLENGE = Header("WWW-Authenticate", "how to authenticate, or to pay", required=True)
@@ -180,6 +180,8 @@ def _security(auth: Auth) -> list[Document]:
             return [{"seller": []}]
         case Auth.GRANT:
             return [{"grant": []}, {"payment": []}]
+        case Auth.PAYMENT:
+            return [{"payment": []}]
 
 
 def _reference(struct: type[Struct]) -> Document:

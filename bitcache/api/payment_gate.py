@@ -10,6 +10,9 @@ A client that repeats its request with a challenge it has paid is never asked to
     nothing came                  held for a while, then 402 with the very same challenge
     nothing came, price expired   held for a while, then 402 with a new challenge
 
+An offer that is sold per chunk has a challenge of intent `session` beside these, or alone; who pays by one is
+no business of this module (`bitcache.metered`).
+
 Clients exist that pay every challenge they get, three times within 10 ms; the hold gives the node time to see
 the first payment before they are told that there is none.
 """
@@ -24,20 +27,24 @@ from typing import assert_never
 from urllib.parse import urlsplit
 
 from bitcache.api.wire import API, InvoiceView
+from bitcache.channels import Channels
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.errors import (
     GrantForeign,
     GrantMissing,
     GrantSuspended,
+    MeteredOnly,
     NodeOffline,
+    OfferUnavailable,
     TakenDown,
     TokenInvalid,
     WorkRequired,
 )
 from bitcache.events import EventFeed
 from bitcache.grants import Entry, GrantBook
-from bitcache.on_sale import sale_term, selling_offer
+from bitcache.metered import nothing_sold
+from bitcache.on_sale import SaleOffer, sale_state, sale_term, selling_offer
 from bitcache.payment_auth import (
     NONCE_BYTES,
     BoundChallenge,
@@ -50,6 +57,8 @@ from bitcache.payment_auth import (
 from bitcache.payment_scheme import CHALLENGE_KEY_PURPOSE, Challenge, PaymentDemanded, is_payment
 from bitcache.purchases import Purchases
 from bitcache.sealing import Sealer
+from payments.channel_errors import ChannelsOff
+from payments.errors import NodeUnavailable
 from payments.money import Sat
 from payments.ports import Clock, Store, Transaction
 from payments.registry import InvoiceRegistry
@@ -141,6 +150,7 @@ class PaymentGate:
         book: GrantBook,
         feed: EventFeed,
         sealer: Sealer,
+        channels: Channels | None,
         clock: Clock,
     ) -> None:
         self.hold_s = HOLD_S
@@ -152,6 +162,7 @@ class PaymentGate:
         self._claims = claims
         self._book = book
         self._feed = feed
+        self._channels = channels
         self._clock = clock
         self._held: Counter[str] = Counter()
         self._challenger = Challenger(
@@ -191,31 +202,67 @@ class PaymentGate:
     # Challenges
 
     async def _demand(self, ask: Ask) -> PaymentDemanded:
-        """The answer to who has not paid: an invitation, or for who can pay it a bound challenge."""
+        """The answer to who has not paid: invitations, or for who can pay it a bound challenge."""
         if not ask.wants_invoice:
-            return PaymentDemanded(await self._invitation(ask.offer_id))
+            return await self._invite(ask.offer_id)
         nonce = os.urandom(NONCE_BYTES)
         claim_hash = self._challenger.claim_hash(nonce)
         try:
             purchase = await self._purchases.buy(ask.offer_id, claim_hash, ask.client)
-        except WorkRequired:
+        except (WorkRequired, MeteredOnly, OfferUnavailable):
             # This dialect has no place for a proof of work: where to ask with one is all that can be said.
-            return PaymentDemanded(await self._invitation(ask.offer_id))
-        return PaymentDemanded(self._challenger.bound(self._charge(purchase.invoice, nonce)))
+            # What cannot be bought as a whole (any more) may be sold per chunk.
+            return await self._invite(ask.offer_id)
+        return await self._beside(ask.offer_id, self._challenger.bound(self._charge(purchase.invoice, nonce)))
 
-    async def _invitation(self, offer_id: str) -> Challenge:
+    async def _invite(self, offer_id: str) -> PaymentDemanded:
+        """Every way of paying for the offer now. Raises NotFound, TakenDown, OfferUnavailable, ChannelsOff,
+        NodeOffline.
+        """
+        offer, sold_out = await self._on_sale(offer_id)
+        whole = () if sold_out or not offer.sold_whole else (self._invitation(offer),)
+        challenges = (*whole, *await self._per_chunk(offer))
+        if challenges:
+            return PaymentDemanded(*challenges)
+        if offer.metered_msat is None:
+            raise OfferUnavailable(offer_id, "sold_out")
+        raise ChannelsOff if self._channels is None else NodeOffline
+
+    async def _beside(self, offer_id: str, bound: Challenge) -> PaymentDemanded:
+        """A challenge of one invoice and, where the offer is sold per chunk too, how to pay so."""
+        if self._channels is None:
+            return PaymentDemanded(bound)
+        try:
+            offer, _ = await self._on_sale(offer_id)
+        except (OfferUnavailable, TakenDown):
+            return PaymentDemanded(bound)
+        return PaymentDemanded(bound, *await self._per_chunk(offer))
+
+    async def _on_sale(self, offer_id: str) -> tuple[SaleOffer, bool]:
+        """The offer, and whether it is sold out for who pays for the whole."""
         now = self._clock()
 
-        async def looked(tx: Transaction) -> tuple[Sat, int]:
-            offer = await selling_offer(tx, offer_id, self._registry.sold, now)
-            return sale_term(offer, self._config, now).amount_sat, offer.bytes_at
+        async def looked(tx: Transaction) -> tuple[SaleOffer, bool]:
+            offer = await selling_offer(tx, offer_id, nothing_sold, now)
+            return offer, await sale_state(tx, offer, self._registry.sold, now) == "sold_out"
 
-        amount_sat, confirmations = await self._store.read(looked)
+        return await self._store.read(looked)
+
+    async def _per_chunk(self, offer: SaleOffer) -> tuple[Challenge, ...]:
+        if self._channels is None or offer.metered_msat is None:
+            return ()
+        try:
+            return (await self._channels.desk.challenge(price_msat=offer.metered_msat),)
+        except NodeUnavailable:
+            return ()
+
+    def _invitation(self, offer: SaleOffer) -> Challenge:
+        now = self._clock()
         return self._challenger.invitation(
-            amount_sat=amount_sat,
+            amount_sat=sale_term(offer, self._config, now).amount_sat,
             network=self._config.network,
-            confirmations=confirmations,
-            invoice_url=self._url(f"offers/{offer_id}/invoices"),
+            confirmations=offer.bytes_at,
+            invoice_url=self._url(f"offers/{offer.id}/invoices"),
             expires_at=now + self._config.price_hold_s,
         )
 
@@ -269,7 +316,7 @@ class PaymentGate:
             return NodeOffline()
         if self._clock() < bound.expires_at:
             # The same recipient: a client that is idempotent per recipient does not pay it again.
-            return PaymentDemanded(bound.challenge)
+            return await self._beside(ask.offer_id, bound.challenge)
         return await self._demand(ask)
 
     async def _not_yet(self, missing: GrantMissing, ask: Ask) -> Exception:
@@ -278,7 +325,7 @@ class PaymentGate:
             invoice = await self._purchases.view(missing.invoice_id)
             if verdict(invoice) is Verdict.UNCONFIRMED:
                 return _unconfirmed(invoice)
-        return PaymentDemanded(await self._invitation(ask.offer_id))
+        return await self._invite(ask.offer_id)
 
     async def _awaited(self, invoice_id: str) -> InvoiceView:
         """The invoice once it is neither unconfirmed nor unpaid, or as it stands when the wait is over."""

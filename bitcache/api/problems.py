@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from bitcache import errors, payment_auth, payment_scheme
+from bitcache import errors, payment_auth, payment_scheme, session_auth
 from bitcache.api.wire import ProblemView, WorkView
 from payments import channel_errors
 from payments import errors as payments_errors
@@ -48,6 +48,7 @@ PROBLEMS: Mapping[str, Problem] = {
         Problem("claim-refused", 403, "Wrong claim secret"),
         Problem("grant-suspended", 403, "The payment left the chain"),
         Problem("grant-foreign", 403, "The grant is for another offer"),
+        Problem("proof-refused", 403, "The proof does not fit"),
         Problem("channel-suspended", 403, "The deposit left the chain"),
         Problem("not-found", 404, "Not found"),
         Problem("channel-not-found", 404, "No such channel"),
@@ -190,6 +191,7 @@ PROBLEM_OF_ERROR: Mapping[type[Exception], str] = {
     errors.NotMetered: "not-metered",
     errors.RangeNotChunks: "range-not-chunks",
     errors.ChannelBusy: "channel-busy",
+    errors.ProofRefused: "proof-refused",
     channel_errors.ChannelsOff: "channels-off",
     channel_errors.ChannelsElsewhere: "channels-elsewhere",
     channel_errors.ChannelTermsStale: "channel-terms-stale",
@@ -250,6 +252,8 @@ WORDS_WITHOUT_ERROR = {
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem an error becomes; None for what nobody foresaw."""
+    if isinstance(error, session_auth.SessionRefused):
+        error = error.cause
     for kind in type(error).__mro__:
         name = PROBLEM_OF_ERROR.get(kind)
         if name is not None:

@@ -40,6 +40,8 @@ class Auth(Enum):
     """`Authorization: Bearer bcs_...`"""
     GRANT = "grant"
     """`Authorization: Bearer bcg_...`, or the Payment scheme; the handler checks it."""
+    PAYMENT = "payment"
+    """`Authorization: Payment`; the handler checks it."""
 
 
 class BodyKind(Enum):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from bitcache import VERSION
 from bitcache.api import (
     accounts,
+    channels,
     content,
     earnings,
     files,
@@ -36,6 +37,7 @@ _ROUTES: tuple[Route, ...] = (
     *_below_api(invoices.ROUTES),
     *_below_api(refunds.ROUTES),
     *_below_api(content.ROUTES),
+    *_below_api(channels.ROUTES),
     *_below_api(earnings.ROUTES),
     *_below_api(statements.ROUTES),
     *_below_api(payouts.ROUTES),

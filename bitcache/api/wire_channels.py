@@ -127,7 +127,7 @@ class ChannelRecordView(Response, frozen=True):
 
 class OwnChannelView(ChannelView, frozen=True):
     change_script: Hex
-    """Of the contract: who comes with nothing but the backup line checks the signature in `record` with it."""
+    """Of the contract: who has nothing but the backup line checks the signature in `record` with it."""
     record: ChannelRecordView
 
 
