@@ -33,7 +33,8 @@ SAT_PER_BTC = 100_000_000
 KEYPOOL = 200
 
 # In the file, a node that does not know an option says so and goes on; on the command line it would refuse to
-# start. The options of the last three lines are those of Knots, which fills blocks to 300 kB by default.
+# start. The options of the last three lines are those of Knots, which fills blocks to 300 kB by default and
+# does not hold transactions of version 3 to their limits (BIP431) as Bitcoin Core does.
 CONFIGURATION = f"""\
 regtest=1
 [regtest]
@@ -57,7 +58,7 @@ rpcthreads=4
 shrinkdebugfile=0
 blockmaxweight=4000000
 blockmaxsize=4000000
-mempooltruc=accept
+mempooltruc=enforce
 """
 
 

@@ -25,6 +25,7 @@ from tests.channel_parts import (
     CAPACITY_SAT,
     CLOSE_FEE_SAT,
     EXPIRY_HEIGHT,
+    P2PKH,
     P2TR,
     P2WPKH,
     P2WSH,
@@ -193,6 +194,7 @@ def test_another_payees_key_is_a_bug() -> None:
 @pytest.mark.parametrize(
     ("change", "payee", "first", "more"),
     [(P2WPKH, P2WPKH, 170, 129), (P2WPKH, P2TR, 182, 129), (P2TR, P2TR, 194, 141), (P2WSH, P2WSH, 194, 141)],
+    ids=["both P2WPKH", "P2WPKH and P2TR", "both P2TR", "both P2WSH"],
 )
 def test_the_size_of_a_close(change: bytes, payee: bytes, first: int, more: int) -> None:
     under = contract(change=change)
@@ -230,7 +232,7 @@ def test_shares_are_fair_and_add_up(amount_sat: int, brings: list[Sat]) -> None:
 # Refunds
 
 
-@pytest.mark.parametrize("script_pubkey", [P2WPKH, P2TR, bytes.fromhex("76a914" + "44" * 20 + "88ac")])
+@pytest.mark.parametrize("script_pubkey", [P2WPKH, P2TR, P2PKH], ids=["P2WPKH", "P2TR", "P2PKH"])
 def test_a_refund_takes_the_deposit_back(script_pubkey: bytes) -> None:
     on = channel()
     raw = refund_transaction(on, PAYER, script_pubkey, feerate_sat_kvb=2_500)

@@ -57,7 +57,7 @@ payable = st.one_of(st.integers(0, USABLE_SAT - CHANGE_SAT_MIN), st.just(USABLE_
 # The contract
 
 
-@pytest.mark.parametrize("change", [P2WPKH, P2WSH, P2TR])
+@pytest.mark.parametrize("change", [P2WPKH, P2WSH, P2TR], ids=["P2WPKH", "P2WSH", "P2TR"])
 def test_change_goes_to_every_segwit_script(change: bytes) -> None:
     agreed = contract(change=change)
     assert agreed.checked() is agreed
