@@ -292,6 +292,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return int(self.listen.rpartition(":")[2])
 
     @property
+    def metered_sales(self) -> bool:
+        """Whether sellers may sell per chunk: the operator is paid, and owes it to them."""
+        return self.channels.enabled and bool(self.hosted.descriptor)
+
+    @property
     def database(self) -> str:
         """The database URL, by default SQLite in the data folder."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / DATABASE_FILE_NAME}"

@@ -11,7 +11,7 @@ from bitcache.db.tables import files, parcel_files
 from bitcache.errors import HostedSalesOff, PayoutTargetMissing, ValueRefused
 from bitcache.payout_targets import targets
 from payments.channel_errors import ChannelsOff
-from payments.money import MSAT_PER_SAT, Msat
+from payments.money import MSAT_PER_SAT
 from payments.ports import Transaction
 from storage.stream import CHUNK_SIZE_BYTES
 
@@ -56,20 +56,9 @@ async def check_metered_sales(tx: Transaction, config: Config, account_id: str, 
         raise PayoutTargetMissing
 
 
-def chunks_of(size_bytes: int) -> int:
-    """Of a file with so many bytes of ciphertext: started ones count. Pure."""
-    return -(-size_bytes // CHUNK_SIZE_BYTES)
-
-
-def whole_msat(metered_msat: int, chunks: int) -> Msat:
-    """What a download of every chunk costs, each of them once. Pure."""
-    return Msat(metered_msat * chunks)
-
-
 async def parcel_chunks(tx: Transaction, parcel_id: str) -> int:
-    """Of all its files."""
-    # Integer division, in both dialects.
-    started = (files.c.size_bytes + (CHUNK_SIZE_BYTES - 1)).op("/")(CHUNK_SIZE_BYTES)
+    """Of all its files; the last of each may be shorter, and counts as much."""
+    started = (files.c.size_bytes + (CHUNK_SIZE_BYTES - 1)) // CHUNK_SIZE_BYTES
     found = await tx.scalar(
         select(func.sum(started))
         .join(parcel_files, parcel_files.c.file_id == files.c.id)

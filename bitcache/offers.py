@@ -11,7 +11,7 @@ from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, TakenDown, ValueRefused
 from bitcache.ids import new_id
-from bitcache.metered_terms import check_metered, check_metered_sales
+from bitcache.metered_terms import check_metered, check_metered_sales, parcel_chunks
 from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state, whole_price
 from payments.invoice import Policy
 from payments.money import MAX_MONEY_SAT, MSAT_PER_SAT
@@ -50,6 +50,8 @@ class Offer:
     terms: Terms
     size_bytes: int
     files_count: int
+    chunks: int | None
+    """Of all its files, where it is sold per chunk."""
     sales: int
     state: SaleState
 
@@ -179,6 +181,7 @@ class Offers:
             ),
             size_bytes=row.size_bytes,
             files_count=row.files_count,
+            chunks=None if row.metered_msat is None else await parcel_chunks(tx, row.parcel_id),
             sales=await self._sold(tx, row.id),
             state=await sale_state(tx, await load_sale_offer(tx, row.id, now), self._sold, now),
         )

@@ -258,6 +258,7 @@ async def account_view(services: Services, account_id: str) -> AccountView:
         settlement=account.settlement,
         settlement_note=SETTLEMENT_NOTES[account.settlement],
         hosted_available=services.hosted.enabled,
+        metered_available=config.metered_sales,
         fee_percent=config.hosted.fee_percent,
         fee_sat=config.hosted.fee_sat,
         payout_plan=kept.plan,

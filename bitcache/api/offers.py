@@ -13,12 +13,10 @@ from bitcache.api.wire import (
     OfferRequest,
     OfferSummary,
     OfferView,
-    ParcelFileView,
     PolicyView,
 )
 from bitcache.catalog import parcel_file_views
 from bitcache.config import Config
-from bitcache.metered_terms import chunks_of, whole_msat
 from bitcache.offers import Changes, Offer, Terms, sealed_metadata
 from payments.ports import Transaction
 from storage import base64url
@@ -102,7 +100,6 @@ async def _changed(call: Call, changes: Changes) -> Offer:
 async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
     metadata = await sealed_metadata(tx, offer.parcel_id)
     left = offer.terms.max_downloads
-    parcel_files = await parcel_file_views(tx, offer.parcel_id)
     return OfferView(
         offer_id=offer.id,
         parcel_id=offer.parcel_id,
@@ -111,7 +108,7 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         settlement=offer.settlement,
         network=config.network,
         price=_price(offer),
-        metered=_metered_view(offer, parcel_files),
+        metered=_metered(offer),
         policy=PolicyView(bytes_at=offer.terms.bytes_at, key_at=offer.terms.key_at),
         created_at=offer.created_at,
         expires_at=offer.terms.expires_at,
@@ -119,7 +116,7 @@ async def _view(tx: Transaction, offer: Offer, config: Config) -> OfferView:
         paid_retention_days=config.paid_retention_days,
         price_hold_s=config.price_hold_s,
         size_bytes=offer.size_bytes,
-        files=parcel_files,
+        files=await parcel_file_views(tx, offer.parcel_id),
         metadata=base64url.encode(metadata),
     )
 
@@ -130,7 +127,7 @@ def _summary(offer: Offer) -> OfferSummary:
         parcel_id=offer.parcel_id,
         state=offer.state,
         price=_price(offer),
-        metered=None if (price := offer.terms.metered_msat) is None else MeteredPrice(amount_msat=price),
+        metered=_metered(offer),
         policy=PolicyView(bytes_at=offer.terms.bytes_at, key_at=offer.terms.key_at),
         created_at=offer.created_at,
         expires_at=offer.terms.expires_at,
@@ -146,16 +143,15 @@ def _price(offer: Offer) -> FixedPrice | None:
     return None if price_msat is None else FixedPrice(amount_msat=price_msat)
 
 
-def _metered_view(offer: Offer, parcel_files: list[ParcelFileView]) -> MeteredView | None:
-    metered_msat = offer.terms.metered_msat
-    if metered_msat is None:
+def _metered(offer: Offer) -> MeteredView | None:
+    metered_msat, chunks = offer.terms.metered_msat, offer.chunks
+    if metered_msat is None or chunks is None:
         return None
-    chunks = sum(chunks_of(file.size_bytes) for file in parcel_files)
     return MeteredView(
         amount_msat=metered_msat,
         chunk_bytes=CHUNK_SIZE_BYTES,
         chunks=chunks,
-        whole_msat=whole_msat(metered_msat, chunks),
+        whole_msat=metered_msat * chunks,
     )
 
 

@@ -160,6 +160,8 @@ class AccountView(Response, frozen=True):
     """What that means, in words."""
     hosted_available: bool
     """Whether `hosted` may be chosen here."""
+    metered_available: bool
+    """Whether files can be sold per chunk here, which is always hosted."""
     fee_percent: str
     """What the operator keeps of each new hosted sale: this part of the price, and `fee_sat`."""
     fee_sat: int
@@ -324,7 +326,7 @@ class OfferSummary(Response, frozen=True):
     parcel_id: Id
     state: Literal["open", "closed", "expired", "sold_out", "damaged", "taken_down"]
     price: FixedPrice | None
-    metered: MeteredPrice | None
+    metered: MeteredView | None
     policy: PolicyView
     created_at: Time
     expires_at: Time | None

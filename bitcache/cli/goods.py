@@ -10,6 +10,7 @@ from bitcache.cli.common import RichProgress, confirm, seller_api, show_count, s
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
+    YesFlag,
     expected_errors,
     print_json,
     print_text,
@@ -22,8 +23,11 @@ from bitcache.cli.terms import (
     ConfirmationCount,
     Expiry,
     MaxDownloads,
+    Metered,
     PrefetchFlag,
     Price,
+    check_answerable,
+    check_metered,
     check_payable,
     for_parcel,
     offer_request,
@@ -34,7 +38,7 @@ from bitcache.client.sources import collect
 from bitcache.client.upload import Description, Upload, make_offer, state_name
 from bitcache.client.upload_state import UploadState
 from storage.metadata import PREVIEW_SIZE_MAX_BYTES, Preview, preview_media_type
-from storage.stream import ciphertext_size
+from storage.stream import chunk_count, ciphertext_size
 
 app = typer.Typer()
 
@@ -46,7 +50,8 @@ app = typer.Typer()
 @expected_errors
 def upload(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, or folders, sold together.")],
-    price: Price,
+    price: Price = None,
+    metered: Metered = None,
     title: Annotated[str | None, typer.Option(help="What the buyer sees. Default: the first name.")] = None,
     note: Annotated[str, typer.Option(help="More words for the buyer.")] = "",
     preview: Annotated[Path | None, typer.Option(help="A small picture: png, jpeg or webp.")] = None,
@@ -57,6 +62,7 @@ def upload(
     meterable: Annotated[
         bool, typer.Option("--meterable", help="May be sold per chunk later; never sent before it is paid.")
     ] = False,
+    yes: YesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Encrypt files here, upload them as one parcel, offer it, and print the link.
@@ -65,12 +71,15 @@ def upload(
     """
     terms = offer_request(
         price=price,
+        metered=metered,
         confirmations=confirmations,
         prefetch=prefetch,
         expires=expires,
         max_downloads=max_downloads,
     )
+    check_answerable(metered=terms.metered is not None, yes=yes, as_json=json_output)
     sources = collect(paths)
+    ciphertext_bytes = [ciphertext_size(source.size_bytes) for source in sources]
     description = Description(
         title=title if title is not None else paths[0].resolve().name,
         note=note,
@@ -80,7 +89,11 @@ def upload(
     async def send() -> None:
         async with seller_api() as api:
             # Before hours of uploading, not after.
-            check_payable(await api.get("/account", wire.AccountView), terms.price)
+            account = await api.get("/account", wire.AccountView)
+            check_payable(account, terms.price)
+            if terms.metered is not None:
+                chunks = sum(map(chunk_count, ciphertext_bytes))
+                check_metered(account, yes=yes, price=terms.metered, chunks=chunks)
             name = state_name(api.base_url, paths)
             folder = places.uploads_folder()
             with (
@@ -89,7 +102,14 @@ def upload(
             ):
                 state = UploadState(folder / f"{name}.db")
                 try:
-                    upload = Upload(api, state, sources, description, meterable=meterable, progress=progress)
+                    upload = Upload(
+                        api,
+                        state,
+                        sources,
+                        description,
+                        meterable=meterable or terms.metered is not None,
+                        progress=progress,
+                    )
                     parcel_id = await upload.run()
                     book = ParcelBook(places.parcels_folder())
                     kept = book.keep(api.base_url, parcel_id, state.link_secret, title=description.title)
@@ -100,8 +120,9 @@ def upload(
                         "parcel_id": parcel_id,
                         "files_count": len(sources),
                         "size_bytes": sum(source.size_bytes for source in sources),
-                        "ciphertext_bytes": sum(ciphertext_size(source.size_bytes) for source in sources),
+                        "ciphertext_bytes": sum(ciphertext_bytes),
                         "price_sat": offer.price.amount_msat // MSAT_PER_SAT if offer.price else None,
+                        "metered": offer.metered,
                     }
                     # The link is out before the state that could make it again is gone.
                     _print_upload(report, as_json=json_output)

@@ -311,7 +311,8 @@ async def make_offer(api: ServerApi, request: wire.OfferRequest) -> wire.OfferSu
 
 
 def _terms(asked: wire.OfferRequest | wire.OfferSummary) -> tuple[object, ...]:
-    return asked.parcel_id, asked.price, asked.metered, asked.policy
+    metered = asked.metered.amount_msat if asked.metered else None
+    return asked.parcel_id, asked.price, metered, asked.policy
 
 
 def idempotency_key(path: str, request: wire.Request) -> str:

@@ -10,20 +10,22 @@ the receipt. A link's fragment never reaches the server: names of files are put 
 """
 
 import hashlib
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from bitcache.api.wire import InvoiceView
+from bitcache.config import Config
 from bitcache.node_state import NodeState, node_state
 from bitcache.offers import Offer
 from bitcache.on_sale import SaleOffer, SaleState, load_sale_offer
-from bitcache.web.render import qr_code, sat_text
+from bitcache.web.render import msat_text, qr_code, sat_text
 from bitcache.web.session_cookie import signed_in
 from bitcache.web.states import FINAL, PAYABLE, RENEWABLE, UNDER_WAY, page_state, tone_of
 from bitcache.web.visit import Visit, page_route
 from payments.invoice import Mode
-from payments.money import Msat, sat_rounded_up
+from payments.money import NOTHING_MSAT, Msat, sat_rounded_up
 from payments.ports import Transaction
 from storage import base64url
 
@@ -31,6 +33,24 @@ PAY_FORM = "pay"
 RENEW_FORM = "renew"
 HOLD_SHOWN_S = 300
 """The price's deadline is shown only when it is near: before that it would only hurry people."""
+DEPOSIT_SPARE_SAT = 15_000
+"""For the fee of the close, and for more than one download: a channel is no good for a single small one."""
+DEPOSIT_STEP_SAT = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A price per chunk as it is shown."""
+
+    amount: str
+    unit: str
+    """`sat` or `msat`."""
+    chunks: int
+    whole_sat: int
+    """What all chunks come to."""
+    deposit_sat: int
+    """A deposit of a channel that pays for all of it, with some to spare."""
+    available: bool
 
 
 async def offer_page(visit: Visit) -> web.Response:
@@ -49,16 +69,37 @@ async def offer_page(visit: Visit) -> web.Response:
         "offer.html",
         {
             "offer": offer,
-            "price_sat": sat_rounded_up(Msat(offer.terms.price_msat or 0)),
+            "sold_whole": sale.sold_whole,
+            "price_sat": sat_rounded_up(sale.price_msat or NOTHING_MSAT),
+            "metered": _metered(offer, services.config),
             "node_online": node.online,
             "seller_payable": services.hosted.enabled
             if sale.mode is Mode.HOSTED
             else sale.descriptor_id is not None,
             "retention_days": services.config.paid_retention_days,
+            "public_url": services.config.public_url,
             "link": f"{services.config.public_url}/d/{offer_id}",
         },
         form=PAY_FORM,
         script_words=("e_", "js_offer_"),
+    )
+
+
+def _metered(offer: Offer, config: Config) -> Metered | None:
+    """None for what is not sold per chunk."""
+    price_msat, chunks = offer.terms.metered_msat, offer.chunks
+    if price_msat is None or chunks is None:
+        return None
+    amount, unit = msat_text(price_msat)
+    whole_sat = sat_rounded_up(Msat(price_msat * chunks))
+    enough_sat = -(-(whole_sat + DEPOSIT_SPARE_SAT) // DEPOSIT_STEP_SAT) * DEPOSIT_STEP_SAT
+    return Metered(
+        amount=amount,
+        unit=unit,
+        chunks=chunks,
+        whole_sat=whole_sat,
+        deposit_sat=max(enough_sat, config.channels.deposit_min_sat),
+        available=config.metered_sales,
     )
 
 

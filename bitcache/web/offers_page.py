@@ -174,6 +174,8 @@ def _words_of(visit: Visit, exc: Exception) -> tuple[str, dict[str, object]]:
             return "o_e_taken_down", {}
         case RequestInvalid(field="price"):
             return "o_e_price", {"floor_sat": sat_text(config.price_floor_sat)}
+        case RequestInvalid(field="metered"):
+            return "o_e_metered", {}
         case _:
             return "o_e_policy", {"cap_sat": sat_text(config.zero_conf_key_cap_sat)}
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from markupsafe import Markup
 
 from bitcache.web.i18n import LANGUAGES, Words
-from payments.money import Sat, btc_from_sat
+from payments.money import MSAT_PER_SAT, Sat, btc_from_sat
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -51,6 +51,12 @@ def sat_text(amount_sat: int) -> str:
     return f"{amount_sat:,}".replace(",", "\u202f")
 
 
+def msat_text(amount_msat: int) -> tuple[str, str]:
+    """(amount, unit): 10 sat of 10000, else 1 500 msat."""
+    whole, rest = divmod(amount_msat, MSAT_PER_SAT)
+    return (sat_text(amount_msat), "msat") if rest else (sat_text(whole), "sat")
+
+
 def size_text(size_bytes: int) -> str:
     """Decimal units, as operating systems show downloads; one decimal from kB on."""
     power = 0
@@ -83,6 +89,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     templates.filters["sat"] = sat_text
+    templates.filters["msat"] = lambda amount_msat: " ".join(msat_text(amount_msat))
     templates.filters["btc"] = lambda amount_sat: btc_from_sat(Sat(amount_sat))
     templates.filters["size"] = size_text
     templates.filters["minute"] = minute_text

@@ -11,7 +11,7 @@ import { showGoods, titleOf } from './goods.js';
 import { keepPurchase, purchaseOf } from './kept.js';
 import { claimHash, newSecret } from './keys.js';
 import { parseLink, receiptUrl } from './links.js';
-import { element, hasCryptography, keepFragment, show, trouble } from './page.js';
+import { copy, element, hasCryptography, keepFragment, show, trouble } from './page.js';
 import { openParcel } from './parcel.js';
 import { language, say } from './words.js';
 
@@ -40,6 +40,7 @@ async function start() {
   }
   showGoods(parcel);
   offerWhatWasBought(link);
+  showCommands();
   if (paying) show(paying).querySelector('button').onclick = () => pay(link, parcel);
   document.body.dataset.ready = 'true';
   return undefined;
@@ -48,7 +49,7 @@ async function start() {
 // Without the right link the money would buy nothing.
 function refuse(key) {
   trouble(key);
-  if (element('next')) show(element('next'), false);
+  for (const id of ['next', 'metered']) if (element(id)) show(element(id), false);
   document.body.dataset.ready = 'true';
 }
 
@@ -57,6 +58,16 @@ function offerWhatWasBought(link) {
   if (!purchase?.invoiceId) return;
   const line = show(element('bought'));
   line.querySelector('.go').href = placeOf(purchase.invoiceId, decode(purchase.claimSecret), link.linkSecret);
+}
+
+// What is sold per chunk is bought with the command line: the commands, with the link's secret, to be copied.
+function showCommands() {
+  const get = element('get-command');
+  if (get) get.textContent = get.textContent.replace('#…', location.hash);
+  for (const button of document.querySelectorAll('[data-copies]')) {
+    const source = element(button.dataset.copies);
+    show(button).onclick = () => copy(source.textContent, button, button.dataset.copied, source);
+  }
 }
 
 async function pay(link, parcel) {

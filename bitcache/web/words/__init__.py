@@ -5,9 +5,9 @@ Words that a script needs begin with `js_<area>_` and reach it through `Visit.pa
 
 from collections.abc import Mapping
 
-from bitcache.web.words import account, buying, common, dashboard, front, money, selling
+from bitcache.web.words import account, buying, common, dashboard, front, metered, money, selling
 
-_AREAS = (common, front, buying, selling, dashboard, money, account)
+_AREAS = (common, front, buying, metered, selling, dashboard, money, account)
 
 
 def _merged(language: str) -> Mapping[str, str]:
