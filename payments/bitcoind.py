@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, cast
 
 from msgspec import Meta, MsgspecError, Raw, Struct, field, json
 
@@ -120,6 +120,19 @@ class MempoolEntry:
     ancestor_count: int
     """With itself: 1 when it spends confirmed outputs only."""
     descendant_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenOutput:
+    """`gettxout`."""
+
+    amount_sat: Sat
+    script_pubkey: bytes
+    coinbase: bool
+    confirmations: int
+    """0 in the mempool."""
+    best_hash: str
+    """The tip of which this is said."""
 
 
 class BroadcastOutcome(StrEnum):
@@ -282,6 +295,32 @@ class Bitcoind:
         answers = await self._rpc.call("gettxspendingprevout", wanted, answer=list[_SpendingWire])
         return [answer.spendingtxid for answer in answers if answer.spendingtxid is not None]
 
+    async def unspent_output(self, outpoint: OutPoint) -> SeenOutput | None:
+        """An output of the chain or the mempool that neither of them spends."""
+        call = ("gettxout", [outpoint.txid, outpoint.vout, True])
+        (wire,) = await self._rpc.batch([call], answer=cast(type[_UnspentWire | None], _UnspentWire | None))
+        if isinstance(wire, NodeRefused):
+            raise wire
+        if wire is None:
+            return None
+        return SeenOutput(
+            amount_sat=sat_of(wire.value),
+            script_pubkey=octets_of(wire.script.hex),
+            coinbase=wire.coinbase,
+            confirmations=wire.confirmations,
+            best_hash=wire.bestblock,
+        )
+
+    async def transaction_in_block(self, txid: str, block_hash: str) -> bytes | None:
+        """A serialised transaction; None if that block does not have it. Needs no `-txindex`."""
+        try:
+            answer = await self._rpc.call("getrawtransaction", txid, False, block_hash, answer=str)
+        except NodeRefused as exc:
+            if exc.code == RPC_INVALID_ADDRESS_OR_KEY:
+                return None
+            raise
+        return octets_of(answer)
+
     async def estimate_feerate(self, blocks: int) -> int | None:
         """Sats per 1,000 vbytes to confirm within `blocks`; None while the node has seen too little."""
         estimate = await self._rpc.call("estimatesmartfee", blocks, answer=_FeeEstimateWire)
@@ -344,6 +383,18 @@ def _txids(array: bytes) -> list[str]:
 
 class _SpendingWire(Struct, frozen=True):
     spendingtxid: str | None = None
+
+
+class _ScriptWire(Struct, frozen=True):
+    hex: str
+
+
+class _UnspentWire(Struct, frozen=True):
+    bestblock: str
+    confirmations: int
+    value: Decimal
+    script: _ScriptWire = field(name="scriptPubKey")
+    coinbase: bool
 
 
 class _FeesWire(Struct, frozen=True):
