@@ -143,7 +143,13 @@ class ChannelRegistry:
         finally:
             self._live.clear()
             self.available = False
+            await self._release()
+
+    async def _release(self) -> None:
+        try:
             await self._store.write(lambda tx: channel_host.release(tx, self._holder))
+        except Exception:
+            log.exception("the channels were not let go of: the next process has them in some seconds")
 
     async def poll_once(self) -> None:
         """Take or keep the lease, and bring memory up to what the database says of the chain.
