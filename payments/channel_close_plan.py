@@ -38,6 +38,8 @@ INCREMENTAL_SAT_KVB = 1_000
 """A replacement pays for its own relay on top (BIP125, rule 4; Bitcoin Core's -incrementalrelayfee)."""
 STEP_PERCENT = 125
 """Of the feerate before: a replacement that pays hardly more is hardly mined sooner."""
+OUTPUT_SAT_MIN = 330
+"""Of an output to P2TR; a P2PKH one needs more."""
 DRAINED_SAVES_VBYTES = 31
 """A channel without change has no output: at least one to P2WPKH less."""
 
@@ -144,7 +146,11 @@ def wanted_feerate(
     elif pace.last:
         # The choice was made for ordinary times.
         wanted = max(wanted, estimate_sat_kvb or 0)
-    if not pace.last:
+    if pace.last:
+        # Less than the node wants for the next blocks may do for one of the last seventy.
+        brings_sat = sum(claim.brings_sat for claim in claims) - OUTPUT_SAT_MIN
+        wanted = min(wanted, brings_sat * 1_000 // (CLOSE_VBYTES * len(claims)))
+    else:
         wanted = min(wanted, policy.feerate_max_sat_kvb)
     return max(FEERATE_SAT_KVB_MIN, wanted)
 

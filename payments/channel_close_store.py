@@ -7,11 +7,12 @@ from sqlalchemy import ColumnElement, exists, insert, or_, select, update
 
 from payments import chain_facts, chain_store, channel_store
 from payments.chain_facts import PayingTransaction
-from payments.channel import ChannelState
+from payments.channel import ChannelState, CloseReason
 from payments.channel_close_plan import Planned
 from payments.channel_store import ChannelRecord
 from payments.money import Sat
 from payments.outputs import Presence
+from payments.portions import portions
 from payments.ports import Transaction
 from payments.records import IssuedAddress
 from payments.tables import (
@@ -103,6 +104,27 @@ async def look(tx: Transaction) -> Look:
             if record.funding is Presence.BLOCK and record.id not in taken and record.id not in spent
         ],
     )
+
+
+async def ask(tx: Transaction, channel_ids: Sequence[str], *, now: int) -> None:
+    """Note that the operator wants these closed; the process that has the channels does it.
+
+    Their state stays as it is till then: what is in that process's memory is never changed behind it.
+    """
+    for some in portions(channel_ids):
+        await tx.execute(
+            update(channels)
+            .where(channels.c.id.in_(some), channels.c.state == ChannelState.OPEN)
+            .values(close_reason=CloseReason.OPERATOR, close_asked_at=now)
+        )
+
+
+async def asked_by_operator(tx: Transaction) -> list[str]:
+    """Channels that are open, and that the operator wants closed."""
+    asked = select(channels.c.id).where(
+        channels.c.state == ChannelState.OPEN, channels.c.close_asked_at.is_not(None)
+    )
+    return list((await tx.scalars(asked.order_by(channels.c.id))).all())
 
 
 async def under_way(tx: Transaction) -> list[Close]:

@@ -11,6 +11,7 @@ import logging
 import secrets
 from base64 import b32encode
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -20,10 +21,11 @@ from payments import channel_close_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
+from payments.channel import CloseReason
 from payments.channel_close_plan import ClosePolicy, Planned, claim_of, groups, plan_close, wanted_feerate
 from payments.channel_close_store import unused_address
 from payments.channel_errors import ChannelError
-from payments.channel_store import ChannelRecord
+from payments.channel_store import Agreed, ChannelRecord
 from payments.channel_tending import CloseTender, Payee, Troubles, is_there, pace_of
 from payments.descriptors import DescriptorStore
 from payments.errors import (
@@ -48,11 +50,13 @@ OF_ONE = (AddressesInDoubt, DescriptorInvalid, NodeRefused)
 """Kept with the channels: no other close has to wait for these."""
 
 
-class Holder(Protocol):
-    """Whoever knows whether this process has the channels."""
+class Registry(Protocol):
+    """What `ChannelRegistry` is asked: whether this process has the channels, and to charge no more."""
 
     @property
     def available(self) -> bool: ...
+
+    async def ask_close(self, channel_id: str, reason: CloseReason, agreed: Agreed | None) -> None: ...
 
 
 class ChannelCloser:
@@ -63,7 +67,7 @@ class ChannelCloser:
         *,
         node: Bitcoind,
         store: Store,
-        holder: Holder,
+        registry: Registry,
         payee: Payee,
         wallet: Callable[[], Awaitable[PayoutDescriptor]],
         descriptors: DescriptorStore,
@@ -74,7 +78,7 @@ class ChannelCloser:
     ) -> None:
         self._node = node
         self._store = store
-        self._holder = holder
+        self._registry = registry
         self._payee = payee
         self._wallet = wallet
         self._descriptors = descriptors
@@ -109,9 +113,12 @@ class ChannelCloser:
 
     async def poll_once(self) -> None:
         """One turn: send what is not sent, replace what waits for too long, close what is to be closed."""
-        if not self._holder.available:
+        if not self._registry.available:
             return
         async with self._one_at_a_time:
+            for channel_id in await self._store.read(channel_close_store.asked_by_operator):
+                with suppress(ChannelError):  # decided otherwise meanwhile, or in another process
+                    await self._registry.ask_close(channel_id, CloseReason.OPERATOR, None)
             look = await self._store.read(channel_close_store.look)
             troubles: Troubles = {
                 record.id: f"its deposit is in no block now ({record.funding}): it waits for one"
