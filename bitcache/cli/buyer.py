@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bitcache.cli.common import read_text, show_sat, show_time
+from bitcache.cli.common import parse_price, read_text, show_sat, show_time
 from bitcache.cli.getting import Get
 from bitcache.cli.output import (
     JsonFlag,
@@ -49,8 +49,15 @@ def get(
             "Instead of the password: bitcoind:http://host:port/wallet/NAME?cookie=FILE",
         ),
     ] = None,
+    metered: Annotated[
+        bool, typer.Option("--metered", help="Pay per chunk, through a channel, where both ways are sold.")
+    ] = False,
+    max_spend: Annotated[
+        str | None,
+        typer.Option(help="Stop before a metered download costs more, such as 5000sat; again goes on."),
+    ] = None,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait for the payment; show the invoice.")
+        bool, typer.Option("--no-wait", help="Do not wait for the payment, or for a block; say what is due.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Pay without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
@@ -59,17 +66,24 @@ def get(
     """Buy and download a parcel, or download again what a receipt paid for.
 
     Shows what is sold, the receipt and the address to pay to, waits for the payment, downloads, verifies and
-    decrypts. Stopped at any moment, the same command goes on.
+    decrypts. Stopped at any moment, the same command goes on. What is sold per chunk is paid as it comes,
+    from a channel that `bitcache channel open` made.
     """
     what = read_text(link, link_file, what="link")
     wallet = None if pay is None else parse_wallet(pay)
     if wallet is not None and json_output and not yes:
         raise UsageWrong("With --json nobody can be asked: add --yes to pay.")
-    run(
-        Get(output=output, wallet=wallet, wait=not no_wait, yes=yes, force=force, as_json=json_output).run(
-            what
-        )
+    getting = Get(
+        output=output,
+        wallet=wallet,
+        wait=not no_wait,
+        yes=yes,
+        force=force,
+        as_json=json_output,
+        metered=metered,
+        spend_max_sat=None if max_spend is None else parse_price(max_spend, what="amount"),
     )
+    run(getting.run(what))
 
 
 @app.command("receipts", epilog="Example: bitcache receipts --json")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bitcache.api import wire
 from bitcache.cli.common import RichProgress, confirm, show_count, show_sat, show_size, tell_event
-from bitcache.cli.output import print_json, print_text, printable, say
+from bitcache.cli.metering import MeteredGet
+from bitcache.cli.output import UsageWrong, print_json, print_text, printable, say
 from bitcache.cli.payment_words import payment_request, payment_uri, standing_words
 from bitcache.cli.price_words import show_prices
 from bitcache.client import places
@@ -19,6 +20,7 @@ from bitcache.client.purchase import Purchase, buy, look, recall, renewed
 from bitcache.client.receipts import ReceiptBook
 from bitcache.client.target import Target, choose_target
 from bitcache.client.wallets import BitcoindWallet, WalletAddress
+from payments.money import Sat
 
 LINES_SHOWN_MAX = 20
 
@@ -35,6 +37,8 @@ class Get:
         yes: bool,
         force: bool,
         as_json: bool,
+        metered: bool = False,
+        spend_max_sat: Sat | None = None,
     ) -> None:
         self._output = output
         self._wallet = wallet
@@ -42,6 +46,8 @@ class Get:
         self._yes = yes
         self._force = force
         self._as_json = as_json
+        self._metered = metered
+        self._spend_max_sat = spend_max_sat
         self._book = ReceiptBook(places.receipts_folder())
         self._shown = ""
 
@@ -51,6 +57,9 @@ class Get:
             if isinstance(where, Link):
                 offer, parcel = await look(api, where)
                 self._show_offer(offer, parcel)
+                if self._pays_per_chunk(offer, where):
+                    await self._get_metered(api, where, offer, parcel)
+                    return
                 with choose_target(self._output, [file.path for file in parcel.files]) as target:
                     # Before anybody pays, not after.
                     self._check_target(target, parcel, where)
@@ -58,10 +67,37 @@ class Get:
                     _refuse_damaged(offer, purchase.invoice)
                     await self._finish(api, purchase, target)
             else:
+                if self._metered:
+                    raise UsageWrong("A receipt is paid already; --metered goes with a link.")
                 purchase = await recall(api, where)
                 self._say_parcel(purchase.parcel)
                 with choose_target(self._output, [file.path for file in purchase.parcel.files]) as target:
                     await self._finish(api, purchase, target)
+
+    def _pays_per_chunk(self, offer: wire.OfferView, link: Link) -> bool:
+        if offer.metered is None:
+            if self._metered:
+                raise UsageWrong("This offer is not sold per chunk: leave --metered out.")
+            return False
+        return self._metered or (offer.price is None and self._book.newest(link) is None)
+
+    async def _get_metered(
+        self, api: ServerApi, link: Link, offer: wire.OfferView, parcel: OpenedParcel
+    ) -> None:
+        with choose_target(self._output, [file.path for file in parcel.files]) as target:
+            target.check_room(0)
+            await MeteredGet(
+                api,
+                link,
+                offer,
+                parcel,
+                target,
+                spend_max_sat=self._spend_max_sat,
+                wait=self._wait,
+                yes=self._yes,
+                force=self._force,
+                as_json=self._as_json,
+            ).run()
 
     async def _finish(self, api: ServerApi, purchase: Purchase, target: Target) -> None:
         invoice = await renewed(api, purchase.invoice)

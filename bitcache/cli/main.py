@@ -10,6 +10,7 @@ from bitcache.cli import (
     backup,
     batches,
     buyer,
+    channel,
     doctor,
     ledger,
     moderation,
@@ -29,7 +30,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (operator, seller, buyer, refund, doctor, ledger, backup, moderation, payouts, reconcile):
+for group in (
+    operator,
+    seller,
+    buyer,
+    channel,
+    refund,
+    doctor,
+    ledger,
+    backup,
+    moderation,
+    payouts,
+    reconcile,
+):
     app.add_typer(group.app)
 payouts.payouts_app.add_typer(batches.app)
 

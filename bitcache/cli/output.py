@@ -1,7 +1,7 @@
 """What every command shares: results go to stdout, words and progress to stderr, and errors end in one line.
 
 With `--json` stdout gets exactly one JSON document, at the end; an error is `{"error": {"name", "detail"}}`.
-Exit codes: 0 done, 1 refused or failed, 2 used wrongly.
+Exit codes: 0 done, 1 refused or failed, 2 used wrongly, 3 stopped where it was told to.
 """
 
 import asyncio
@@ -15,13 +15,15 @@ import msgspec
 import typer
 from rich.console import Console
 
-from bitcache.client.errors import ClientError
+from bitcache.client.errors import ClientError, SpendingLimitReached
 from bitcache.errors import BitcacheError
 from payments.errors import PaymentsError
 from storage.errors import StorageError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_LIMIT = 3
+"""A download stopped at `--max-spend`: the same command goes on."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -71,7 +73,13 @@ def fail(error: Exception, *, as_json: bool) -> NoReturn:
     else:
         console.print("[red]error:[/red] ", end="")
         say(detail)
-    raise typer.Exit(EXIT_USAGE if isinstance(error, UsageWrong) else EXIT_FAILED) from error
+    raise typer.Exit(_exit_code(error)) from error
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, SpendingLimitReached):
+        return EXIT_LIMIT
+    return EXIT_USAGE if isinstance(error, UsageWrong) else EXIT_FAILED
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

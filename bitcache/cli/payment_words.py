@@ -36,12 +36,21 @@ def payment_request(invoice: InvoiceView) -> Iterator[str]:
         return
     if not invoice.node_online:
         yield "The server's bitcoin node is away just now: do not pay yet."
-    yield f"Pay     {show_sat(invoice.due_sat)} ({btc_from_sat(Sat(invoice.due_sat))} BTC)"
-    yield f"To      {invoice.address}"
-    yield f"URI     {uri}"
+    yield from amount_lines(Sat(invoice.due_sat), invoice.address or "", uri)
     yield f"Until   {show_time(invoice.valid_until)}"
     if console.is_terminal:
         yield from qr_lines(uri)
+
+
+def deposit_uri(address: str, amount_sat: Sat) -> str:
+    """BIP321 URI of a channel's deposit."""
+    return f"bitcoin:{address}?amount={btc_from_sat(amount_sat)}&label=channel"
+
+
+def amount_lines(amount_sat: Sat, address: str, uri: str) -> Iterator[str]:
+    yield f"Pay     {show_sat(amount_sat)} ({btc_from_sat(amount_sat)} BTC)"
+    yield f"To      {address}"
+    yield f"URI     {uri}"
 
 
 def qr_lines(uri: str) -> Iterator[str]:

@@ -61,7 +61,7 @@ class Figures:
     close_fee_sat: Sat
     fee_percent: int
     """Of the deposit, rounded up."""
-    deposit_for_low_fees_sat: Sat
+    low_fee_deposit_sat: Sat
     """From here on fees are under FEE_SHARE_PERCENT."""
     spendable_sat: Sat
     refund_height: int
@@ -128,25 +128,36 @@ def figures(offered: OfferedTerms, deposit_sat: Sat) -> Figures:
             f"The server sets aside {terms.close_fee_sat:,} sat for closing, more than half of the deposit. "
             "Deposit more, or wait until feerates are lower."
         )
-    funding_fee_sat = Sat(-(-FUNDING_VBYTES * offered.feerate_sat_kvb // 1_000))
+    funding_fee_sat = _funding_fee_sat(offered)
     fees_sat = funding_fee_sat + terms.close_fee_sat
     return Figures(
         deposit_sat=deposit_sat,
         funding_fee_sat=funding_fee_sat,
         close_fee_sat=terms.close_fee_sat,
         fee_percent=-(-fees_sat * 100 // deposit_sat),
-        deposit_for_low_fees_sat=deposit_for_fees_under(
-            FEE_SHARE_PERCENT, funding_fee_sat=funding_fee_sat, close_fee_sat=terms.close_fee_sat
-        ),
+        low_fee_deposit_sat=low_fee_deposit_sat(offered),
         spendable_sat=Sat(deposit_sat - terms.close_fee_sat),
         refund_height=terms.expiry_height,
         refund_days=days(terms.expiry_height - offered.tip_height),
     )
 
 
+def low_fee_deposit_sat(offered: OfferedTerms) -> Sat:
+    """The least deposit of which fees take less than FEE_SHARE_PERCENT."""
+    return deposit_for_fees_under(
+        FEE_SHARE_PERCENT,
+        funding_fee_sat=_funding_fee_sat(offered),
+        close_fee_sat=offered.terms.close_fee_sat,
+    )
+
+
 def days(blocks: int) -> int:
     """About; rounded up."""
     return -(-max(0, blocks) // BLOCKS_PER_DAY)
+
+
+def _funding_fee_sat(offered: OfferedTerms) -> Sat:
+    return Sat(-(-FUNDING_VBYTES * offered.feerate_sat_kvb // 1_000))
 
 
 def _check(offered: OfferedTerms) -> None:

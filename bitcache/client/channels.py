@@ -110,7 +110,7 @@ class ChannelServer:
         found = []
         for one in answer.channels:
             own = self._own(roof, one)
-            _check_view(own, one)
+            check_view(own, one)
             found.append(SeenChannel(own, one, read_record(own, one.record)))
         return found
 
@@ -162,7 +162,7 @@ class ChannelServer:
         view = await self._api.post(
             "/channels", Request(), wire.ChannelView, repeatable=True, authorization=header
         )
-        _check_view(own, view)
+        check_view(own, view)
         return view
 
     def _own(self, roof: KeptContract, view: wire.ChannelView) -> OwnChannel:
@@ -282,7 +282,7 @@ def _else_refund(own: OwnChannel) -> str:
     )
 
 
-def _check_view(own: OwnChannel, view: wire.ChannelView) -> None:
+def check_view(own: OwnChannel, view: wire.ChannelView) -> None:
     contract = own.roof.contract
     if (view.channel_id, view.capacity_sat, view.expiry_height, view.close_fee_sat) != (
         own.id,

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiohttp
 import msgspec
 
-from bitcache.api import wire
 from bitcache.client.errors import WalletRefused
 from bitcache.client.places import only_one, write_private
 from payments.money import Sat, btc_from_sat, sat_from_btc
@@ -40,6 +39,19 @@ _DEFAULTS: Mapping[str, tuple[int, str]] = {
 _ADDRESS = re.compile(r"[a-zA-Z0-9]{14,100}")
 # Errors of sendrawtransaction that mean: it is there already.
 _KNOWN_ALREADY = ("already in mempool", "already in block chain", "already in utxo set", "txn-already-known")
+
+
+class Payable(Protocol):
+    """What a wallet pays: an invoice, or the deposit of a channel."""
+
+    @property
+    def invoice_id(self) -> str: ...
+
+    @property
+    def address(self) -> str | None: ...
+
+    @property
+    def due_sat(self) -> int: ...
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +122,7 @@ class BitcoindWallet:
         self._authorization = where.authorization
         self._cookie_file = where.cookie_file or Path.home() / ".bitcoin" / folder / ".cookie"
 
-    async def prepare(self, invoice: wire.InvoiceView, record: Path) -> Payment:
+    async def prepare(self, invoice: Payable, record: Path) -> Payment:
         """The signed payment of what is due, on record and not yet broadcast; the recorded one if there is.
 
         Raises WalletRefused (wrong network, no money, locked), AlreadyRunning.
@@ -136,7 +148,7 @@ class BitcoindWallet:
             if not any(words in str(refusal).lower() for words in _KNOWN_ALREADY):
                 raise
 
-    async def _sign(self, invoice: wire.InvoiceView) -> Payment:
+    async def _sign(self, invoice: Payable) -> Payment:
         if invoice.address is None or not _ADDRESS.fullmatch(invoice.address) or invoice.due_sat <= 0:
             raise WalletRefused("There is nothing to pay on this invoice.")
         amount = Decimal(btc_from_sat(Sat(invoice.due_sat)))

@@ -1,0 +1,144 @@
+"""A buyer's payment channels: `channel open | list | close | refund | recover`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitcache.cli import channel_ending, channel_opening
+from bitcache.cli.channel_standing import List
+from bitcache.cli.common import parse_price, read_text
+from bitcache.cli.output import JsonFlag, UsageWrong, YesFlag, expected_errors, run
+from bitcache.client.wallets import parse_wallet
+
+app = typer.Typer()
+group = typer.Typer(
+    help="Pay sellers per chunk: open a channel to a server, see what is left, close it.",
+    epilog="Example: bitcache channel open https://files.example.org --deposit 20000sat --change bc1q...",
+    no_args_is_help=True,
+)
+app.add_typer(group, name="channel")
+
+Server = Annotated[str, typer.Argument(metavar="SERVER", help="Such as https://files.example.org")]
+
+
+@group.command(
+    "open",
+    epilog="Example: bitcache channel open https://files.example.org --deposit 20000sat --change bc1q...",
+)
+@expected_errors
+def open_channel(
+    server: Server,
+    deposit: Annotated[str, typer.Option(help="How much to put in, such as 20000sat.")],
+    change: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Of your wallet: what is left in the end goes there.")
+    ],
+    pay: Annotated[
+        str | None,
+        typer.Option(
+            "--wallet",
+            "--pay",
+            envvar="BITCACHE_PAY",
+            help="Pay from a bitcoind wallet, as `bitcache get --pay` does: bitcoind: or "
+            "bitcoind:http://user:password@host:port/wallet/NAME",
+        ),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Show where to pay, and end.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Pay without asking.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Open a payment channel to the operator of a server, which pays for chunks of all its sellers.
+
+    Shows what it costs, the refund's backup line and the address; any wallet may pay there. A line of backup
+    is enough to take the deposit back once the channel has expired, without the server.
+    """
+    wallet = None if pay is None else parse_wallet(pay)
+    if wallet is not None and json_output and not yes:
+        raise UsageWrong("With --json nobody can be asked: add --yes to pay.")
+    opening = channel_opening.Open(
+        server,
+        deposit_sat=parse_price(deposit, what="deposit"),
+        change_address=change.strip(),
+        wallet=wallet,
+        wait=not no_wait,
+        yes=yes,
+        as_json=json_output,
+    )
+    run(opening.run())
+
+
+@group.command("list", epilog="Example: bitcache channel list --json")
+@expected_errors
+def list_channels(
+    server: Annotated[str | None, typer.Argument(metavar="[SERVER]", help="Only those of this one.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """List your channels: what is left in them, as you and as the server see it. Opens new deposits."""
+    run(List(server, as_json=json_output).run())
+
+
+@group.command("close", epilog="Example: bitcache channel close https://files.example.org")
+@expected_errors
+def close_channel(
+    which: Annotated[
+        str | None, typer.Argument(metavar="[CHANNEL|SERVER]", help="As `bitcache channel list` shows it.")
+    ] = None,
+    yes: YesFlag = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """End a channel together with the server: it gets what was spent, you the rest at today's fee."""
+    if json_output and not yes:
+        raise UsageWrong("With --json nobody can be asked: add --yes.")
+    run(channel_ending.Close(which, yes=yes, as_json=json_output).run())
+
+
+@group.command("refund", epilog="Example: bitcache channel refund TXID:0 --to bc1q...")
+@expected_errors
+def refund_channel(
+    which: Annotated[
+        str | None, typer.Argument(metavar="CHANNEL|BACKUPLINE", help="In quotes; - for stdin.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the deposit goes.")] = None,
+    backup_file: Annotated[Path | None, typer.Option(help="Read the backup line from this file.")] = None,
+    outpoint: Annotated[
+        str | None, typer.Option(metavar="TXID:N", help="With a backup line: the deposit.")
+    ] = None,
+    amount: Annotated[str | None, typer.Option(help="With a backup line: of the deposit, in sats.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="With a backup line: the server that may send it.")
+    ] = None,
+    feerate: Annotated[int | None, typer.Option(min=1, max=10_000, help="sat/vB")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Take a deposit back after its channel has expired. Needs nobody: a transaction is made and sent.
+
+    Where the server does not send it, the transaction is printed for any node.
+    """
+    if to is None:
+        raise UsageWrong("Say where the deposit goes: --to ADDRESS")
+    refund = channel_ending.Refund(
+        read_text(which, backup_file, what="channel or backup line"),
+        to=to.strip(),
+        outpoint=outpoint,
+        amount_sat=None if amount is None else parse_price(amount, what="amount"),
+        server=server,
+        feerate_sat_vb=feerate,
+        as_json=json_output,
+    )
+    run(refund.run())
+
+
+@group.command("recover", epilog="Example: bitcache channel recover https://files.example.org - < backup.txt")
+@expected_errors
+def recover_channel(
+    server: Server,
+    line: Annotated[str | None, typer.Argument(metavar="BACKUPLINE", help="In quotes; - for stdin.")] = None,
+    backup_file: Annotated[Path | None, typer.Option(help="Read the backup line from this file.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Bring a channel to this computer that another one opened, with its backup line.
+
+    The server proves what was signed with the signature of your own key; nothing else is believed.
+    """
+    backup = read_text(line, backup_file, what="backup line")
+    run(channel_ending.Recover(server, backup, as_json=json_output).run())

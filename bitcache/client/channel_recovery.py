@@ -1,0 +1,86 @@
+"""A channel out of its backup line: paid from again with the server's help, refunded without it."""
+
+import time
+
+from coincurve import PrivateKey
+
+from bitcache.client.channel_book import ChannelBook, KeptChannel, KeptContract, OwnChannel
+from bitcache.client.channels import ChannelServer, SeenChannel, check_view, read_record, reconcile
+from bitcache.client.errors import ServerAnswerWrong
+from payments.channel_errors import AddressInvalid
+from payments.channel_script import Channel, Contract, parse_backup_line, parse_channel_id
+from payments.money import NOTHING_SAT, Sat
+from payments.segwit_address import PREFIXES
+
+
+async def recovered(
+    talk: ChannelServer, book: ChannelBook, base_url: str, backup_line: str
+) -> list[SeenChannel]:
+    """The channels of this key that the server proves, kept from now on.
+
+    Change script and close fee are the server's word until our own signature is found to be over them.
+    Raises BackupLineInvalid, ServerAnswerWrong.
+    """
+    offered = await talk.terms()
+    backup = parse_backup_line(backup_line, offered.terms.network)
+    seen, unproven = [], None
+    for view in (await talk.ask_mine(backup.payer, offered.challenge.realm)).channels:
+        roof = KeptContract(
+            server=base_url,
+            network=offered.terms.network,
+            challenge=offered.challenge,
+            payer_secret=backup.payer.secret.hex(),
+            payee_key=backup.payee_key.hex(),
+            expiry_height=backup.expiry_height,
+            change_script=view.change_script,
+            close_fee_sat=view.close_fee_sat,
+            created_at=int(time.time()),
+        )
+        kept = KeptChannel(
+            channel_id=view.channel_id,
+            payer_key=roof.payer_key,
+            capacity_sat=view.capacity_sat,
+            opened_at=int(time.time()),
+        )
+        own = OwnChannel(kept, roof)
+        check_view(own, view)
+        record = read_record(own, view.record)
+        if record is None:
+            unproven = own.id
+            continue
+        book.keep_contract(roof)
+        book.add(roof, own.id, own.channel.capacity_sat)
+        with book.counting(own) as count:
+            reconcile(own, count, view, record)
+        seen.append(SeenChannel(own, view, record))
+    if unproven is not None and not seen:
+        raise ServerAnswerWrong(
+            f"Nothing was signed yet for the deposit {unproven}, so that nothing proves where its change "
+            "goes. Pay from it on the computer that opened it, or take it back after its expiry with "
+            "`bitcache channel refund`."
+        )
+    return seen
+
+
+def refund_of_backup(
+    backup_line: str, network: str, outpoint: str, amount_sat: Sat
+) -> tuple[PrivateKey, Channel]:
+    """What a refund needs. Raises BackupLineInvalid, OutpointMalformed."""
+    backup = parse_backup_line(backup_line, network)
+    # Change and close fee are no part of a refund.
+    contract = Contract(
+        backup.payer.public_key.format(), backup.payee_key, backup.expiry_height, b"", NOTHING_SAT
+    )
+    return backup.payer, Channel(contract, parse_channel_id(outpoint), amount_sat)
+
+
+def network_of_address(address: str) -> str:
+    """A network that has such addresses: those that share a prefix share how keys are written.
+
+    Raises AddressInvalid.
+    """
+    prefix = address.lower().rpartition("1")[0]
+    for network, its_prefix in PREFIXES.items():
+        if prefix == its_prefix:
+            return network
+    raise AddressInvalid("Give a segwit address: bc1..., tb1... or bcrt1...")
