@@ -7,10 +7,13 @@ in sats, a debit above zero. Its accounts are those of the ledger under names th
     assets:unexplained                   unexplained
     liabilities:buyers:<invoice>         owed:<invoice>, of hosted sales
     liabilities:sellers:<seller>         seller:<seller>
+    assets:channels:<channel>            channel:<channel>: sold per chunk, and still to come in by its close
+    liabilities:sellers pending:<seller> pending:<seller>: the sellers' of that
+    liabilities:channels:<channel>       owed:channel:<channel>: the payer's
     liabilities:payouts:<payout>         payout:<payout>
     liabilities:unassigned:<descriptor>  unassigned:<descriptor>, of the operator's wallets
-    revenues:fees  expenses:network fee  expenses:spent by hand  equity:owner
-                                         operator, by what it was
+    revenues:fees  revenues:channels  expenses:network fee  expenses:spent by hand  expenses:channels
+    equity:owner                         operator, by what it was
     outside:...                          all of direct sales, whose money the operator never has
 
 What is outside adds up to zero by itself, so that the rest is the operator's balance sheet.
@@ -38,20 +41,25 @@ CHAIN = "assets:hosted wallet"
 OUTSIDE = "outside"
 OF_OPERATOR = {
     Code.FEE: "revenues:fees",
+    Code.SURPLUS: "revenues:channels",
+    Code.SHORTFALL: "expenses:channels",
     Code.NETWORK_FEE: "expenses:network fee",
     Code.EXPLAINED: "expenses:spent by hand",
     Code.RECEIVED: "equity:owner",
     Code.HELD: "equity:owner",
 }
 """Deposits and withdrawals are the owner's; the rest is earned or spent."""
-_LIABILITIES = {
+_PREFIXES = {
     "owed": "liabilities:buyers",
     "seller": "liabilities:sellers",
+    "pending": "liabilities:sellers pending",
+    "channel": "assets:channels",
     "payout": "liabilities:payouts",
     "unassigned": "liabilities:unassigned",
 }
 
 
+OWED_OF_CHANNELS = ledger.owed_of_channel("")
 JOURNAL_HEAD = "; The ledger of a Bitcache server. Days are of UTC, amounts in satoshis.\n\n"
 
 
@@ -93,7 +101,9 @@ def account_name(account: str, code: Code, *, outside: bool) -> str:
         return OF_OPERATOR[booked_code(code)]
     if account == ledger.unexplained():
         return "assets:unexplained"
-    return f"{_LIABILITIES[kind]}:{whose}"
+    if account.startswith(OWED_OF_CHANNELS):
+        return f"liabilities:channels:{account.removeprefix(OWED_OF_CHANNELS)}"
+    return f"{_PREFIXES[kind]}:{whose}"
 
 
 def _entry(one: Booked) -> str:

@@ -31,8 +31,10 @@ class Sums:
 
     hosted_msat: Msat
     """Hosted sales of all sellers, the whole prices."""
+    metered_msat: Msat
+    """Sold per chunk by all sellers, in channels that are closed."""
     fees_msat: Msat
-    """The operator's, of them."""
+    """The operator's, of both."""
     direct_msat: Msat
     """Direct sales of all sellers."""
     paid_to_sellers_msat: Msat
@@ -48,6 +50,8 @@ class Sums:
     """By the operator."""
     spent_msat: Msat
     """Left the wallet by transactions that are no payouts."""
+    channels_msat: Msat
+    """What closes of channels left to the operator, less what the operator bore of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class Held:
     """By account id; below zero: the seller was paid what the chain took back."""
     buyers_msat: Msat
     """On invoices: not settled yet, late, too much, or to be refunded."""
+    channels_msat: Msat
+    """Came in by closes of channels, and not shared out yet to sellers and payers."""
+    payers_msat: Msat
+    """What payers of closed channels paid, and did not use."""
     payouts_msat: Msat
     """Set aside, and in no block."""
     unassigned_msat: Msat
@@ -72,6 +80,8 @@ class Held:
         return Msat(
             sum(self.sellers_msat.values())
             + self.buyers_msat
+            + self.channels_msat
+            + self.payers_msat
             + self.payouts_msat
             + self.unassigned_msat
             + self.operator_msat
@@ -143,6 +153,7 @@ async def _sums(tx: Transaction, period: Period) -> Sums:
     kinds = [kind.value for kind in Kind]
     return Sums(
         hosted_msat=of(Code.SETTLED, "seller"),
+        metered_msat=of(Code.EARNED, "seller"),
         fees_msat=of(Code.FEE, "seller"),
         direct_msat=of(Code.SETTLED, "direct"),
         paid_to_sellers_msat=of(Code.PAID_OUT, Kind.SELLER),
@@ -152,6 +163,7 @@ async def _sums(tx: Transaction, period: Period) -> Sums:
         own_network_fee_msat=of(Code.NETWORK_FEE, _LEFT),
         deposited_msat=of(Code.RECEIVED, ledger.operator()),
         spent_msat=of(Code.SPENT, ""),
+        channels_msat=Msat(of(Code.SURPLUS, ledger.operator()) - of(Code.SHORTFALL, ledger.operator())),
     )
 
 
@@ -163,9 +175,14 @@ async def _held(tx: Transaction, until: int) -> Held:
         of_kind.setdefault(kind, {})[whose] = amount
     hosted = set((await tx.scalars(select(descriptors.c.id).where(descriptors.c.hosted))).all())
     owed = of_kind.get("owed", {})
+    # Of channels that are open both together are nothing: it has not come in yet.
+    in_channels = (*of_kind.get("channel", {}).values(), *of_kind.get("pending", {}).values())
+    of_channels = ledger.owed_of_channel("").partition(":")[2]
     return Held(
         sellers_msat=of_kind.get("seller", {}),
         buyers_msat=Msat(sum(owed[invoice_id] for invoice_id in await _hosted_invoices(tx, owed))),
+        channels_msat=Msat(sum(in_channels)),
+        payers_msat=Msat(sum(amount for whose, amount in owed.items() if whose.startswith(of_channels))),
         payouts_msat=Msat(sum(of_kind.get("payout", {}).values())),
         unassigned_msat=Msat(
             sum(amount for id_, amount in of_kind.get("unassigned", {}).items() if id_ in hosted)

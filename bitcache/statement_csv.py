@@ -101,11 +101,11 @@ def _line(line: Line, zone: datetime.tzinfo) -> tuple[object, ...]:
         facts.offer_id,
         facts.parcel_id,
         " ".join(facts.transactions),
-        sat_rounded_down(line.gross_msat),
-        sat_rounded_down(line.moved.fee_msat),
+        line.gross_sat,
+        line.whole.fee_sat,
         sat_rounded_down(line.network_fee_msat),
-        sat_rounded_down(line.net_msat),
-        sat_rounded_down(line.moved.balance_msat),
+        line.net_sat,
+        line.whole.change_sat,
         sat_rounded_down(line.balance_msat),
     )
 

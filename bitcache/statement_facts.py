@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from sqlalchemy import Row, select
 
-from bitcache.db.tables import grants
+from bitcache.db.tables import grants, offers
 from payments.ledger import Code, Transfer
 from payments.money import msat_from_sat
 from payments.outputs import Presence
@@ -34,7 +34,13 @@ class Facts:
     payout_id: str | None = None
     """Of a payout or refund."""
     transactions: tuple[str, ...] = ()
-    """The outputs that paid a sale, `<txid>:<vout>`; the transaction of all else."""
+    """The outputs that paid a sale, or the channel, `<txid>:<vout>`; the transaction of all else."""
+
+
+def metered_sale(reference: str) -> tuple[str, str] | None:
+    """(channel `<txid>:<vout>`, offer) of what was sold per chunk; None for any other reference. Pure."""
+    channel_id, _, offer_id = reference.rpartition(":")
+    return (channel_id, offer_id) if ":" in channel_id else None
 
 
 async def facts_of(tx: Transaction, groups: Mapping[Key, Sequence[Transfer]]) -> dict[Key, Facts]:
@@ -43,7 +49,17 @@ async def facts_of(tx: Transaction, groups: Mapping[Key, Sequence[Transfer]]) ->
     paid = await _payouts(tx, references)
     sold = await _invoices(tx, references | {row.invoice_id for row in paid.values() if row.invoice_id})
     sent = await _sent(tx, paid)
-    return {key: _facts(of_line, sold, paid, sent) for key, of_line in groups.items()}
+    metered = {reference: sale for reference in references if (sale := metered_sale(reference))}
+    parcels = await _parcels(tx, {offer_id for _, offer_id in metered.values()})
+
+    def facts(of_line: Sequence[Transfer]) -> Facts:
+        sale = metered.get(of_line[0].reference)
+        if sale is None:
+            return _facts(of_line, sold, paid, sent)
+        channel_id, offer_id = sale
+        return Facts(offer_id=offer_id, parcel_id=parcels.get(offer_id), transactions=(channel_id,))
+
+    return {key: facts(of_line) for key, of_line in groups.items()}
 
 
 def _facts(
@@ -90,6 +106,14 @@ async def _invoices(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[
             .where(invoices.c.id.in_(some))
         )
         found |= {row.id: row for row in (await tx.execute(chosen)).all()}
+    return found
+
+
+async def _parcels(tx: Transaction, offer_ids: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for some in portions(offer_ids):
+        chosen = select(offers.c.id, offers.c.parcel_id).where(offers.c.id.in_(some))
+        found |= {row.id: row.parcel_id for row in (await tx.execute(chosen)).all()}
     return found
 
 

@@ -1,6 +1,7 @@
 """The lines of a seller's statement: one for each event, with the balance after it.
 
     sale, direct_sale          an invoice settled; all outputs that did within one second are one line
+    metered                    what one channel bought of one offer, once it was closed and deep
     payout, refund             its transaction is in a block
     correction                 the operator took from the balance, for a transaction of the wallet
     ..._reversal               the chain took it back; a sale also when its buyer asks for the money
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from sqlalchemy import and_, or_, select
 
 from bitcache.earnings import Period
-from bitcache.statement_facts import Facts, facts_of
+from bitcache.statement_facts import Facts, facts_of, metered_sale
 from bitcache.statement_sums import (
     Movement,
     Posting,
@@ -32,12 +33,12 @@ from bitcache.statement_sums import (
     movements,
     source_of,
 )
-from bitcache.statements import Balance, Statement, check_lines, statement
+from bitcache.statements import Balance, Statement, Whole, check_lines, statement, whole_sats
 from payments import ledger
 from payments.books import transfer_of
 from payments.errors import LedgerImbalance
 from payments.ledger import Code, Transfer
-from payments.money import Msat
+from payments.money import Msat, sat_rounded_down
 from payments.ports import Store, Transaction
 from payments.tables import payouts, transfers
 
@@ -47,11 +48,13 @@ ROWS_PER_PORTION = 2_000
 class LineKind(StrEnum):
     SALE = "sale"
     DIRECT_SALE = "direct_sale"
+    METERED = "metered"
     PAYOUT = "payout"
     REFUND = "refund"
     CORRECTION = "correction"
     SALE_REVERSAL = "sale_reversal"
     DIRECT_SALE_REVERSAL = "direct_sale_reversal"
+    METERED_REVERSAL = "metered_reversal"
     PAYOUT_REVERSAL = "payout_reversal"
     REFUND_REVERSAL = "refund_reversal"
     CORRECTION_REVERSAL = "correction_reversal"
@@ -59,6 +62,7 @@ class LineKind(StrEnum):
 
 _KINDS = {
     (Source.SELLER, Code.SETTLED): LineKind.SALE,
+    (Source.SELLER, Code.EARNED): LineKind.METERED,
     (Source.SELLER, Code.FEE): LineKind.SALE,
     (Source.SELLER, Code.EXPLAINED): LineKind.CORRECTION,
     (Source.DIRECT, Code.SETTLED): LineKind.DIRECT_SALE,
@@ -67,7 +71,10 @@ _KINDS = {
     (Source.REFUND, Code.PAID_OUT): LineKind.REFUND,
     (Source.REFUND, Code.NETWORK_FEE): LineKind.REFUND,
 }
-"""Source and code of a booking -> its line. `held` has none; whatever else there may be is refused."""
+"""Source and code of a booking -> its line. `held` has none; whatever else there may be is refused.
+
+The operator's fee is of a sale, or of what was sold per chunk, as its reference says.
+"""
 
 
 class Place(NamedTuple):
@@ -75,7 +82,7 @@ class Place(NamedTuple):
 
     at: int
     reference: str
-    """Invoice, payout or transaction."""
+    """Invoice, payout or transaction; of what was sold per chunk, channel and offer."""
     books: bool
     """False for a reversal: it goes before what is booked in its stead."""
     kind: LineKind
@@ -109,7 +116,21 @@ class Line:
     """After it."""
     direct_msat: Msat
     """Earned by direct sales until and with it."""
+    whole: Whole
+    """What moved in whole sats."""
     facts: Facts
+
+    @property
+    def is_metered(self) -> bool:
+        return self.place.kind in (LineKind.METERED, LineKind.METERED_REVERSAL)
+
+    @property
+    def gross_sat(self) -> int:
+        return self.whole.gross_sat if self.is_metered else sat_rounded_down(self.gross_msat)
+
+    @property
+    def net_sat(self) -> int:
+        return self.whole.net_sat if self.is_metered else sat_rounded_down(self.net_msat)
 
     @property
     def gross_msat(self) -> Msat:
@@ -117,6 +138,7 @@ class Line:
         moved = self.moved
         return Msat(
             moved.gross_msat
+            + moved.metered_msat
             + moved.direct_msat
             + moved.corrections_msat
             + moved.paid_out_msat
@@ -258,6 +280,7 @@ async def _portion(
         standing = balance
         for place, group in groups:
             moved = movement_of(entry.posting for entry in group)
+            whole = whole_sats(standing, moved)
             standing = standing.after(moved)
             lines.append(
                 Line(
@@ -265,6 +288,7 @@ async def _portion(
                     moved=moved,
                     balance_msat=standing.balance_msat,
                     direct_msat=standing.direct_msat,
+                    whole=whole,
                     facts=facts[place],
                 )
             )
@@ -280,6 +304,8 @@ def _place(entry: Entry) -> Place | None:
     if code is Code.HELD:
         return None
     kind = _KINDS.get((entry.source, code))
+    if kind is LineKind.SALE and metered_sale(entry.transfer.reference) is not None:
+        kind = LineKind.METERED
     if kind is None:
         raise LedgerImbalance(f"a statement has no line for {entry.transfer.id}, {entry.transfer.code}")
     back = is_reversal(entry.transfer.code)

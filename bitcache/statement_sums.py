@@ -56,8 +56,10 @@ class Movement:
 
     gross_msat: Msat = NOTHING_MSAT
     """Hosted sales, the whole prices."""
+    metered_msat: Msat = NOTHING_MSAT
+    """Sold per chunk, in channels that are closed; the only amounts with fractions of a sat."""
     fee_msat: Msat = NOTHING_MSAT
-    """What the operator kept of them."""
+    """What the operator kept of both."""
     corrections_msat: Msat = NOTHING_MSAT
     """What the operator took from the balance by hand."""
     held_msat: Msat = NOTHING_MSAT
@@ -72,12 +74,12 @@ class Movement:
     direct_msat: Msat = NOTHING_MSAT
     """Direct sales."""
     reversed_msat: Msat = NOTHING_MSAT
-    """What of the hosted sales was taken back, by the chain or to be refunded. `gross_msat` is without it."""
+    """What of sales was taken back, by the chain or to be refunded. The sums above are without it."""
 
     @property
     def net_msat(self) -> Msat:
         """What sales added to the balance."""
-        return Msat(self.gross_msat - self.fee_msat)
+        return Msat(self.gross_msat + self.metered_msat - self.fee_msat)
 
     @property
     def available_msat(self) -> Msat:
@@ -102,6 +104,7 @@ class Movement:
 
 _FIELDS = {
     (Source.SELLER, Code.SETTLED, True): "gross_msat",
+    (Source.SELLER, Code.EARNED, True): "metered_msat",
     (Source.SELLER, Code.FEE, False): "fee_msat",
     (Source.SELLER, Code.HELD, False): "held_msat",
     (Source.SELLER, Code.EXPLAINED, False): "corrections_msat",
@@ -133,7 +136,7 @@ def movement_of(postings: Iterable[Posting]) -> Movement:
         if name is None:
             raise LedgerImbalance(f"a statement has no place for {posting.code} of a {posting.source}")
         sums[name] = sums.get(name, 0) + (-posting.amount_msat if back else posting.amount_msat)
-        if back and name == "gross_msat":
+        if back and name in ("gross_msat", "metered_msat"):
             sums["reversed_msat"] = sums.get("reversed_msat", 0) + posting.amount_msat
     return Movement(**{name: Msat(amount) for name, amount in sums.items()})
 

@@ -2,6 +2,7 @@
 
     opening + gross - operator's fee - corrections - paid out - network's fee = closing
 
+Gross is what was sold: whole parcels, and chunks through channels once those are closed.
 The balance is the seller's account of the ledger, and what is set aside of it for payouts that no block has
 yet: a payout leaves the balance when its transaction is in a block, and comes back if a reorg takes it out.
 Refunds come out of what is owed to the buyer, not out of the balance: they are told, and change nothing; the
@@ -14,8 +15,9 @@ beside them: a statement that does not add up is an error, not an answer.
 
 import datetime
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 
 from sqlalchemy import func, select
 
@@ -23,7 +25,7 @@ from bitcache.earnings import Period
 from bitcache.errors import PeriodInvalid
 from bitcache.statement_sums import Movement, kept_msat, movements
 from payments.errors import LedgerImbalance
-from payments.money import NOTHING_MSAT, Msat
+from payments.money import NOTHING_MSAT, Msat, sat_rounded_down
 from payments.ports import Transaction
 from payments.tables import transfers
 
@@ -48,6 +50,8 @@ class Balance:
     """Set aside of it for payouts that no block has."""
     direct_msat: Msat = NOTHING_MSAT
     """Earned by direct sales, all told: in the seller's own wallet, or spent from there."""
+    fee_msat: Msat = field(default=NOTHING_MSAT, compare=False)
+    """What the operator kept until then, all told: told beside the balance, and no part of it."""
 
     @property
     def balance_msat(self) -> Msat:
@@ -59,6 +63,7 @@ class Balance:
             Msat(self.available_msat + moved.available_msat),
             Msat(self.reserved_msat + moved.reserved_msat),
             Msat(self.direct_msat + moved.direct_msat),
+            Msat(self.fee_msat + moved.fee_msat),
         )
 
     def before(self, moved: Movement) -> "Balance":
@@ -66,7 +71,37 @@ class Balance:
             Msat(self.available_msat - moved.available_msat),
             Msat(self.reserved_msat - moved.reserved_msat),
             Msat(self.direct_msat - moved.direct_msat),
+            Msat(self.fee_msat - moved.fee_msat),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What moved, in whole sats that add up to the balances, which are rounded down.
+
+    What is sold per chunk comes in fractions of a sat: those count when they have become a whole one.
+    """
+
+    gross_sat: int
+    """Hosted sales, and what was sold per chunk."""
+    metered_sat: int
+    """Of it, what was sold per chunk."""
+    fee_sat: int
+    net_sat: int
+    change_sat: int
+    """Of the balance."""
+
+
+def whole_sats(before: Balance, moved: Movement) -> Whole:
+    """`moved` after the balance `before`. Pure."""
+    after = before.after(moved)
+    change_sat = sat_rounded_down(after.balance_msat) - sat_rounded_down(before.balance_msat)
+    fee_sat = sat_rounded_down(after.fee_msat) - sat_rounded_down(before.fee_msat)
+    # What left is on chain, and so in whole sats.
+    left_msat = Msat(moved.corrections_msat + moved.paid_out_msat + moved.network_fee_msat)
+    net_sat = change_sat + sat_rounded_down(left_msat)
+    gross_sat = net_sat + fee_sat
+    return Whole(gross_sat, gross_sat - sat_rounded_down(moved.gross_msat), fee_sat, net_sat, change_sat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +110,7 @@ class Part:
 
     name: str
     """YYYY-MM-DD or YYYY-MM."""
+    before: Balance
     moved: Movement
 
 
@@ -105,11 +141,13 @@ async def statement(
     before, *spans, after = await movements(tx, seller_id, [-1, *starts, period.until])
     kept = Balance(*await kept_msat(tx, seller_id))
     moved = sum(spans, Movement())
-    parts = (Part(name, span) for (name, _), span in zip(cuts, spans, strict=True))
+    opening = Balance().after(before)
+    standing = accumulate(spans, Balance.after, initial=opening)
+    parts = (Part(name, start, span) for (name, _), start, span in zip(cuts, standing, spans, strict=False))
     stated = Statement(
         seller_id=seller_id,
         period=period,
-        opening=Balance().after(before),
+        opening=opening,
         closing=kept.before(after),
         moved=moved,
         parts=tuple(part for part in parts if part.moved != Movement()),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,15 @@ async def exported(shop: HostedShop, form: Format) -> str:
 
 
 def journal_totals(text: str) -> Counter[str]:
-    """Account -> its sum, in sats. Fails unless each transaction is two postings that add up to zero."""
+    """Account -> its sum, in msat. Fails unless each transaction is two postings that add up to zero."""
     totals = Counter[str]()
     _, *entries = re.split(r"(?m)^(?=\d{4}-\d{2}-\d{2} )", text)
     for entry in entries:
-        postings = re.findall(r"(?m)^    (\S.*?)  (-?\d+) sat$", entry)
+        postings = re.findall(r"(?m)^    (\S.*?)  (-?\d+(?:\.\d{1,3})?) sat$", entry)
         assert len(postings) == 2, entry
-        assert sum(int(amount) for _, amount in postings) == 0, entry
+        assert sum(Decimal(amount) for _, amount in postings) == 0, entry
         for account, amount in postings:
-            totals[account] += int(amount)
+            totals[account] += int(Decimal(amount) * 1_000)
     assert entries
     return totals
 
@@ -158,7 +159,7 @@ async def test_a_payout_and_a_refund_stand_in_every_book_alike(
 async def _export_agrees(shop: HostedShop, coins_sat: int, programs: list[str], folder: Path) -> None:
     balances = await shop.balances_sat()
     text = await exported(shop, Format.HLEDGER)
-    totals = journal_totals(text)
+    totals = Counter({account: msat // 1_000 for account, msat in journal_totals(text).items()})
     # A debit is above zero there, a credit here.
     assert totals[CHAIN] == coins_sat == -balances[ledger.chain()]
     seller = account_name(ledger.seller(shop.seller_id), Code.SETTLED, outside=False)

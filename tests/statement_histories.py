@@ -1,7 +1,8 @@
 """Histories of a seller's money as hypothesis makes them, written as the server writes them.
 
-Sales in either mode, paid by several outputs, taken back and settled again; payouts and refunds that are
-called off, mined, and taken out of their block again; what the operator takes by hand. Often within a second.
+Sales in either mode, paid by several outputs, taken back and settled again; channels that are closed, and
+whose close is taken out of its block again; payouts and refunds that are called off, mined, and taken out of
+their block again; what the operator takes by hand. Often within a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sqlalchemy import insert
 
 from bitcache.ids import new_id
 from payments import books, ledger, payout_store
+from payments.channel_books import Ended, Sold, desired_channel, desired_spending
 from payments.invoice import Mode
 from payments.ledger import Booking, Code, Leg
 from payments.money import Msat, Sat, msat_from_sat
@@ -43,7 +45,8 @@ steps = st.builds(
     Step,
     what=st.sampled_from(
         (
-            *("sale", "direct sale") * 2,
+            *("sale", "direct sale", "metered") * 2,
+            *("close", "close", "unclose"),
             *("payout", "mine", "unmine", "cancel", "reorg", "settle", "refund", "correction"),
         )
     ),
@@ -62,6 +65,15 @@ class _Sale:
 
 
 @dataclass
+class _Channel:
+    """One that bought of one offer."""
+
+    id: str
+    sold: Sold
+    spent: Booking
+
+
+@dataclass
 class _Out:
     payout: Payout
     share: Share | None = None
@@ -75,6 +87,7 @@ class History:
     now: int = START
     sales: list[_Sale] = field(default_factory=list)
     outs: list[_Out] = field(default_factory=list)
+    channels: list[_Channel] = field(default_factory=list)
 
     async def play(self, tx: Transaction, played: Sequence[Step]) -> None:
         for step in played:
@@ -84,6 +97,8 @@ class History:
                     await self._sell(tx, step, Mode.HOSTED)
                 case "direct sale":
                     await self._sell(tx, step, Mode.DIRECT)
+                case "metered":
+                    await self._meter(tx, step)
                 case "payout":
                     amount_sat = Sat(step.amounts_sat[0])
                     await self._ask(tx, Kind.SELLER, ledger.seller(self.seller_id), amount_sat, None)
@@ -101,6 +116,8 @@ class History:
             if step.what == "refund":
                 amount_sat = Sat(sum(one.amount_msat for one in sale.bookings) // 1_000)
                 await self._ask(tx, Kind.REFUND, ledger.owed(sale.id), amount_sat, sale.id)
+        elif step.what in ("close", "unclose") and self.channels:
+            await self._close(tx, self.channels[step.which % len(self.channels)], deep=step.what == "close")
         elif step.what in ("mine", "unmine", "cancel") and self.outs:
             out = self.outs[step.which % len(self.outs)]
             if step.what == "cancel" and out.share is None:
@@ -130,6 +147,22 @@ class History:
                 sale.settled.append(Booking(subject, Leg.OPERATOR, theirs, ledger.operator(), fee, Code.FEE))
         self.sales.append(sale)
         await self._book(tx, sale.id, sale.bookings + sale.settled)
+
+    async def _meter(self, tx: Transaction, step: Step) -> None:
+        """Chunks of fractions of a sat."""
+        channel_id = f"{secrets.token_hex(32)}:{step.which}"
+        spent_msat = Msat(sum(step.amounts_sat) * 7 + 1)
+        sold = Sold(new_id(), self.seller_id, step.fee_percent * 10_000, spent_msat)
+        spent = desired_spending(channel_id, sold, spent_msat, k=0)
+        self.channels.append(_Channel(channel_id, sold, spent))
+        await self._book(tx, channel_id, [spent])
+
+    async def _close(self, tx: Transaction, channel: _Channel, *, deep: bool) -> None:
+        settled_sat = Sat(-(-channel.sold.spent_msat // 1_000) + 3)
+        ended = Ended("c" * 64, Sat(settled_sat + 100), settled_sat, deep)
+        for reference, desired in desired_channel(channel.id, [channel.sold], ended).items():
+            standing = [channel.spent] if reference == channel.id else []
+            await self._book(tx, reference, [*standing, *desired])
 
     async def _ask(
         self, tx: Transaction, kind: Kind, account: str, amount_sat: Sat, invoice_id: str | None

@@ -44,9 +44,10 @@ async def test_a_seller_reads_a_month_and_takes_every_line_away(tmp_path: Path) 
         code, out, err = await command("statement", "--month", "2026-09", **variables)
         assert code == 0, err
         told = [" ".join(line.split()) for line in out.splitlines()]
-        assert told[:7] == [
+        assert told[:8] == [
             "Balance before 0 sat",
             "Sold, hosted 80,000 sat",
+            "Sold per chunk 0 sat",
             "Operator's fee -8,000 sat",
             "Paid out, arrived -19,700 sat",
             "Paid out, to the network -300 sat",

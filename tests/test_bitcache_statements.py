@@ -25,7 +25,7 @@ from bitcache.earnings import Period, time_zone
 from bitcache.errors import PeriodInvalid
 from bitcache.ids import new_id
 from bitcache.statement_lines import Line, page, parse_line_id, portions
-from bitcache.statements import By, Statement, check_lines, statement
+from bitcache.statements import By, Statement, Whole, check_lines, statement, whole_sats
 from payments import ledger
 from payments.books import transfer_of
 from payments.errors import LedgerImbalance
@@ -82,6 +82,7 @@ class Plain:
     def sums(self, some: list[Transfer]) -> dict[str, int]:
         return {
             "gross": -self.flow({self.account}, "owed:", some),
+            "metered": -self.flow({self.account}, "pending:", some),
             "fee": self.flow({self.account}, "operator", some),
             "corrections": self.flow({self.account}, "unexplained", some),
             "left the balance": self.flow(self.held, "chain", some),
@@ -93,6 +94,7 @@ class Plain:
 def sums_of(moved: Any) -> dict[str, int]:
     return {
         "gross": moved.gross_msat,
+        "metered": moved.metered_msat,
         "fee": moved.fee_msat,
         "corrections": moved.corrections_msat,
         "left the balance": moved.paid_out_msat + moved.network_fee_msat,
@@ -177,6 +179,7 @@ async def test_every_statement_is_what_the_ledger_says(
     for line in lines:
         by_kind[line.place.kind.removesuffix("_reversal")] += line.gross_msat
     assert by_kind["sale"] == stated.moved.gross_msat
+    assert by_kind["metered"] == stated.moved.metered_msat
     assert by_kind["payout"] == stated.moved.paid_out_msat + stated.moved.network_fee_msat
     in_portions = [line async for some in portions(database, stated, rows=limit) for line in some]
     assert in_portions == lines
@@ -189,6 +192,16 @@ async def test_every_statement_is_what_the_ledger_says(
     assert [row["kind"] for row in rows[1:-2]] == [line.place.kind for line in lines]
     reckoned = int(rows[0]["balance_sat"]) + sum(int(row["change_sat"]) for row in rows[1:-2])
     assert reckoned == int(rows[-2]["balance_sat"])
+    # Fractions of a sat are in no row, and none is lost: rows, parts and sums say the same in whole sats.
+    sold = [row for row in rows[1:-2] if row["kind"].startswith("metered")]
+    for row in sold:
+        assert int(row["gross_sat"]) - int(row["operator_fee_sat"]) == int(row["net_sat"])
+        assert row["net_sat"] == row["change_sat"]
+    whole = whole_sats(stated.opening, stated.moved)
+    assert sum(int(row["gross_sat"]) for row in sold) == whole.metered_sat
+    assert sum(int(row["operator_fee_sat"]) for row in rows[1:-2]) == whole.fee_sat
+    parts = [whole_sats(part.before, part.moved) for part in stated.parts]
+    assert sum(part.gross_sat for part in parts) == whole.gross_sat
     assert not any(cell[:1] in "=+@\t\r" for row in rows for cell in row.values() if cell)
 
 
@@ -279,6 +292,33 @@ async def test_a_refund_is_told_and_comes_out_of_what_is_owed(database: Database
         "sale_reversal": (-50_000, -45_000, -45_000),
         "refund": (50_000, 49_300, 0),
     }
+
+
+async def test_what_a_channel_bought_is_a_line_once_it_is_closed(database: Database, play: Play) -> None:
+    history = await play(
+        step("metered", sat=1_001),
+        step("close", gap_s=DAY_S),
+        step("unclose", gap_s=DAY_S),
+        step("close", gap_s=DAY_S),
+    )
+    (channel,) = history.channels
+    first = await stated(database, history, Period(START, START + DAY_S, time_zone("UTC")))
+    assert (first.moved.metered_msat, first.closing.balance_msat) == (0, 0)
+    read = await stated(database, history, MONTH)
+    # 7.008 sat, and a tenth of it rounded down for the operator.
+    assert (read.moved.metered_msat, read.moved.fee_msat, read.moved.reversed_msat) == (7_008, 700, 7_008)
+    assert whole_sats(read.opening, read.moved) == Whole(6, 6, 0, 6, 6)
+    lines, _ = await database.read(lambda tx: page(tx, read, after=None, limit=9))
+    assert [line.place.kind for line in lines] == ["metered", "metered_reversal", "metered"]
+    for line in lines:
+        assert line.facts.transactions == (channel.id,)
+        assert (line.facts.offer_id, line.facts.invoice_id) == (channel.sold.subject, None)
+        assert parse_line_id(line.place.line_id) == line.place
+    assert [(line.gross_sat, line.whole.fee_sat, line.net_sat) for line in lines] == [
+        (6, 0, 6),
+        (-6, 0, -6),
+        (6, 0, 6),
+    ]
 
 
 async def test_sellers_do_not_see_each_others_money(database: Database, play: Play) -> None:

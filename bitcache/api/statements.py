@@ -16,7 +16,7 @@ from bitcache.earnings import Period, parse_period
 from bitcache.errors import RequestInvalid
 from bitcache.statement_lines import Line, Place, page, parse_line_id, portions, transfer_portions
 from bitcache.statement_sums import Movement
-from bitcache.statements import By, Statement, statement
+from bitcache.statements import Balance, By, Statement, statement, whole_sats
 from payments.money import sat_rounded_down
 from payments.ports import Transaction
 
@@ -145,20 +145,21 @@ def _view(stated: Statement, lines: list[Line], more: bool) -> StatementView:
         reserved_sat=sat_rounded_down(stated.closing.reserved_msat),
         direct_opening_sat=sat_rounded_down(stated.opening.direct_msat),
         direct_closing_sat=sat_rounded_down(stated.closing.direct_msat),
-        sums=_sums(stated.moved),
-        parts=[StatementPart(part.name, _sums(part.moved)) for part in stated.parts],
+        sums=_sums(stated.opening, stated.moved),
+        parts=[StatementPart(part.name, _sums(part.before, part.moved)) for part in stated.parts],
         lines=[_line(line) for line in lines],
         next=lines[-1].place.line_id if more else None,
     )
 
 
-def _sums(moved: Movement) -> StatementSums:
-    # On-chain amounts are whole sats, so nothing is rounded.
+def _sums(before: Balance, moved: Movement) -> StatementSums:
+    whole = whole_sats(before, moved)
     return StatementSums(
-        gross_sat=sat_rounded_down(moved.gross_msat),
+        gross_sat=whole.gross_sat,
+        metered_sat=whole.metered_sat,
         reversed_sat=sat_rounded_down(moved.reversed_msat),
-        operator_fee_sat=sat_rounded_down(moved.fee_msat),
-        net_sat=sat_rounded_down(moved.net_msat),
+        operator_fee_sat=whole.fee_sat,
+        net_sat=whole.net_sat,
         corrections_sat=sat_rounded_down(moved.corrections_msat),
         paid_out_sat=sat_rounded_down(moved.paid_out_msat),
         network_fee_sat=sat_rounded_down(moved.network_fee_msat),
@@ -180,11 +181,11 @@ def _line(line: Line) -> StatementLine:
         offer_id=facts.offer_id,
         parcel_id=facts.parcel_id,
         transactions=list(facts.transactions),
-        gross_sat=sat_rounded_down(line.gross_msat),
-        operator_fee_sat=sat_rounded_down(line.moved.fee_msat),
+        gross_sat=line.gross_sat,
+        operator_fee_sat=line.whole.fee_sat,
         network_fee_sat=sat_rounded_down(line.network_fee_msat),
-        net_sat=sat_rounded_down(line.net_msat),
-        change_sat=sat_rounded_down(line.moved.balance_msat),
+        net_sat=line.net_sat,
+        change_sat=line.whole.change_sat,
         balance_sat=sat_rounded_down(line.balance_msat),
     )
 

@@ -166,7 +166,9 @@ class StatementSums(Response, frozen=True):
     """What moved: what was booked, less what was taken back."""
 
     gross_sat: int
-    """Hosted sales, the whole prices."""
+    """Hosted sales, the whole prices, and what was sold per chunk in channels that are closed."""
+    metered_sat: int
+    """Of it, what was sold per chunk; its fractions of a sat count when they have become a whole one."""
     reversed_sat: int
     """What was taken back of them, by the chain or to be refunded. `gross_sat` is without it already."""
     operator_fee_sat: int
@@ -200,11 +202,13 @@ class StatementLine(Response, frozen=True):
     kind: Literal[
         "sale",
         "direct_sale",
+        "metered",
         "payout",
         "refund",
         "correction",
         "sale_reversal",
         "direct_sale_reversal",
+        "metered_reversal",
         "payout_reversal",
         "refund_reversal",
         "correction_reversal",
@@ -217,7 +221,7 @@ class StatementLine(Response, frozen=True):
     offer_id: str | None
     parcel_id: str | None
     transactions: list[str]
-    """The outputs that paid a sale, `txid:vout`; the txid of all else."""
+    """The outputs that paid a sale, or the channel's deposit, `txid:vout`; the txid of all else."""
     gross_sat: int
     operator_fee_sat: int
     network_fee_sat: int

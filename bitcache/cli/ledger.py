@@ -29,7 +29,7 @@ from bitcache.client.retry import CONNECTION_TROUBLE
 if TYPE_CHECKING:
     from bitcache.config import Config
     from bitcache.earnings import Period
-    from bitcache.operator_books import OperatorBooks
+    from bitcache.operator_books import Held, OperatorBooks
 
 app = typer.Typer()
 ledger = typer.Typer(
@@ -194,7 +194,8 @@ def _print_statement(view: wire_money.StatementView) -> None:
     _print_amounts(
         (
             ("Balance before", view.opening_sat),
-            ("Sold, hosted", sums.gross_sat),
+            ("Sold, hosted", sums.gross_sat - sums.metered_sat),
+            ("Sold per chunk", sums.metered_sat),
             ("Operator's fee", -sums.operator_fee_sat),
             ("Paid out, arrived", -sums.paid_out_sat),
             ("Paid out, to the network", -sums.network_fee_sat),
@@ -222,8 +223,9 @@ def _print_statement(view: wire_money.StatementView) -> None:
 
 
 def _facts(found: OperatorBooks) -> dict[str, object]:
-    """In whole sats, which all amounts on chain are."""
+    """In whole sats."""
     sums, held = found.sums, found.held
+    held_sat = _held_sat(held)
     return {
         "sums": {
             name.replace("_msat", "_sat"): getattr(sums, name) // 1_000 for name in sums.__dataclass_fields__
@@ -233,12 +235,8 @@ def _facts(found: OperatorBooks) -> dict[str, object]:
                 {"account_id": id_, "name": found.names.get(id_), "balance_sat": amount // 1_000}
                 for id_, amount in sorted(held.sellers_msat.items())
             ],
-            "sellers_sat": sum(held.sellers_msat.values()) // 1_000,
-            "buyers_sat": held.buyers_msat // 1_000,
-            "payouts_sat": held.payouts_msat // 1_000,
-            "unassigned_sat": held.unassigned_msat // 1_000,
-            "operator_sat": held.operator_msat // 1_000,
-            "unexplained_sat": held.unexplained_msat // 1_000,
+            "sellers_sat": sum(amount // 1_000 for amount in held.sellers_msat.values()),
+            **{f"{name}_sat": amount for name, amount in held_sat.items()},
             "sum_sat": held.sum_msat // 1_000,
         },
     }
@@ -246,11 +244,14 @@ def _facts(found: OperatorBooks) -> dict[str, object]:
 
 def _print_books(found: OperatorBooks) -> None:
     sums, held = found.sums, found.held
+    held_sat = _held_sat(held)
     print_text("Moved in the period")
     _print_amounts(
         (
             ("Hosted sales", sums.hosted_msat // 1_000),
-            ("Your fees of them", sums.fees_msat // 1_000),
+            ("Sold per chunk", sums.metered_msat // 1_000),
+            ("Your fees of both", sums.fees_msat // 1_000),
+            ("Left to you by closes", sums.channels_msat // 1_000),
             ("Paid out to sellers", sums.paid_to_sellers_msat // 1_000),
             ("Refunded to buyers", sums.refunded_msat // 1_000),
             ("Network fees of both", sums.network_fee_msat // 1_000),
@@ -268,14 +269,30 @@ def _print_books(found: OperatorBooks) -> None:
                 (f"For {printable(found.names.get(id_, id_), length_max=40)}", amount // 1_000)
                 for id_, amount in sorted(held.sellers_msat.items())
             ),
-            ("For buyers", held.buyers_msat // 1_000),
-            ("For payouts under way", held.payouts_msat // 1_000),
-            ("Unassigned", held.unassigned_msat // 1_000),
-            ("Your own", held.operator_msat // 1_000),
-            ("Unexplained", held.unexplained_msat // 1_000),
+            ("For buyers", held_sat["buyers"]),
+            ("Of closes not yet deep", held_sat["channels"]),
+            ("For payers of channels", held_sat["payers"]),
+            ("For payouts under way", held_sat["payouts"]),
+            ("Unassigned", held_sat["unassigned"]),
+            ("Your own", held_sat["operator"]),
+            ("Unexplained", held_sat["unexplained"]),
             ("In the wallet", held.sum_msat // 1_000),
         )
     )
+
+
+def _held_sat(held: Held) -> dict[str, int]:
+    """Whole sats that add up to what the wallet holds: fractions, of what is sold per chunk, are your own."""
+    found = {
+        "buyers": held.buyers_msat // 1_000,
+        "channels": held.channels_msat // 1_000,
+        "payers": held.payers_msat // 1_000,
+        "payouts": held.payouts_msat // 1_000,
+        "unassigned": held.unassigned_msat // 1_000,
+        "unexplained": held.unexplained_msat // 1_000,
+    }
+    sellers_sat = sum(amount // 1_000 for amount in held.sellers_msat.values())
+    return {**found, "operator": held.sum_msat // 1_000 - sellers_sat - sum(found.values())}
 
 
 def _print_amounts(rows: tuple[tuple[str, int], ...]) -> None:

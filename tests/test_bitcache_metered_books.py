@@ -1,0 +1,108 @@
+"""What is sold per chunk in the operator's books, in the journal, and in the seller's earnings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest_asyncio
+
+from bitcache.db.engine import Database
+from bitcache.earnings import Period, time_zone
+from bitcache.ids import new_id
+from bitcache.ledger_export import CHAIN, Format, export
+from bitcache.operator_books import OperatorBooks, operator_books
+from payments import books
+from payments.ports import Transaction
+from tests.functional_statements import journal_totals
+from tests.service import blank_database
+from tests.statement_histories import START, History, Step
+
+ALWAYS = Period(0, START + 10**6, time_zone("UTC"))
+SPENT_SAT = 700
+"""What `step("metered")` buys, and 1 msat: fractions of a sat are what these sales come in."""
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    file = tmp_path / "test.db"
+    file.write_bytes(await blank_database())
+    database = Database(f"sqlite+aiosqlite:///{file}")
+    yield database
+    await database.close()
+
+
+Play = Callable[..., Awaitable[History]]
+
+
+@pytest_asyncio.fixture
+async def play(database: Database) -> Play:
+    async def played(*steps: Step) -> History:
+        history = History(new_id())
+        await database.write(lambda tx: history.play(tx, steps))
+        return history
+
+    return played
+
+
+def step(what: str) -> Step:
+    return Step(what, 1, 0, (SPENT_SAT * 1_000 // 7,), 10)
+
+
+async def books_of(database: Database) -> OperatorBooks:
+    return await database.read(lambda tx: operator_books(tx, ALWAYS))
+
+
+async def journal_of(database: Database) -> Counter[str]:
+    """Account -> msat. A debit is above zero."""
+
+    async def read(tx: Transaction) -> str:
+        return "".join([text async for text in export(tx, Format.HLEDGER, since=0, until=2**62)])
+
+    return journal_totals(await database.read(read))
+
+
+async def chain_msat(database: Database) -> int:
+    return -await database.read(lambda tx: books.balance(tx, "chain"))
+
+
+async def test_what_is_in_channels_is_nobodys_money_in_the_wallet(database: Database, play: Play) -> None:
+    history = await play(step("metered"))
+    (channel,) = history.channels
+    found = await books_of(database)
+    assert (found.held.sum_msat, found.held.channels_msat, found.sums.metered_msat) == (0, 0, 0)
+    totals = await journal_of(database)
+    spent = channel.sold.spent_msat
+    assert totals == {
+        f"assets:channels:{channel.id}": spent,
+        f"liabilities:sellers pending:{history.seller_id}": -spent,
+    }
+
+
+async def test_a_close_is_shared_out_and_every_sat_is_somebodys(database: Database, play: Play) -> None:
+    history = await play(step("metered"), step("unclose"))
+    (channel,) = history.channels
+    spent = channel.sold.spent_msat
+    # Mined, and not deep: it came in, and may go again.
+    found = await books_of(database)
+    assert found.held.sum_msat == await chain_msat(database) > spent
+    assert (found.held.channels_msat, found.held.payers_msat) == (found.held.sum_msat, 0)
+
+    closed = History(new_id(), now=START + 9)
+    await database.write(lambda tx: closed.play(tx, (step("metered"), step("close"))))
+    found = await books_of(database)
+    held, sums = found.held, found.sums
+    assert held.sum_msat == await chain_msat(database)
+    fee = spent // 10
+    assert held.sellers_msat == {closed.seller_id: spent - fee}
+    # Three sats more than was charged are the payer's; the fee, and what the close left over, the operator's.
+    settled_msat = (-(-spent // 1_000) + 3) * 1_000
+    assert held.payers_msat == settled_msat - spent
+    assert held.operator_msat == fee + 100_000
+    assert (sums.metered_msat, sums.fees_msat, sums.channels_msat) == (spent, fee, 100_000)
+    totals = await journal_of(database)
+    assert totals[CHAIN] == held.sum_msat
+    assert totals[f"liabilities:channels:{closed.channels[0].id}"] == -held.payers_msat
+    assert (totals["revenues:fees"], totals["revenues:channels"]) == (-fee, -100_000)
+    assert totals[f"assets:channels:{closed.channels[0].id}"] == 0
