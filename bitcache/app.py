@@ -53,7 +53,7 @@ async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], No
     """Run until SIGINT or SIGTERM, then finish what is under way. `ready` is called once it serves."""
     for warning in configuration.warnings(config):
         log.warning("%s", warning)
-    async with open_services(config) as services:
+    async with open_services(config, with_channels=role is not Role.WATCHER) as services:
         await prepare_database(config, services.database)
         with _stop_on_signals(services.stopping):
             await run(services, role=role, ready=ready)
@@ -77,11 +77,15 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             loops.append(tasks.create_task(services.sweep.run()))
             loops.append(tasks.create_task(services.payout_runner.run()))
             loops.append(tasks.create_task(services.reconciling.run()))
+            if services.channel_bookkeeping is not None:
+                loops.append(tasks.create_task(services.channel_bookkeeping.run()))
         if role is Role.WATCHER:
             ready()
             await services.stopping.wait()
         else:
             loops.append(tasks.create_task(services.views.run()))
+            if services.channels is not None:
+                loops.append(tasks.create_task(services.channels.registry.run()))
             limits = services.config.limits
             connections = Connections(
                 limits,

@@ -1,23 +1,84 @@
 """What a server with payment channels has beside the others, put together in one place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from bitcache.channel_bookkeeping import TOPIC
 from bitcache.channel_desk import ChannelDesk
+from bitcache.channel_seed import read_channel_seed
+from bitcache.config import Config
+from bitcache.events import Event
+from bitcache.grants import OFFER_TOPIC
 from bitcache.metered import MeteredSales
+from bitcache.payment_scheme import CHALLENGE_KEY_PURPOSE
+from bitcache.rate_limits import Limits, Monotonic
+from bitcache.sealing import Sealer
+from bitcache.session_auth import SessionChallenger
+from payments.bitcoind import Bitcoind
+from payments.channel_opening import ChannelOpening
 from payments.channel_registry import ChannelRegistry
-
-if TYPE_CHECKING:
-    from payments.channel_opening import ChannelOpening
+from payments.money import Sat
+from payments.ports import Clock, Store
+from payments.watcher import Watcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
-    """None of it exists where `[channels] enabled` is false."""
+    """None of it exists where nothing is sold per chunk."""
 
     registry: ChannelRegistry
     opening: ChannelOpening
     desk: ChannelDesk
     sales: MeteredSales
+
+    def hear(self, event: Event) -> None:
+        """For the feed of events: what happened to a channel or an offer is looked at soon."""
+        if event.topic == TOPIC:
+            self.registry.hear(event.subject)
+        elif event.topic == OFFER_TOPIC:
+            self.sales.forget(event.subject)
+
+
+def open_channels(
+    *,
+    config: Config,
+    store: Store,
+    node: Bitcoind,
+    watcher: Watcher,
+    sealer: Sealer,
+    limits: Limits,
+    clock: Clock,
+    monotonic: Monotonic,
+) -> Channels:
+    """Nothing is contacted, no loop runs. Raises ChannelSeedUnusable."""
+    settings = config.channels
+    registry = ChannelRegistry(store=store, exposure=settings.exposure, clock=clock)
+    opening = ChannelOpening(
+        node=node,
+        store=store,
+        watcher=watcher,
+        seed=read_channel_seed(config.channel_seed),
+        network=config.network,
+        life_blocks=settings.life_blocks,
+        deposit_min_sat=Sat(settings.deposit_min_sat),
+        contracts_max=settings.contracts_max,
+        feerate_sat_kvb=settings.close_feerate_sat_vb * 1_000,
+        feerate_max_sat_kvb=settings.close_feerate_max_sat_vb * 1_000,
+        clock=clock,
+    )
+    desk = ChannelDesk(
+        config=config,
+        store=store,
+        node=node,
+        registry=registry,
+        opening=opening,
+        challenger=SessionChallenger(
+            key=sealer.mac_key(CHALLENGE_KEY_PURPOSE), realm=urlsplit(config.public_url).netloc
+        ),
+        limits=limits,
+        clock=clock,
+    )
+    sales = MeteredSales(
+        config=config, store=store, desk=desk, sealer=sealer, clock=clock, monotonic=monotonic
+    )
+    return Channels(registry=registry, opening=opening, desk=desk, sales=sales)

@@ -1,7 +1,7 @@
 """Selling per chunk: from an offer to its price, from a range to a charge. Shell.
 
-What is for sale is read again every second at most, and after every change made here: a request in between
-costs one look-up. A metered buyer has no promise of retention and no place in `max_downloads`: chunks are
+What is for sale is read again after a second, and at once when an event says that it changed: a request in
+between costs one look-up. A metered buyer has no promise of retention and no place in `max_downloads`: chunks are
 paid as they come, and when the offer closes there is nothing left that was paid and not sent.
 """
 
@@ -29,7 +29,7 @@ from storage import base64url
 from storage.stream import CHUNK_SIZE_BYTES
 
 OFFER_AGE_S_MAX = 1.0
-"""A change by another process, such as the operator's takedown, counts after so long at most."""
+"""What no event tells of, such as the operator's takedown, counts after so long at most."""
 OFFERS_KEPT_MAX = 1_000
 CONNECTIONS_MAX = 16
 """Of one channel at a time."""

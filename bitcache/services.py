@@ -11,7 +11,8 @@ from bitcache.access import Access
 from bitcache.api.events_stream import InvoiceStreams
 from bitcache.api.payment_gate import PaymentGate
 from bitcache.api.seller_streams import SellerStreams
-from bitcache.channels import Channels
+from bitcache.channel_bookkeeping import ChannelBookkeeping
+from bitcache.channels import Channels, open_channels
 from bitcache.claims import Claims
 from bitcache.config import Config
 from bitcache.contents import Contents
@@ -88,8 +89,10 @@ class Services:
     grants: GrantBook
     claims: Claims
     refunds: Refunds
+    channel_bookkeeping: ChannelBookkeeping | None
+    """None: nothing is sold per chunk."""
     channels: Channels | None
-    """None: this server has no payment channels."""
+    """None: this server has no payment channels, or this process does without."""
     gate: PaymentGate
     contents: Contents
     streams: InvoiceStreams
@@ -107,11 +110,15 @@ def now() -> int:
 
 @asynccontextmanager
 async def open_services(
-    config: Config, *, clock: Clock = now, monotonic: Monotonic = time.monotonic
+    config: Config,
+    *,
+    clock: Clock = now,
+    monotonic: Monotonic = time.monotonic,
+    with_channels: bool = True,
 ) -> AsyncIterator[Services]:
-    """The services; `monotonic` is the clock of their limits.
+    """The services; `monotonic` is the clock of their limits. Without channels no channel seed is read.
 
-    Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable.
+    Nothing is contacted, no loop runs, no table is made. Raises MasterKeyUnusable, ChannelSeedUnusable.
     """
     sealer = Sealer(read_master_key(config.master_key))
     async with AsyncExitStack() as closing:
@@ -137,6 +144,10 @@ async def open_services(
             config=config, store=database, registry=registry, access=access, node=node, clock=clock
         )
         follower = PayoutFollower(policy, on_payouts=refunds.tell)
+        bookkeeping = None
+        if config.metered_sales:
+            bookkeeping = ChannelBookkeeping(store=database, depth=policy.depth, clock=clock)
+        followed_channels = None if bookkeeping is None else bookkeeping.follower
         search = AddressSearch(
             node,
             database,
@@ -145,6 +156,7 @@ async def open_services(
             addresses=addresses,
             clock=clock,
             payouts=follower,
+            channels=followed_channels,
         )
         watcher = Watcher(
             node,
@@ -154,6 +166,7 @@ async def open_services(
             clock=clock,
             search=search,
             payouts=follower,
+            channels=followed_channels,
         )
         batches = PayoutBatches(
             node=node,
@@ -213,7 +226,19 @@ async def open_services(
         closing.push_async_callback(grants.flush)
         views = OfferViews(store=database, clock=clock)
         closing.push_async_callback(views.poll_once)
-        channels: Channels | None = None
+        channels = None
+        if with_channels and config.metered_sales:
+            channels = open_channels(
+                config=config,
+                store=database,
+                node=node,
+                watcher=watcher,
+                sealer=sealer,
+                limits=limits,
+                clock=clock,
+                monotonic=monotonic,
+            )
+            feed.listen(channels.hear)
         stopping = asyncio.Event()
         yield Services(
             config=config,
@@ -243,6 +268,7 @@ async def open_services(
             grants=grants,
             claims=claims,
             refunds=refunds,
+            channel_bookkeeping=bookkeeping,
             channels=channels,
             gate=PaymentGate(
                 config=config,

@@ -114,7 +114,7 @@ async def _examine(data: Path, wanted: Wanted) -> Examination:
     found = Examination([key, checks.check_public_url(config), checks.check_disk(config)])
     if key.verdict == "wrong":
         return found  # nothing else opens without it
-    async with open_services(config) as services:
+    async with open_services(config, with_channels=False) as services:
         database = await checks.check_database(services)
         found.findings.append(database)
         if database.verdict == "wrong":
