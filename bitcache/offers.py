@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import Row, Select, insert, or_, select, tuple_, update
 
+from bitcache import events
 from bitcache.catalog import sharing_files
 from bitcache.config import Config
 from bitcache.db.tables import accounts, offers, parcels
 from bitcache.errors import NotFound, OfferGone, OfferNotOpen, ParcelNotSealed, TakenDown, ValueRefused
+from bitcache.grants import OFFER_TOPIC
 from bitcache.ids import new_id
 from bitcache.metered_terms import check_metered, check_metered_sales, parcel_chunks
 from bitcache.on_sale import SaleState, Sold, load_sale_offer, sale_state, whole_price
@@ -20,6 +22,12 @@ from payments.ports import Transaction
 
 MORE_THAN_THERE_IS_MSAT = (MAX_MONEY_SAT + 1) * MSAT_PER_SAT
 """In place of a price that there is none of: who forgets to look asks for more than anybody has."""
+
+
+class OfferEvent(Struct, frozen=True):
+    """Its terms changed, or it was closed."""
+
+    offer_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,10 @@ class Offers:
             edits["closed_at"] = now
         if edits:
             await tx.execute(update(offers).where(offers.c.id == offer_id).values(**edits))
+            # Who sells per chunk remembers it between two requests.
+            await events.append(
+                tx, topic=OFFER_TOPIC, subject=offer_id, payload=OfferEvent(offer_id=offer_id), now=now
+            )
         return await self.load(tx, offer_id, now=now)
 
     async def load(self, tx: Transaction, offer_id: str, *, now: int) -> Offer:

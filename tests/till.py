@@ -35,6 +35,7 @@ from regtest.node import wait_until
 from regtest.wallet import OutsideWallet, Payment
 from regtest.world import MINER, RegtestWorld
 from storage import base64url, digests
+from storage.ports import PART_SIZE_BYTES
 from storage.stream import CHUNK_SIZE_BYTES
 from tests.service import RunningServer, running_server
 
@@ -96,7 +97,9 @@ class Till:
         blobs = {new_id(): os.urandom(size) for size in sizes}
         offer_id, parcel_id = new_id(), new_id()
         for file_id, blob in blobs.items():
-            await services.blobs.write_part(file_id, 0, blob)
+            for start in range(0, len(blob), PART_SIZE_BYTES):
+                part = blob[start : start + PART_SIZE_BYTES]
+                await services.blobs.write_part(file_id, start // PART_SIZE_BYTES, part)
             await services.blobs.finish(file_id, len(blob))
 
         async def put(tx: Transaction) -> None:

@@ -157,7 +157,7 @@ async def send_metered(call: Call, credential: Credential) -> web.StreamResponse
         etag=stored.etag,
         size_bytes=stored.size_bytes,
     )
-    source, for_nginx = await _open(call, file_id, chosen)
+    source, for_nginx = await _open(call, file_id, chosen, paid_first=True)
     with sales.connection(action.voucher.channel_id):
         paid = await sales.pay(offer, action, file_id, chosen, client=call.client)
         receipt = receipt_header(
@@ -187,8 +187,10 @@ async def _send_head(call: Call, stored: ServedFile, headers: Mapping[str, str])
     return response
 
 
-async def _open(call: Call, file_id: str, chosen: ByteRange) -> tuple[LocalRange | StreamRange, bool]:
-    """The bytes, surely there, and whether nginx sends them.
+async def _open(
+    call: Call, file_id: str, chosen: ByteRange, *, paid_first: bool = False
+) -> tuple[LocalRange | StreamRange, bool]:
+    """The bytes, and whether nginx sends them. `paid_first`: they must be there beyond doubt.
 
     Raises OfferGone, FileDamaged, StoreUnavailable.
     """
@@ -196,13 +198,22 @@ async def _open(call: Call, file_id: str, chosen: ByteRange) -> tuple[LocalRange
     try:
         source = await services.blobs.open_range(file_id, chosen.first, chosen.length)
         for_nginx = isinstance(source, LocalRange) and _proxy_sends(call, chosen)
-        # The store may remember a blob that is gone, and of nginx's 404 nobody would hear.
-        if isinstance(source, LocalRange) and for_nginx and not await asyncio.to_thread(source.path.is_file):
+        # The store may remember a blob that is gone. Of nginx's 404 nobody would hear, and what is charged
+        # first must not break off.
+        doubted = source if isinstance(source, LocalRange) and (for_nginx or paid_first) else None
+        if doubted is not None and not await asyncio.to_thread(_is_there, doubted):
             raise BlobMissing(file_id)
     except (BlobMissing, RangeOutside) as exc:
         await _note_damage(services, file_id)
         raise FileDamaged(file_id) from exc
     return source, for_nginx
+
+
+def _is_there(source: LocalRange) -> bool:
+    try:
+        return source.path.stat().st_size >= source.offset + source.length
+    except FileNotFoundError:
+        return False
 
 
 async def _deliver(call: Call, delivery: Delivery) -> web.StreamResponse:
