@@ -36,8 +36,8 @@ from payments.addresses import AddressBook, PayoutDescriptor, normalise_descript
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.channel import CloseReason
-from payments.channel_close import refund_transaction
-from payments.channel_close_plan import ClosePolicy
+from payments.channel_close import close_transaction, refund_transaction
+from payments.channel_close_plan import ClosePolicy, claim_of
 from payments.channel_close_store import Close
 from payments.channel_closer import ChannelCloser
 from payments.channel_exposure import Exposure
@@ -70,6 +70,7 @@ CAPACITY_SAT = 50_000
 CLOSE_FEE_SAT = 2_000
 LIFE_BLOCKS = 1_000
 DEPTH = 2
+UNWANTED_SAT = 10_000_000
 POLICY = ClosePolicy(feerate_sat_kvb=2_000, feerate_max_sat_kvb=50_000, bump_after_blocks=3)
 PAYOUT_POLICY = PayoutPolicy(depth=DEPTH, feerate_max_sat_kvb=100_000, fee_share_percent_max=50)
 _numbers = itertools.count(1)
@@ -240,6 +241,15 @@ class ClosingShop:
         await self.world.mempool_wait(txid)
         return txid
 
+    async def close_elsewhere(self, paying: Paying) -> str:
+        """A transaction that spends the deposit and that this server does not know, in hex; not sent."""
+        record = await self.record(paying)
+        claim = claim_of(record, payee_key(SEED, paying.nonce), last=False)
+        assert claim is not None
+        script = await self.node.validate_address(await self.world.new_miner_address())
+        assert script is not None
+        return close_transaction([claim], script, feerate_sat_kvb=2_000).raw.hex()
+
     async def pay_out(self, amount_sat: int, address: str) -> str:
         """A seller's payout in a batch of its own, signed by the node's wallet and sent; the batch's id."""
         script = await self.node.validate_address(address)
@@ -292,9 +302,13 @@ class ClosingShop:
         await self.seen()
 
     async def empty_block(self, count: int = 1) -> None:
-        """Blocks that take nothing from the mempool."""
-        for _ in range(count):
-            await self.world.mine_exactly([])
+        """Blocks that take nothing from the mempool: to the miner it seems to pay less than nothing."""
+        waiting = await self.world.outside.rpc("getrawmempool")
+        for txid in waiting:
+            await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=-UNWANTED_SAT)
+        await self.world.mine(count)
+        for txid in waiting:
+            await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=UNWANTED_SAT)
         await self.seen()
 
     async def record(self, paying: Paying) -> ChannelRecord:
@@ -334,6 +348,10 @@ class ClosingShop:
     async def channel_msat(self, paying: Paying) -> int:
         """What the books have under the channel now."""
         return (await self.balances_msat(f"channel:{paying.id}")).get(f"channel:{paying.id}", 0)
+
+    async def unexplained_msat(self) -> int:
+        """What left the wallet without anybody having said why: it stops all payouts."""
+        return (await self.balances_msat(ledger.unexplained())).get(ledger.unexplained(), 0)
 
     async def reconciled(self) -> Report:
         report = await Reconciler(node=self.node, store=self.database, descriptors=self.descriptors).look()
