@@ -71,10 +71,13 @@ def open_channel(
 @expected_errors
 def list_channels(
     server: Annotated[str | None, typer.Argument(metavar="[SERVER]", help="Only those of this one.")] = None,
+    backup: Annotated[
+        bool, typer.Option("--backup", help="With the backup lines: they hold your keys.")
+    ] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """List your channels: what is left in them, as you and as the server see it. Opens new deposits."""
-    run(List(server, as_json=json_output).run())
+    run(List(server, backup=backup, as_json=json_output).run())
 
 
 @group.command("close", epilog="Example: bitcache channel close https://files.example.org")

@@ -44,6 +44,8 @@ class Close:
     def _chosen(self) -> list[OwnChannel]:
         live = [own for own in self._book.channels() if not own.kept.ended]
         if self._which is None:
+            if not live:
+                raise CommandFailed("You have no open channel.")
             if len(live) != 1:
                 raise UsageWrong("Say which channel, or which server: `bitcache channel list` shows them.")
             return live
@@ -174,7 +176,7 @@ class Refund:
             say("Sent. Once a block has it, the deposit is yours again.")
             return
         say(f"Not sent: {printable(refusal or '')}")
-        say(f"No node takes it before block {expiry_height:,}. From then on any does:")
+        say(f"No node takes it before block {expiry_height:,} is there. From then on any does:")
         say("  bitcoin-cli sendrawtransaction HEX")
 
 

@@ -15,10 +15,11 @@ RETRY_FOR_S = 5.0
 
 
 class List:
-    """`await run()` once. `server`: only the channels there."""
+    """`await run()` once. `server`: only the channels there. `backup`: show the lines that hold the keys."""
 
-    def __init__(self, server: str | None, *, as_json: bool) -> None:
+    def __init__(self, server: str | None, *, backup: bool, as_json: bool) -> None:
         self._server = None if server is None else check_server(server)
+        self._backup = backup
         self._as_json = as_json
         self._book = ChannelBook(places.channels_folder())
 
@@ -66,8 +67,8 @@ class List:
                         {
                             "server": roof.server,
                             "address": roof.address,
-                            "backup": roof.backup_line,
                             "expiry_height": roof.expiry_height,
+                            **self._backup_facts(roof),
                         }
                         for roof in empty
                     ],
@@ -79,16 +80,25 @@ class List:
         for own in owns:
             for line in channel_lines(own, self._book.glance(own), views.get(own.id)):
                 print_text(line)
+            self._print_backup(own.roof)
         for roof in empty:
             print_text(f"{roof.address}\n  {printable(roof.server)}  no deposit there yet")
+            self._print_backup(roof)
 
     def _facts(self, own: OwnChannel, view: wire.ChannelView | None) -> dict[str, object]:
         count = self._book.glance(own)
         return {
             **own_facts(own, count),
-            "backup": own.roof.backup_line,
+            **self._backup_facts(own.roof),
             "server_view": None if view is None else view_facts(view),
         }
+
+    def _backup_facts(self, roof: KeptContract) -> dict[str, str]:
+        return {"backup": roof.backup_line} if self._backup else {}
+
+    def _print_backup(self, roof: KeptContract) -> None:
+        if self._backup:
+            print_text(f"  {roof.backup_line}")
 
     def _say(self, words: str) -> None:
         if not self._as_json:

@@ -195,7 +195,8 @@ class Get:
         self._say(f"Price   {show_prices(offer)}, from {printable(offer.seller_name)}")
         if price_sat and offer.settlement == "hosted":
             self._say("Goes to the operator of the server, who owes it to the seller")
-        self._say(f"Kept    {offer.paid_retention_days} days after payment")
+        if offer.price is not None:
+            self._say(f"Kept    {offer.paid_retention_days} days after payment")
         if offer.policy.bytes_at < offer.policy.key_at:
             self._say("Encrypted files are sent before the payment is confirmed, the key after.")
         if offer.state != "open":

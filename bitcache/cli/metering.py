@@ -150,7 +150,8 @@ class MeteredGet:
             say(f"Whole   {show_msat(whole.whole_msat)} for {show_count(whole.chunks, 'chunk')} of 1 MiB")
             say("Goes to the operator of the server, who owes it to the seller, as each chunk comes")
             if to_pay_msat != whole.whole_msat:
-                say(f"To pay  {show_msat(to_pay_msat)}")
+                paid = self._spend_max_msat is None
+                say(f"To pay  {show_msat(to_pay_msat)}{': the rest was paid before' if paid else ' at most'}")
         if not to_pay_msat:
             return
         purse = purses[0]
@@ -196,8 +197,9 @@ class MeterProgress(RichProgress):
         self._started_at = time.monotonic()
 
     def advance(self, length_bytes: int) -> None:
-        if self.meter is not None and self._task is not None:
-            self._bar.update(self._task, description=meter_words(self.meter))
+        if self.meter is None or self._task is None:
+            return  # the one chunk that brought the key, which the bar counts once it is there
+        self._bar.update(self._task, description=meter_words(self.meter))
         super().advance(length_bytes)
 
     def _tell(self) -> None:

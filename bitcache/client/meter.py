@@ -31,7 +31,7 @@ CHUNKS_PER_REQUEST = 4
 POLL_S = 3.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Purse:
     """A channel that this process may sign for."""
 
@@ -244,9 +244,10 @@ class Meter:
         able = [p for p in self.purses if not p.ended and p.affords(units, self.price_msat)]
         able.sort(key=lambda purse: not purse.is_payable(1, self.price_msat))
         chosen = able[0] if able else None
-        if chosen is not None and self._current not in {None, chosen}:
-            self._tell(f"Going on with channel {chosen.own.id}.")
-        self._current = chosen or self._current
+        if chosen is not None and chosen is not self._current:
+            if self._current is not None:
+                self._tell(f"Going on with channel {chosen.own.id}.")
+            self._current = chosen
         return chosen
 
     async def _room(self) -> None:
