@@ -1,10 +1,7 @@
 """What payers do with channels, whatever they buy: terms, deposits, vouchers, closes, refunds. Shell."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -48,6 +45,7 @@ from payments.channel_errors import (
 )
 from payments.channel_keys import public_key, sign, verified_der
 from payments.channel_live import Charge
+from payments.channel_opening import ChannelOpening
 from payments.channel_registry import ChannelRegistry, Paid
 from payments.channel_store import Agreed, ChannelRecord
 from payments.errors import NodeUnavailable, TransactionMalformed
@@ -55,9 +53,6 @@ from payments.money import Msat
 from payments.ports import Clock, Store, Transaction
 from payments.segwit_address import address_of
 from payments.transaction import parse_transaction
-
-if TYPE_CHECKING:
-    from payments.channel_opening import ChannelOpening
 
 PROOF_AGE_S_MAX = 300
 CHALLENGED = (SignatureInvalid, VoucherOverDeposit, VoucherDustChange, VoucherShort)
