@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.report import PROJECT, CannotMeasure, Line, keep, table
 
-NAMES = ("transfer", "chain", "listeners", "growth", "statements", "payouts", "pages")
+NAMES = ("transfer", "channels", "chain", "listeners", "growth", "statements", "payouts", "pages")
 CANNOT_MEASURE = 77
 
 

@@ -32,6 +32,9 @@ from payments.money import Sat
 from payments.outputs import OutPoint, Presence, ReceivedOutput
 from payments.tables import (
     balances,
+    blocks,
+    channel_contracts,
+    channels,
     descriptors,
     invoice_terms,
     invoices,
@@ -71,6 +74,9 @@ ORDER = (
     transfers,
     balances,
     payouts,
+    blocks,
+    channel_contracts,
+    channels,
 )
 Row = tuple[Table, dict[str, Any]]
 

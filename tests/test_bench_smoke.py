@@ -12,6 +12,7 @@ from bench.report import Line, keep, table
 PROJECT = Path(__file__).parent.parent
 TOLD = {
     "transfer": ("paid download in ranges", "upload in parts", "bitcache get, memory"),
+    "channels": ("a voucher verified", "50 open channels read at start", "metered download"),
     "chain": ("broadcast to", "the key", "3,900 transactions", "2,000 mempool", "SQLite"),
     "listeners": ("200 listeners", "while 100 listeners open"),
     "statements": ("statement of 1,000 transfers", "every line as CSV", "a balance"),

@@ -1,0 +1,174 @@
+"""Metered bytes beside free ones: one file from one server, a voucher with each range or a grant."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+import statistics
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from coincurve import PrivateKey
+
+from bench.processes import cpu_s
+from bench.raw_http import RawConnection, in_lanes
+from bench.report import Line
+from bench.stage import Stage, offer_of, open_server
+from payments.channel_keys import public_bytes
+from payments.channel_script import Channel, Contract
+from payments.money import Sat
+from payments.outputs import OutPoint
+from regtest.served import ServedBitcache
+from regtest.wallet import OutsideWallet
+
+MIB = 1 << 20
+GIB = 1 << 30
+LANES = 4
+PRICE_SAT = 10
+OVERHEAD_MAX = 1.25
+
+
+async def metered_download(size_bytes: int, rounds: int) -> list[Line]:
+    settings = {"DISK_RESERVE_BYTES": "0", "CHANNELS_ENABLED": "true"}
+    with TemporaryDirectory(prefix="bitcache-bench-") as folder:
+        async with open_server(settings) as server:
+            operator = await OutsideWallet.create(server.world, "operator")
+            server.settings["HOSTED_DESCRIPTOR"] = await operator.descriptor("wpkh")
+            await server.command("init", str(server.data_folder), "--channels")
+            await server.start()
+            stage = Stage(server, Path(folder))
+            await stage.prepare()
+            await server.command("payout", "address", await operator.new_address(), "--yes", home=stage.home)
+            return await _measured(stage, size_bytes, rounds)
+
+
+async def _measured(stage: Stage, size_bytes: int, rounds: int) -> list[Line]:
+    file = stage.file("goods.bin", size_bytes)
+    free_link, _ = await stage.upload(file)
+    metered_link = await _sell_metered(stage, file)
+    free = await stage.claim_free(free_link)
+    offer_id = offer_of(metered_link)
+    offer = (await stage.server.http("GET", f"/offers/{offer_id}")).json()
+    content = f"/api/v1/offers/{offer_id}/files/{offer['files'][0]['file_id']}/content"
+    chunks = -(-free.size_bytes // MIB)
+    payers = [await _open(stage.server, (chunks + 100) * PRICE_SAT) for _ in range(rounds)]
+    cost: dict[str, list[float]] = defaultdict(list)
+
+    async def spend(name: str, jobs: list[Callable[[RawConnection], None]]) -> None:
+        before = cpu_s(stage.server.pid)
+        await asyncio.to_thread(in_lanes, stage.server.port, LANES, jobs)
+        cost[name].append((cpu_s(stage.server.pid) - before) * GIB / free.size_bytes)
+
+    for number, payer in enumerate(payers):
+        await spend("metered", _jobs(content, payer.headers, free.size_bytes))
+        await spend("free", _jobs(free.content, lambda: free.headers, free.size_bytes))
+        if number == 0 and rounds > 1:
+            cost.clear()
+    paid = {name: statistics.median(values) for name, values in cost.items()}
+    ratio = paid["metered"] / paid["free"]
+    return [
+        Line(
+            "metered download, a voucher for each 1 MiB, server, CPU",
+            f"{paid['metered']:.2f} s/GiB",
+            f"{paid['free']:.2f} s/GiB (the same, free)",
+            f"{ratio:.2f}",
+            f"<= {OVERHEAD_MAX:g}x",
+            ratio <= OVERHEAD_MAX,
+        )
+    ]
+
+
+async def _sell_metered(stage: Stage, file: Path) -> str:
+    words = ("upload", str(file), "--metered", f"{PRICE_SAT}sat/chunk", "--yes")
+    return str((await stage.server.command_json(*words, home=stage.home))["link"])
+
+
+def _jobs(
+    path: str, headers: Callable[[], Mapping[str, str]], size_bytes: int
+) -> list[Callable[[RawConnection], None]]:
+    """The whole file, 1 MiB each."""
+
+    def fetch(first: int) -> Callable[[RawConnection], None]:
+        last = min(first + MIB, size_bytes) - 1
+
+        def job(connection: RawConnection) -> None:
+            received = connection.get(path, {**headers(), "Range": f"bytes={first}-{last}"})
+            assert received == last - first + 1
+
+        return job
+
+    return [fetch(first) for first in range(0, size_bytes, MIB)]
+
+
+@dataclass
+class _Payer:
+    """Signs as it goes, whatever lane asks."""
+
+    key: PrivateKey
+    channel: Channel
+    challenge: Mapping[str, Any]
+    signed_sat: int = 0
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def headers(self) -> Mapping[str, str]:
+        with self._one_at_a_time:
+            self.signed_sat += PRICE_SAT
+            payload = self.payload("voucher", self.signed_sat)
+        return {"Authorization": self.credential(payload)}
+
+    def payload(self, action: str, paid_sat: int) -> dict[str, str]:
+        return {
+            "action": action,
+            "channelId": self.channel.id,
+            "cumulativeAmount": str(paid_sat),
+            "signature": self.channel.sign(self.key, paid_sat).hex(),
+        }
+
+    def credential(self, payload: Mapping[str, str]) -> str:
+        document = json.dumps({"challenge": dict(self.challenge), "payload": dict(payload)}).encode()
+        return "Payment " + base64.urlsafe_b64encode(document).decode().rstrip("=")
+
+
+async def _open(server: ServedBitcache, deposit_sat: int) -> _Payer:
+    """A payer with a channel that a block has."""
+    terms = (await server.http("GET", "/channels/terms")).json()
+    key, change = PrivateKey(), b"\x00\x14" + secrets.token_bytes(20)
+    contract = Contract(
+        payer_key=public_bytes(key),
+        payee_key=bytes.fromhex(terms["payee_key"]),
+        expiry_height=terms["expiry_height"],
+        change_script_pubkey=change,
+        close_fee_sat=Sat(terms["close_fee_sat"]),
+    )
+    announced = {
+        "challenge": terms["challenge"],
+        "payer_key": contract.payer_key.hex(),
+        "change_script": change.hex(),
+    }
+    address = (await server.http("POST", "/channels/deposits", body=announced)).json()["address"]
+    capacity_sat = deposit_sat + contract.close_fee_sat
+    await server.world.faucet(address, capacity_sat)
+    async with asyncio.timeout(60):
+        while not (
+            found := (await server.http("POST", "/channels/deposits", body=announced)).json()["channels"]
+        ):
+            await asyncio.sleep(0.05)
+    txid, _, vout = found[0]["channel_id"].partition(":")
+    channel = Channel(contract, OutPoint(txid, int(vout)), Sat(capacity_sat))
+    payer = _Payer(key, channel, terms["challenge"])
+    opening = payer.payload("open", 0) | {"payerKey": announced["payer_key"], "changeScript": change.hex()}
+    async with asyncio.timeout(60):
+        while True:
+            answer = await server.http(
+                "POST", "/channels", headers={"Authorization": payer.credential(opening)}
+            )
+            if answer.status == 200 and answer.json()["confirmations"]:
+                return payer
+            await asyncio.sleep(0.05)
