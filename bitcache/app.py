@@ -19,6 +19,7 @@ from bitcache.api.connections import Connections, count_max
 from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
+from bitcache.channels import Channels
 from bitcache.config import Config
 from bitcache.db.engine import DATABASE_TROUBLE
 from bitcache.errors import ListenRefused, WrongNetwork
@@ -51,6 +52,7 @@ def make_app(services: Services) -> web.Application:
 
 async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], None] = lambda: None) -> None:
     """Run until SIGINT or SIGTERM, then finish what is under way. `ready` is called once it serves."""
+    configuration.check_channels(config)
     for warning in configuration.warnings(config):
         log.warning("%s", warning)
     async with open_services(config, with_channels=role is not Role.WATCHER) as services:
@@ -86,6 +88,7 @@ async def _run_tasks(services: Services, role: Role, ready: Callable[[], None]) 
             loops.append(tasks.create_task(services.views.run()))
             if services.channels is not None:
                 loops.append(tasks.create_task(services.channels.registry.run()))
+                loops.append(tasks.create_task(_close_channels(services.channels)))
             limits = services.config.limits
             connections = Connections(
                 limits,
@@ -117,6 +120,15 @@ async def _watch(services: Services) -> None:
         except* DATABASE_TROUBLE as group:
             log.error("what the node sees could not be written down: %s", group.exceptions[0])
         await asyncio.sleep(node.poll_interval_s)
+
+
+async def _close_channels(channels: Channels) -> None:
+    """As `_watch`: closes that wait are found again."""
+    while True:
+        try:
+            await channels.closer.run()
+        except DATABASE_TROUBLE as trouble:
+            log.error("closes of channels could not be written down: %s", trouble)
 
 
 async def _check_network(services: Services) -> None:

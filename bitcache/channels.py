@@ -9,17 +9,26 @@ from bitcache.channel_seed import read_channel_seed
 from bitcache.config import Config
 from bitcache.events import Event
 from bitcache.grants import OFFER_TOPIC
+from bitcache.hosted_wallet import HostedWallet
 from bitcache.metered import MeteredSales
 from bitcache.payment_scheme import CHALLENGE_KEY_PURPOSE
 from bitcache.rate_limits import Limits, Monotonic
 from bitcache.sealing import Sealer
 from bitcache.session_auth import SessionChallenger
+from payments.addresses import AddressBook
 from payments.bitcoind import Bitcoind
+from payments.bitcoind_wallet import PayoutWallet
+from payments.channel_close_plan import ClosePolicy
+from payments.channel_closer import ChannelCloser
 from payments.channel_opening import ChannelOpening
 from payments.channel_registry import ChannelRegistry
+from payments.descriptors import DescriptorStore
 from payments.money import Sat
 from payments.ports import Clock, Store
 from payments.watcher import Watcher
+
+BUMP_AFTER_BLOCKS = 3
+"""Where the operator has not said after how many payouts pay more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +39,7 @@ class Channels:
     opening: ChannelOpening
     desk: ChannelDesk
     sales: MeteredSales
+    closer: ChannelCloser
 
     def hear(self, event: Event) -> None:
         """For the feed of events: what happened to a channel or an offer is looked at soon."""
@@ -45,6 +55,10 @@ def open_channels(
     store: Store,
     node: Bitcoind,
     watcher: Watcher,
+    hosted: HostedWallet,
+    descriptors: DescriptorStore,
+    addresses: AddressBook,
+    signer: PayoutWallet | None,
     sealer: Sealer,
     limits: Limits,
     clock: Clock,
@@ -81,4 +95,24 @@ def open_channels(
     sales = MeteredSales(
         config=config, store=store, desk=desk, sealer=sealer, clock=clock, monotonic=monotonic
     )
-    return Channels(registry=registry, opening=opening, desk=desk, sales=sales)
+    closer = ChannelCloser(
+        node=node,
+        store=store,
+        registry=registry,
+        payee=opening.payee,
+        wallet=hosted.open,
+        descriptors=descriptors,
+        addresses=addresses,
+        signer=signer,
+        policy=_close_policy(config),
+        clock=clock,
+    )
+    return Channels(registry=registry, opening=opening, desk=desk, sales=sales, closer=closer)
+
+
+def _close_policy(config: Config) -> ClosePolicy:
+    return ClosePolicy(
+        feerate_sat_kvb=config.channels.close_feerate_sat_vb * 1_000,
+        feerate_max_sat_kvb=config.channels.close_feerate_max_sat_vb * 1_000,
+        bump_after_blocks=config.hosted.bump_after_blocks or BUMP_AFTER_BLOCKS,
+    )

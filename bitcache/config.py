@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from bitcache.errors import ConfigInvalid
 from bitcache.log import LogFormat, LogLevel
 from payments.channel_exposure import Exposure
 from payments.money import Sat
@@ -347,6 +348,18 @@ def warnings(config: Config) -> list[str]:
             "`rpc_cookie_file` under [node]."
         )
     return found
+
+
+def check_channels(config: Config) -> None:
+    """Raises ConfigInvalid: closes of channels pay the wallet of hosted sales, and there has to be one.
+
+    At start-up alone: `bitcache init --channels` makes a data folder without it.
+    """
+    if config.channels.enabled and not config.hosted.descriptor:
+        raise ConfigInvalid(
+            "[channels]: `enabled` needs hosted sales, since closes of channels pay your wallet: set "
+            "`descriptor` under [hosted], or `enabled = false`."
+        )
 
 
 def missing_cookie_file(config: Config) -> Path | None:

@@ -284,7 +284,8 @@ async def _closes(tx: Transaction, condition: ColumnElement[bool]) -> list[Close
         )
         for close_id, of_close in versions.items()
     ]
-    return sorted(found, key=lambda close: (close.versions[0].created_at, close.id))
+    # One that took the place of another within a second comes after it.
+    return sorted(found, key=lambda close: (close.versions[0].created_at, close.can_be_mined, close.id))
 
 
 async def _members(tx: Transaction, close_ids: Iterable[str]) -> dict[str, Sequence[str]]:

@@ -12,6 +12,7 @@ Payers are a wallet of the outside node; the operator's wallet is on the server'
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -71,6 +72,8 @@ CLOSE_FEE_SAT = 2_000
 LIFE_BLOCKS = 1_000
 DEPTH = 2
 UNWANTED_SAT = 10_000_000
+NOBODY = address_of(b"\x00\x20" + hashlib.sha256(b"\x51").digest(), "regtest")
+"""Blocks for a wallet cost it a hundred times what they cost the node."""
 POLICY = ClosePolicy(feerate_sat_kvb=2_000, feerate_max_sat_kvb=50_000, bump_after_blocks=3)
 PAYOUT_POLICY = PayoutPolicy(depth=DEPTH, feerate_max_sat_kvb=100_000, fee_share_percent_max=50)
 _numbers = itertools.count(1)
@@ -175,7 +178,7 @@ class ClosingShop:
         txid = await self.world.outside.rpc("sendmany", "", amounts, fee_rate=5, wallet=MINER)
         await self.world.mempool_wait(txid)
         if depth:
-            await self.world.mine(depth)
+            await self.world.mine(depth, to=NOBODY)
         await self.seen()
         for one in made:
 
@@ -298,7 +301,7 @@ class ClosingShop:
         await self.seen()
 
     async def mine(self, blocks: int = 1) -> None:
-        await self.world.mine(blocks)
+        await self.world.mine(blocks, to=NOBODY)
         await self.seen()
 
     async def empty_block(self, count: int = 1) -> None:
@@ -306,7 +309,7 @@ class ClosingShop:
         waiting = await self.world.outside.rpc("getrawmempool")
         for txid in waiting:
             await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=-UNWANTED_SAT)
-        await self.world.mine(count)
+        await self.world.mine(count, to=NOBODY)
         for txid in waiting:
             await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=UNWANTED_SAT)
         await self.seen()

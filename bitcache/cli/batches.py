@@ -6,19 +6,17 @@ from __future__ import annotations
 
 import base64
 import sys
-from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache.cli.common import confirm, show_count, show_sat
+from bitcache.cli.common import confirm, parse_feerate, show_count, show_sat
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
-    UsageWrong,
     YesFlag,
     expected_errors,
     print_json,
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 PSBT_BYTES_MAX = 24 * 1024 * 1024
-FEERATE_DIGITS_MAX = 12
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch, from `payouts list`.")]
 
@@ -56,7 +53,8 @@ def payouts_build(
 ) -> None:
     """Put all payouts that are ready into one transaction: shown first, then made if you say so."""
     refuse_to_ask(yes=yes, json_output=json_output)
-    batch_id, signs = run(_build(data, _feerate_sat_kvb(feerate), yes=yes, show=not json_output))
+    feerate_sat_kvb = None if feerate is None else parse_feerate(feerate)
+    batch_id, signs = run(_build(data, feerate_sat_kvb, yes=yes, show=not json_output))
     if json_output:
         print_json({"batch_id": batch_id})
     elif batch_id is None:
@@ -132,9 +130,7 @@ def payouts_bump(
     json_output: JsonFlag = False,
 ) -> None:
     """Replace a batch's transaction, which no block has yet, by one that pays the network more."""
-    feerate_sat_kvb = _feerate_sat_kvb(feerate)
-    assert feerate_sat_kvb is not None, "the option is required"
-    found, sent = run(_bump(data, batch_id, feerate_sat_kvb))
+    found, sent = run(_bump(data, batch_id, parse_feerate(feerate)))
     if sent is not None:
         _print_sent(batch_id, sent, json_output=json_output)
     elif json_output:
@@ -153,19 +149,6 @@ def payouts_abandon(batch_id: BatchId, data: DataFolder = DATA_FOLDER, json_outp
         print_json({"batch_id": batch_id})
     else:
         print_text(f"Gave up batch {batch_id}: its payouts go with another one.")
-
-
-def _feerate_sat_kvb(text: str | None) -> int | None:
-    """Sats per 1,000 vbytes of `3.5`, sat/vB. Raises UsageWrong."""
-    if text is None:
-        return None
-    try:
-        feerate = Decimal(text) if len(text) <= FEERATE_DIGITS_MAX else Decimal("nan")
-    except InvalidOperation:
-        feerate = Decimal("nan")
-    if not feerate.is_finite() or feerate <= 0:
-        raise UsageWrong(f"{printable(text)!r} is no feerate: write sats per vbyte, such as 3 or 3.5.")
-    return int(feerate * 1_000)
 
 
 def _signed_text(file: Path | None) -> str:

@@ -24,7 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from bitcache.cli.output import CommandFailed, UsageWrong, console
+from bitcache.cli.output import CommandFailed, UsageWrong, console, printable
 from bitcache.client import credentials, places
 from bitcache.client.api import ServerApi
 from bitcache.client.errors import ServerProblem
@@ -36,6 +36,7 @@ SERVER_VARIABLE = "BITCACHE_SERVER"
 TOKEN_VARIABLE = "BITCACHE_TOKEN"  # noqa: S105  # a variable's name
 TOKEN_FILE_VARIABLE = "BITCACHE_TOKEN_FILE"  # noqa: S105  # a variable's name
 SECRET_BYTES_MAX = 64 << 10
+FEERATE_DIGITS_MAX = 12
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _SPAN_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -60,6 +61,17 @@ def parse_price(text: str, *, what: str = "price") -> Sat:
     if amount_sat > MAX_MONEY_SAT:
         raise UsageWrong(f"{text!r} is more bitcoin than will ever exist.")
     return Sat(int(amount_sat))
+
+
+def parse_feerate(text: str) -> int:
+    """Sats per 1,000 vbytes of `3.5`, sat/vB. Raises UsageWrong."""
+    try:
+        feerate = Decimal(text) if len(text) <= FEERATE_DIGITS_MAX else Decimal("nan")
+    except InvalidOperation:
+        feerate = Decimal("nan")
+    if not feerate.is_finite() or feerate <= 0:
+        raise UsageWrong(f"{printable(text)!r} is no feerate: write sats per vbyte, such as 3 or 3.5.")
+    return int(feerate * 1_000)
 
 
 def parse_expiry(text: str, *, now: datetime) -> int:

@@ -11,6 +11,7 @@ from bitcache.cli import (
     batches,
     buyer,
     channel,
+    channels,
     doctor,
     ledger,
     moderation,
@@ -42,6 +43,7 @@ for group in (
     moderation,
     payouts,
     reconcile,
+    channels,
 ):
     app.add_typer(group.app)
 payouts.payouts_app.add_typer(batches.app)

@@ -142,7 +142,7 @@ async def _look(settings: Config, *, quiet: bool) -> ReportView | None:
     from bitcache.services import open_services
     from bitcache.setup import prepare_database
 
-    async with open_services(settings) as services:
+    async with open_services(settings, with_channels=False) as services:
         await prepare_database(settings, services.database)
         return await services.reconciling.look(tell=(lambda words: None) if quiet else say)
 
