@@ -27,7 +27,6 @@ from payments.channel_close import refund_transaction
 from payments.ports import Transaction
 from payments.tables import channel_sales, channels
 from payments.tables import metadata as payments_tables
-from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from storage import base64url
 from storage.stream import CHUNK_SIZE_BYTES as CHUNK
@@ -199,11 +198,8 @@ async def test_a_thousand_payments(shop: MeteredShop) -> None:
     assert (await payer.sign_away(110)).problem == "confirmations-needed"
     assert tuple(await row(shop, payer)) == (400, 0, "open")
     await shop.hosted.mine()
-
-    async def deep_enough() -> bool:
-        return (await payer.use(payer.voucher(510))).status == 200
-
-    await wait_until(deep_enough, "the channel to know its block")
+    await payer.until(lambda view: bool(view["payable_sat_max"] > 500))
+    await shop.services.channels.registry.poll_once()
 
     for chunk in range(20):  # of what was signed away already
         answer = await payer.get(sold, chunk)

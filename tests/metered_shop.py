@@ -101,6 +101,8 @@ class MeteredShop:
         if confirmations:
             await self.hosted.mine(confirmations)
             await payer.until(lambda view: bool(view["confirmations"] >= confirmations))
+            # What is paid by is in memory, and follows the chain within two seconds.
+            await self.services.channels.registry.poll_once()
         return payer
 
     async def announced(self) -> Payer:
