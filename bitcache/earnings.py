@@ -3,7 +3,8 @@
 A sale earns on the day it was booked as settled; a reversal takes it back on the day the chain did. So the
 past never changes, and a day can be negative. Of a hosted sale the seller earns the price without the
 operator's fee, which is told beside it; what is paid out later changes no earnings. What is on its way or
-owed to buyers is not earned, and shown beside it.
+owed to buyers is not earned, and shown beside it. What is sold per chunk is earned when the close of its
+channel is deep in the chain; it comes in fractions of a sat, which count once they have become a whole one.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import csv
 import datetime
 import io
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -22,6 +24,7 @@ from bitcache.api.wire import TIME_MAX
 from bitcache.api.wire_money import EarningsDay, EarningsView
 from bitcache.db.tables import accounts, grants
 from bitcache.errors import PeriodInvalid
+from bitcache.metered_earnings import Earned, earned_between, in_channels_msat
 from payments import ledger
 from payments.attention import Attention
 from payments.invoice import TIP_SAT_MAX, Mode, Standing, Status
@@ -107,11 +110,13 @@ async def earnings(tx: Transaction, seller_id: str, period: Period) -> EarningsV
         received_sat=sum(day.received_sat for day in days),
         fee_sat=sum(day.fee_sat for day in days),
         pending_sat=await pending_sat(tx, seller_id),
+        in_channels_sat=sat_rounded_down(await in_channels_msat(tx, seller_id)),
         owed_sat=owed.own_sat,
         owed_hosted_sat=owed.hosted_sat,
         refunding_sat=owed.refunding_sat,
         unassigned_sat=await unassigned_sat(tx, seller_id),
         sales=sum(day.sales for day in days),
+        chunks=sum(day.chunks for day in days),
         days=days,
     )
 
@@ -120,11 +125,14 @@ async def days_of(tx: Transaction, seller_id: str, period: Period) -> list[Earni
     """What was settled in the period, by day and parcel, newest day first."""
     booked = await _booked(tx, seller_id, period)
     before = await _balances_before(tx, seller_id, period)
+    metered = await earned_between(tx, seller_id, period.since, period.until)
     # Tens of thousands of sales take longer than the loop may stand still.
-    return await asyncio.to_thread(by_day, booked, before, period)
+    return await asyncio.to_thread(by_day, booked, before, period, metered)
 
 
-def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> list[EarningsDay]:
+def by_day(
+    booked: list[Booked], before: dict[str, Msat], period: Period, metered: Sequence[Earned] = ()
+) -> list[EarningsDay]:
     """Newest day first. `booked` is in order of time, `before` what each invoice had sold for until then.
 
     A sale counts when its invoice starts to earn, and minus one when it stops: an amended booking is neither.
@@ -133,6 +141,7 @@ def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> lis
     received_msat: defaultdict[tuple[str, str], int] = defaultdict(int)
     fee_msat: defaultdict[tuple[str, str], int] = defaultdict(int)
     sales: defaultdict[tuple[str, str], int] = defaultdict(int)
+    chunks: defaultdict[tuple[str, str], int] = defaultdict(int)
     sold_msat: defaultdict[str, int] = defaultdict(int, {**before})
     for entry in booked:
         place = (period.day(entry.at), entry.parcel_id)
@@ -141,17 +150,37 @@ def by_day(booked: list[Booked], before: dict[str, Msat], period: Period) -> lis
         received_msat[place] += entry.amount_msat
         fee_msat[place] += entry.fee_msat
         sales[place] += (sold_msat[entry.invoice_id] > 0) - had
+    for one in metered:
+        place = (period.day(one.at), one.parcel_id)
+        received_msat[place] += one.amount_msat
+        fee_msat[place] += one.fee_msat
+        chunks[place] += one.chunks
+    places = sorted(received_msat, key=_newest_first)
+    received_sat, fee_sat = _whole_sats(places, received_msat), _whole_sats(places, fee_msat)
     return [
-        # On-chain amounts are whole sats, so nothing is rounded.
         EarningsDay(
             day=day,
             parcel_id=parcel_id,
-            received_sat=sat_rounded_down(Msat(amount)),
-            fee_sat=sat_rounded_down(Msat(fee_msat[day, parcel_id])),
+            received_sat=received_sat[day, parcel_id],
+            fee_sat=fee_sat[day, parcel_id],
             sales=sales[day, parcel_id],
+            chunks=chunks[day, parcel_id],
         )
-        for (day, parcel_id), amount in sorted(received_msat.items(), key=_newest_first)
+        for day, parcel_id in places
     ]
+
+
+def _whole_sats(
+    newest_first: Sequence[tuple[str, str]], amounts_msat: Mapping[tuple[str, str], int]
+) -> dict[tuple[str, str], Sat]:
+    """The amounts in whole sats that add up to their sum, rounded down. Pure."""
+    found: dict[tuple[str, str], Sat] = {}
+    so_far = NOTHING_MSAT
+    for place in reversed(newest_first):
+        after = Msat(so_far + amounts_msat[place])
+        found[place] = Sat(sat_rounded_down(after) - sat_rounded_down(so_far))
+        so_far = after
+    return found
 
 
 async def pending_sat(tx: Transaction, seller_id: str) -> int:
@@ -223,13 +252,15 @@ def earnings_csv(view: EarningsView) -> str:
     """
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\r\n")
-    lines.writerow(("day", "parcel_id", "received_sat", "sales", "fee_sat"))
-    lines.writerows((day.day, day.parcel_id, day.received_sat, day.sales, day.fee_sat) for day in view.days)
+    lines.writerow(("day", "parcel_id", "received_sat", "sales", "fee_sat", "chunks"))
+    lines.writerows(
+        (day.day, day.parcel_id, day.received_sat, day.sales, day.fee_sat, day.chunks) for day in view.days
+    )
     return out.getvalue()
 
 
-def _newest_first(item: tuple[tuple[str, str], int]) -> tuple[int, str]:
-    (day, parcel_id), _ = item
+def _newest_first(place: tuple[str, str]) -> tuple[int, str]:
+    day, parcel_id = place
     return -datetime.date.fromisoformat(day).toordinal(), parcel_id
 
 

@@ -7,6 +7,7 @@ from bitcache.api.wire import PayoutPlanView, PayoutTargetView
 from bitcache.api.wire_money import BalanceView, PayoutState, PayoutView
 from bitcache.config import Config
 from bitcache.errors import BalanceNegative, PayoutTargetMissing
+from bitcache.metered_earnings import in_channels_msat
 from bitcache.node_state import node_state
 from bitcache.payout_targets import Target
 from bitcache.seller_payouts import SellerPayouts
@@ -31,6 +32,7 @@ async def balance_view(
         balance_sat=balance_sat,
         payable_sat=max(0, payable_sat),
         maturing_sat=sat_rounded_down(Msat(max(0, maturing))),
+        in_channels_sat=sat_rounded_down(await in_channels_msat(tx, account_id)),
         depth=hosted.depth,
         reserved_sat=await payable.reserved_sat(tx, account),
         payout_min_sat=hosted.payout_min_sat,

@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 
 from bitcache.catalog import Parcel, parcels_page
 from bitcache.db.tables import offers
+from bitcache.metered_earnings import OfferChunks, sold_of
 from bitcache.on_sale import SaleOffer, SaleState, sale_offers, sale_state
 from payments.ports import Transaction
 from payments.registry import SOLD
@@ -20,6 +21,8 @@ class ShelfOffer:
     offer: SaleOffer
     state: SaleState
     sales: int
+    metered: OfferChunks
+    """What was sold of it per chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ async def shelf_page(
     shown = [offer_id for parcel in page for offer_id in parcel.offers[:OFFERS_PER_PARCEL_MAX]]
     found = await sale_offers(tx, offers.c.id.in_(shown), now)
     sales = await _sales(tx, shown)
+    metered = await sold_of(tx, shown)
 
     async def sold(_: Transaction, offer_id: str) -> int:
         return sales.get(offer_id, 0)
@@ -44,7 +48,9 @@ async def shelf_page(
     offered: dict[str, ShelfOffer] = {}
     for offer in found:
         state = await sale_state(tx, offer, sold, now)
-        offered[offer.id] = ShelfOffer(offer, state, sales.get(offer.id, 0))
+        offered[offer.id] = ShelfOffer(
+            offer, state, sales.get(offer.id, 0), metered.get(offer.id, OfferChunks())
+        )
     return [
         ShelfParcel(parcel, tuple(offered[offer_id] for offer_id in parcel.offers[:OFFERS_PER_PARCEL_MAX]))
         for parcel in page

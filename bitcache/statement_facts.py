@@ -50,7 +50,7 @@ async def facts_of(tx: Transaction, groups: Mapping[Key, Sequence[Transfer]]) ->
     sold = await _invoices(tx, references | {row.invoice_id for row in paid.values() if row.invoice_id})
     sent = await _sent(tx, paid)
     metered = {reference: sale for reference in references if (sale := metered_sale(reference))}
-    parcels = await _parcels(tx, {offer_id for _, offer_id in metered.values()})
+    parcels = await parcels_of(tx, {offer_id for _, offer_id in metered.values()})
 
     def facts(of_line: Sequence[Transfer]) -> Facts:
         sale = metered.get(of_line[0].reference)
@@ -109,7 +109,8 @@ async def _invoices(tx: Transaction, ids: Iterable[str]) -> dict[str, Row[tuple[
     return found
 
 
-async def _parcels(tx: Transaction, offer_ids: Iterable[str]) -> dict[str, str]:
+async def parcels_of(tx: Transaction, offer_ids: Iterable[str]) -> dict[str, str]:
+    """Offer -> its parcel."""
     found: dict[str, str] = {}
     for some in portions(offer_ids):
         chosen = select(offers.c.id, offers.c.parcel_id).where(offers.c.id.in_(some))

@@ -65,7 +65,7 @@ class _Sale:
 
 
 @dataclass
-class _Channel:
+class Channel:
     """One that bought of one offer."""
 
     id: str
@@ -87,7 +87,7 @@ class History:
     now: int = START
     sales: list[_Sale] = field(default_factory=list)
     outs: list[_Out] = field(default_factory=list)
-    channels: list[_Channel] = field(default_factory=list)
+    channels: list[Channel] = field(default_factory=list)
 
     async def play(self, tx: Transaction, played: Sequence[Step]) -> None:
         for step in played:
@@ -154,10 +154,10 @@ class History:
         spent_msat = Msat(sum(step.amounts_sat) * 7 + 1)
         sold = Sold(new_id(), self.seller_id, step.fee_percent * 10_000, spent_msat)
         spent = desired_spending(channel_id, sold, spent_msat, k=0)
-        self.channels.append(_Channel(channel_id, sold, spent))
+        self.channels.append(Channel(channel_id, sold, spent))
         await self._book(tx, channel_id, [spent])
 
-    async def _close(self, tx: Transaction, channel: _Channel, *, deep: bool) -> None:
+    async def _close(self, tx: Transaction, channel: Channel, *, deep: bool) -> None:
         settled_sat = Sat(-(-channel.sold.spent_msat // 1_000) + 3)
         ended = Ended("c" * 64, Sat(settled_sat + 100), settled_sat, deep)
         for reference, desired in desired_channel(channel.id, [channel.sold], ended).items():

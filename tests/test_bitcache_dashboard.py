@@ -125,7 +125,7 @@ async def test_the_page_shows_sums_with_the_days_before(till: Till) -> None:
         assert browser.headers["Content-Type"] == "text/csv; charset=utf-8"
         assert "attachment" in browser.headers["Content-Disposition"]
         lines = list(csv.reader(io.StringIO(browser.text)))
-        assert [line[1:] for line in lines[1:]] == [[sold_parcel.parcel_id, "5000", "1", "0"]]
+        assert [line[1:] for line in lines[1:]] == [[sold_parcel.parcel_id, "5000", "1", "0", "0"]]
     other = await till.server.new_seller()
     async with seller_browser(till, other.account_id) as browser:
         await browser.get("/dashboard")
@@ -135,7 +135,7 @@ async def test_the_page_shows_sums_with_the_days_before(till: Till) -> None:
         assert browser.status == 200
         assert before.invoice["reference"] not in browser.words
         await browser.get("/dashboard/earnings.csv")
-        assert browser.text.split() == ["day,parcel_id,received_sat,sales,fee_sat"]
+        assert browser.text.split() == ["day,parcel_id,received_sat,sales,fee_sat,chunks"]
 
 
 async def pass_watched(till: Till, seconds: int) -> None:

@@ -230,8 +230,8 @@ async def test_the_spreadsheet_has_the_same_numbers_and_nothing_to_run(till: Til
         assert answer.content_type == "text/csv"
         assert "attachment" in answer.headers["Content-Disposition"]
         lines = list(csv.reader(io.StringIO(await answer.text())))
-    assert lines[0] == ["day", "parcel_id", "received_sat", "sales", "fee_sat"]
-    assert lines[1][1:] == [sold.parcel_id, "5000", "1", "0"]
+    assert lines[0] == ["day", "parcel_id", "received_sat", "sales", "fee_sat", "chunks"]
+    assert lines[1][1:] == [sold.parcel_id, "5000", "1", "0", "0"]
     assert not any(cell[:1] in "=+@\t\r" for line in lines for cell in line if cell)
 
 

@@ -7,17 +7,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest_asyncio
+from sqlalchemy import insert
 
+from bitcache import accounts
+from bitcache.api.wire_money import EarningsView
 from bitcache.db.engine import Database
-from bitcache.earnings import Period, time_zone
+from bitcache.earnings import Period, by_day, earnings, time_zone
 from bitcache.ids import new_id
 from bitcache.ledger_export import CHAIN, Format, export
+from bitcache.metered_earnings import Earned, OfferChunks, sold_of
 from bitcache.operator_books import OperatorBooks, operator_books
 from payments import books
+from payments.channel import ChannelState
+from payments.money import Msat
 from payments.ports import Transaction
+from payments.tables import channel_contracts, channel_sales, channels
 from tests.functional_statements import journal_totals
 from tests.service import blank_database
-from tests.statement_histories import START, History, Step
+from tests.statement_histories import START, Channel, History, Step
 
 ALWAYS = Period(0, START + 10**6, time_zone("UTC"))
 SPENT_SAT = 700
@@ -33,13 +40,17 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
+async def new_seller(database: Database) -> str:
+    return await database.write(lambda tx: accounts.register(tx, name=new_id(), now=START))
+
+
 Play = Callable[..., Awaitable[History]]
 
 
 @pytest_asyncio.fixture
 async def play(database: Database) -> Play:
     async def played(*steps: Step) -> History:
-        history = History(new_id())
+        history = History(await new_seller(database))
         await database.write(lambda tx: history.play(tx, steps))
         return history
 
@@ -106,3 +117,110 @@ async def test_a_close_is_shared_out_and_every_sat_is_somebodys(database: Databa
     assert totals[f"liabilities:channels:{closed.channels[0].id}"] == -held.payers_msat
     assert (totals["revenues:fees"], totals["revenues:channels"]) == (-fee, -100_000)
     assert totals[f"assets:channels:{closed.channels[0].id}"] == 0
+
+
+# What a seller is told.
+
+CHUNKS = 70
+
+
+async def put_channel(
+    tx: Transaction, channel: Channel, *, unbooked_msat: int = 0, state: ChannelState = ChannelState.OPEN
+) -> None:
+    """The rows of a channel of the history, with some that the ledger has not got yet."""
+    txid, _, vout = channel.id.partition(":")
+    script = bytes.fromhex(txid)
+    await tx.execute(
+        insert(channel_contracts).values(
+            script_pubkey=script,
+            seq=int(script[0]) << 8 | script[1],
+            nonce=script[:16],
+            payer_key=script,
+            payee_key=script,
+            expiry_height=9,
+            change_script_pubkey=b"",
+            close_fee_sat=1,
+            announced_at=START,
+        )
+    )
+    await tx.execute(
+        insert(channels).values(
+            id=channel.id,
+            txid=txid,
+            vout=int(vout),
+            script_pubkey=script,
+            capacity_sat=20_000,
+            seen_at=START,
+            state=state,
+            accepted_sat=0,
+            spent_msat=channel.sold.spent_msat + unbooked_msat,
+        )
+    )
+    await tx.execute(
+        insert(channel_sales).values(
+            channel_id=channel.id,
+            subject=channel.sold.subject,
+            seller_id=channel.sold.seller_id,
+            fee_ppm=channel.sold.fee_ppm,
+            first_at=START,
+            last_at=START,
+            units=CHUNKS,
+            spent_msat=channel.sold.spent_msat + unbooked_msat,
+            booked_msat=channel.sold.spent_msat,
+            bookings=1,
+        )
+    )
+
+
+async def test_what_is_in_channels_is_told_beside_what_is_earned(database: Database, play: Play) -> None:
+    history = await play(step("metered"), step("metered"))
+    shut, still_open = history.channels
+
+    async def more(tx: Transaction) -> None:
+        await put_channel(tx, shut, state=ChannelState.CLOSED)
+        await put_channel(tx, still_open, unbooked_msat=2_500)
+
+    await database.write(more)
+    spent = shut.sold.spent_msat
+
+    async def told() -> EarningsView:
+        return await database.read(lambda tx: earnings(tx, history.seller_id, ALWAYS))
+
+    view = await told()
+    assert (view.received_sat, view.chunks, view.in_channels_sat) == (0, 0, (2 * spent + 2_500) // 1_000)
+    await database.write(lambda tx: history.play(tx, [step("close")]))
+    view = await told()
+    assert view.in_channels_sat == (spent + 2_500) // 1_000
+    fee = spent // 10
+    assert (view.received_sat, view.fee_sat, view.chunks, view.sales) == (
+        (spent - fee) // 1_000,
+        fee // 1_000,
+        CHUNKS,
+        0,
+    )
+    # Another seller has none of it.
+    other_id = await new_seller(database)
+    other = await database.read(lambda tx: earnings(tx, other_id, ALWAYS))
+    assert (other.in_channels_sat, other.chunks, other.received_sat) == (0, 0, 0)
+    await database.write(lambda tx: history.play(tx, [step("unclose")]))
+    view = await told()
+    assert (view.received_sat, view.chunks, view.in_channels_sat) == (0, 0, (2 * spent + 2_500) // 1_000)
+
+    subjects = [shut.sold.subject, still_open.sold.subject, new_id()]
+    sold = await database.read(lambda tx: sold_of(tx, subjects))
+    assert sold == {
+        subjects[0]: OfferChunks(CHUNKS, spent, Msat(0)),
+        subjects[1]: OfferChunks(CHUNKS, Msat(spent + 2_500), Msat(spent + 2_500)),
+    }
+
+
+def test_fractions_of_days_and_parcels_add_up_to_whole_sats() -> None:
+    def earned(day: int, parcel_id: str, amount_msat: int) -> Earned:
+        return Earned(START + day * 86_400, "offer", parcel_id, Msat(amount_msat), Msat(100), 1)
+
+    metered = [earned(0, "p", 1_700), earned(0, "q", 700), earned(1, "p", 700), earned(2, "p", -700)]
+    days = by_day([], {}, ALWAYS, metered)
+    assert sum(day.received_sat for day in days) == 2
+    assert all(abs(day.received_sat) <= 2 for day in days)
+    assert [day.chunks for day in days] == [1, 1, 1, 1]
+    assert sum(day.fee_sat for day in days) == 0

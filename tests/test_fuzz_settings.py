@@ -85,6 +85,7 @@ days = st.builds(
     received_sat=st.integers(-(2**63), 2**63),
     fee_sat=st.integers(-(2**63), 2**63),
     sales=st.integers(-(2**31), 2**31),
+    chunks=st.integers(-(2**31), 2**31),
 )
 
 
@@ -97,16 +98,19 @@ def test_spreadsheet_runs_nothing_and_is_read_back(listed: list[EarningsDay]) ->
         received_sat=0,
         fee_sat=0,
         pending_sat=0,
+        in_channels_sat=0,
         owed_sat=0,
         owed_hosted_sat=0,
         refunding_sat=0,
         unassigned_sat=0,
         sales=0,
+        chunks=0,
         days=listed,
     )
     header, *lines = csv.reader(io.StringIO(earnings_csv(view), newline=""))
     assert [
-        EarningsDay(day, parcel, int(sat), int(fee), int(sales)) for day, parcel, sat, sales, fee in lines
+        EarningsDay(day, parcel, int(sat), int(fee), int(sales), int(chunks))
+        for day, parcel, sat, sales, fee, chunks in lines
     ] == listed
     for cell in (*header, *(cell for line in lines for cell in line)):
         assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*|-?[0-9]+", cell), (

@@ -74,6 +74,8 @@ class EarningsDay(Response, frozen=True):
     fee_sat: int
     """The operator's."""
     sales: int
+    chunks: int = 0
+    """Sold per chunk, in channels whose close counts since that day; their sats are in the others."""
 
 
 class EarningsView(Response, frozen=True):
@@ -87,6 +89,8 @@ class EarningsView(Response, frozen=True):
     """The operator's, of hosted sales."""
     pending_sat: int
     """Seen or confirming, not settled yet."""
+    in_channels_sat: int
+    """Sold per chunk, and earned once the channels are closed, deep in the chain; with the operator's fee."""
     owed_sat: int
     """To buyers, of money that settled nothing and is in the seller's own wallet."""
     owed_hosted_sat: int
@@ -96,6 +100,9 @@ class EarningsView(Response, frozen=True):
     unassigned_sat: int
     """In the seller's wallet, for invoices that the server lost and a restore did not bring back."""
     sales: int
+    """Of the whole."""
+    chunks: int
+    """Sold per chunk, in channels whose close counts since then."""
     days: list[EarningsDay]
 
 
@@ -110,6 +117,8 @@ class BalanceView(Response, frozen=True):
     payable_sat: int
     maturing_sat: int
     """Of sales whose payment is not `depth` blocks deep yet."""
+    in_channels_sat: int
+    """Sold per chunk in channels whose close is not `depth` blocks deep yet: no part of the balance."""
     depth: int
     reserved_sat: int
     """Set aside for payouts under way, besides the balance."""

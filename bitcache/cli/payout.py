@@ -88,6 +88,9 @@ def balance(json_output: JsonFlag = False) -> None:
     print_text(f"Payable now   {show_sat(view.payable_sat):>20}")
     print_text(f"Confirming    {show_sat(view.maturing_sat):>20}  until {view.depth} blocks deep")
     print_text(f"Set aside     {show_sat(view.reserved_sat):>20}  for payouts under way")
+    if view.in_channels_sat:
+        depth = f"until closed, and {view.depth} blocks deep"
+        print_text(f"In channels   {show_sat(view.in_channels_sat):>20}  {depth}; no part of the balance")
     print_text(f"Operator's fee of a sale: {_fee(view.fee_percent, view.fee_sat)}.")
     print_text(f"Least payout: {show_sat(view.payout_min_sat)}.")
     _print_plan(view.plan)

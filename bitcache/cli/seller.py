@@ -268,11 +268,17 @@ def _print_payout(view: wire.WalletView) -> None:
 
 def _print_earnings(view: wire_money.EarningsView) -> None:
     for day in view.days:
-        print_text(f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}")
-    print_text(f"Received {show_sat(view.received_sat)} in {show_count(view.sales, 'sale')}.")
+        chunks = f"  {show_count(day.chunks, 'chunk')}" if day.chunks else ""
+        print_text(
+            f"{day.day}  {day.parcel_id}  {day.sales:>6} sold  {show_sat(day.received_sat):>20}{chunks}"
+        )
+    chunks = f" and {show_count(view.chunks, 'chunk')}" if view.chunks else ""
+    print_text(f"Received {show_sat(view.received_sat)} in {show_count(view.sales, 'sale')}{chunks}.")
     if view.fee_sat:
         print_text(f"The operator's fee, taken off already: {show_sat(view.fee_sat)}.")
     print_text(f"On its way: {show_sat(view.pending_sat)}.")
+    if view.in_channels_sat:
+        print_text(f"Sold per chunk, yours once the channels are closed: {show_sat(view.in_channels_sat)}.")
     if view.owed_sat:
         print_text(f"You owe buyers {show_sat(view.owed_sat)}: money that came late or was too much.")
     if view.owed_hosted_sat:

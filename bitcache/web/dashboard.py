@@ -22,6 +22,7 @@ from bitcache.api.routing import Call, Route
 from bitcache.api.wire_money import EarningsDay
 from bitcache.earnings import days_of, earnings, earnings_csv, owed_of, pending_sat, unassigned_sat
 from bitcache.funnel import Funnel, funnel, rate_percent
+from bitcache.metered_earnings import in_channels_msat
 from bitcache.node_state import node_state
 from bitcache.payout_wallet import GAP_LIMIT_HEADROOM, is_gap_near, wallet
 from bitcache.seller_payments import SellerPayment, attend, needing_attention, payments_page
@@ -61,6 +62,9 @@ class Sum:
     fee_sat: int
     """The operator's, of hosted sales; not part of what was received."""
     sales: int
+    """Of the whole."""
+    chunks: int
+    """Sold per chunk, in channels whose close counts since then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class TopParcel:
     parcel_id: str
     received_sat: int
     sales: int
+    chunks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Overview:
     days: list[EarningsDay]
     """Of the span and of as many days before it."""
     pending_sat: int
+    in_channels_sat: int
     owed_sat: int
     held_sat: int
     """By the operator, for the seller."""
@@ -192,6 +198,7 @@ async def _overview(
     return Overview(
         days=await days_of(tx, seller_id, span.with_before),
         pending_sat=await pending_sat(tx, seller_id),
+        in_channels_sat=sat_rounded_down(await in_channels_msat(tx, seller_id)),
         owed_sat=(await owed_of(tx, seller_id)).sum_sat,
         held_sat=sat_rounded_down(await books.balance(tx, ledger.seller(seller_id))),
         passed=await funnel(tx, seller_id, span.period),
@@ -244,6 +251,7 @@ def _sum(days: Sequence[EarningsDay]) -> Sum:
         received_sat=sum(day.received_sat for day in days),
         fee_sat=sum(day.fee_sat for day in days),
         sales=sum(day.sales for day in days),
+        chunks=sum(day.chunks for day in days),
     )
 
 
@@ -260,12 +268,15 @@ def chart_of(days: Iterable[EarningsDay], span: Span) -> Chart:
 
 def top_parcels(days: Iterable[EarningsDay]) -> list[TopParcel]:
     """The parcels that earned most, the first one first. Pure."""
-    received, sales = Counter[str](), Counter[str]()
+    received, sales, chunks = Counter[str](), Counter[str](), Counter[str]()
     for day in days:
         received[day.parcel_id] += day.received_sat
         sales[day.parcel_id] += day.sales
+        chunks[day.parcel_id] += day.chunks
     most_first = sorted(received.items(), key=lambda item: (-item[1], item[0]))[:TOP_SHOWN]
-    return [TopParcel(parcel_id, amount, sales[parcel_id]) for parcel_id, amount in most_first]
+    return [
+        TopParcel(parcel_id, amount, sales[parcel_id], chunks[parcel_id]) for parcel_id, amount in most_first
+    ]
 
 
 def funnel_steps(passed: Funnel) -> list[Step]:

@@ -252,7 +252,8 @@ def months_back(now: int, count: int) -> list[tuple[str, int, int]]:
 
 def _is_hosted(balance: BalanceView, payouts: list[PayoutView]) -> bool:
     """Whether the operator holds, or may soon hold, money of the seller's. Pure."""
-    return bool(balance.settlement == "hosted" or balance.balance_sat or balance.reserved_sat or payouts)
+    held_sat = balance.balance_sat or balance.reserved_sat or balance.in_channels_sat
+    return bool(balance.settlement == "hosted" or held_sat or payouts)
 
 
 ROUTES = (
