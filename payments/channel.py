@@ -144,8 +144,8 @@ def charged(
         raise ConfirmationsNeeded(confirmations=confirmations, max_sat=Sat(limit_sat))
     covered_sat = max(cumulative_sat, balance.accepted_sat)
     spent_msat = Msat(balance.spent_msat + cost_msat)
-    # A retry is covered already, by whatever was accepted when it was first paid.
-    if cost_msat and sat_rounded_up(spent_msat) > covered_sat:
+    # A retry costs nothing, and is covered already: what was spent never is more than what was accepted.
+    if sat_rounded_up(spent_msat) > covered_sat:
         refusal = VoucherStale if cumulative_sat < balance.accepted_sat else VoucherShort
         raise refusal(
             required_sat=sat_rounded_up(spent_msat),

@@ -195,7 +195,7 @@ class Channel:
 def charge(accepted: int, spent: int, paid: int, cost: int, limit: int) -> tuple[int, int]:
     if paid > limit:
         raise Refused("confirmations-needed")
-    if cost and -(-(spent + cost) // 1_000) > max(paid, accepted):
+    if -(-(spent + cost) // 1_000) > max(paid, accepted):
         raise Refused("voucher-stale" if paid < accepted else "voucher-short")
     return max(paid, accepted), spent + cost
 

@@ -152,6 +152,12 @@ def test_what_is_too_small_for_an_output_goes_to_the_network() -> None:
     assert refused.value.brings_sat == CLOSE_FEE_SAT
 
 
+@pytest.mark.parametrize(("brings_sat", "payee_sat"), [(182 + 330, 330), (182 + 329, 0)])
+def test_the_least_output_of_the_payee(brings_sat: int, payee_sat: int) -> None:
+    one = claim(channel(under=contract(close_fee_sat=brings_sat)), 0)
+    assert close_transaction([one], P2TR, feerate_sat_kvb=1_000).payee_sat == payee_sat
+
+
 def test_a_drained_channel_that_brings_too_little_is_not_closed() -> None:
     small = claim(channel(capacity_sat=400, under=contract(close_fee_sat=0)), 400)
     with pytest.raises(CloseUneconomic):
