@@ -16,7 +16,7 @@ from bitcache.db import migrate
 from bitcache.errors import DatabaseDamaged, MasterKeyUnusable
 from bitcache.master_key import read_master_key
 from bitcache.services import Services
-from payments import chain_facts, restores, unassigned
+from payments import chain_facts, channel_store, restores, unassigned
 from payments.bitcoind import Bitcoind
 from payments.errors import BlockUnavailable, NodeMisconfigured, NodeRefused, NodeUnavailable
 from payments.node_fitness import NodeInfo, fitness
@@ -191,13 +191,22 @@ async def rescan(services: Services) -> int:
 
 
 async def recompute(services: Services) -> tuple[int, int]:
-    """Derive every invoice's status and bookings again from the facts; (invoices, those that changed)."""
+    """Derive every invoice's status and bookings again from the facts; (invoices, those that changed).
+
+    Those of channels too, however deep their end is.
+    """
     ids = await services.database.read(services.registry.all_ids)
     changed = 0
     for start in range(0, len(ids), RECOMPUTE_BATCH):
         batch = ids[start : start + RECOMPUTE_BATCH]
         changed += await services.database.write(partial(_recompute, services=services, ids=batch))
     changed += await services.database.write(partial(unassigned.book, now=services.clock()))
+    if services.channel_bookkeeping is not None:
+        follow = services.channel_bookkeeping.follower.follow_these
+        ever = await services.database.read(channel_store.all_ids)
+        for start in range(0, len(ever), RECOMPUTE_BATCH):
+            some = ever[start : start + RECOMPUTE_BATCH]
+            await services.database.write(partial(follow, channel_ids=some, now=services.clock()))
     return len(ids), changed
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from payments import chain_facts, chain_store, channel_endings, foreign_spends, restores, unassigned
+from payments import chain_facts, chain_store, foreign_spends, restores, unassigned
 from payments.addresses import AddressBook, DerivedAddress
 from payments.bitcoind import Bitcoind
 from payments.chain_facts import BlockRef, PayingTransaction
@@ -184,7 +184,8 @@ class AddressSearch:
                 )
         await self._registry.refresh(tx, concerned, now=now)
         await foreign_spends.mark_change(tx)
-        await channel_endings.mark_addresses(tx)
+        if self._channels is not None:
+            await self._channels.mark_addresses(tx)
         await unassigned.book(tx, now=now)
         spends = {spend.txid for one in found for spend in one.spends}
         if self._payouts is not None and spends:

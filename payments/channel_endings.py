@@ -106,14 +106,21 @@ async def mark_addresses(tx: Transaction) -> None:
     After a restore a close that was forgotten pays an address that is watched as one that an invoice may have
     had: it is nobody's payment, and `payments.channel_books` books it.
     """
-    closes = select(unassigned_outputs.c.script_pubkey).where(
-        exists().where(
-            paying_inputs.c.txid == unassigned_outputs.c.txid,
-            channels.c.txid == paying_inputs.c.previous_txid,
-            channels.c.vout == paying_inputs.c.previous_vout,
+    hosted = select(descriptors.c.id).where(descriptors.c.hosted)
+    closes = (
+        select(unassigned_outputs.c.script_pubkey)
+        .join(
+            unassigned_addresses, unassigned_addresses.c.script_pubkey == unassigned_outputs.c.script_pubkey
+        )
+        .where(
+            unassigned_addresses.c.purpose.is_(None),
+            exists().where(
+                paying_inputs.c.txid == unassigned_outputs.c.txid,
+                channels.c.txid == paying_inputs.c.previous_txid,
+                channels.c.vout == paying_inputs.c.previous_vout,
+            ),
         )
     )
-    hosted = select(descriptors.c.id).where(descriptors.c.hosted)
     await tx.execute(
         update(unassigned_addresses)
         .where(

@@ -16,6 +16,7 @@ from payments.channel_endings import Ending, Kind
 from payments.channel_store import ChannelRecord
 from payments.ledger import Booking, Code, Transfer
 from payments.money import Msat
+from payments.outputs import Presence
 from payments.portions import portions
 from payments.ports import OnChannels, Transaction
 from payments.tables import channel_sales, channels, paying_inputs, paying_transactions, transfers
@@ -36,13 +37,23 @@ class ChannelFollower:
         self._depth = depth
         self._on_change = on_change
 
+    async def mark_addresses(self, tx: Transaction) -> None:
+        """Before money without an invoice is booked: what closes pay is none."""
+        await channel_endings.mark_addresses(tx)
+
     async def follow(self, tx: Transaction, *, now: int, found: Iterable[str] = ()) -> None:
         """`found`: transactions of older blocks that were read again, and spend deposits."""
         tip_height = await chain_facts.tip_height(tx)
         from_height = tip_height - max(FINAL_DEPTH, self._depth) - BLOCKS_PER_STEP
         ids = await _concerned(tx, from_height, set(found))
-        if not ids:
-            return
+        if ids:
+            await self._follow(tx, ids, tip_height, now)
+
+    async def follow_these(self, tx: Transaction, *, channel_ids: Sequence[str], now: int) -> None:
+        """As `follow`, however deep their end is."""
+        await self._follow(tx, channel_ids, await chain_facts.tip_height(tx), now)
+
+    async def _follow(self, tx: Transaction, ids: Sequence[str], tip_height: int, now: int) -> None:
         records = await channel_store.load_all(tx, ids)
         endings = await channel_endings.endings_of(tx, records)
         await book_spending(tx, ids, now=now)
@@ -76,10 +87,11 @@ class ChannelFollower:
 
 
 async def book_spending(tx: Transaction, channel_ids: Iterable[str] | None, *, now: int) -> None:
-    """Put what was charged since the last time in the books; None: in all channels."""
+    """Put what was charged since the last time in the books; None: in all that are not closed."""
     behind = select(channel_sales).where(channel_sales.c.spent_msat > channel_sales.c.booked_msat)
     if channel_ids is None:
-        rows = list((await tx.execute(behind)).all())
+        live = select(channels.c.id).where(channels.c.state.in_(channel_store.LIVE))
+        rows = list((await tx.execute(behind.where(channel_sales.c.channel_id.in_(live)))).all())
     else:
         rows = []
         for some in portions(channel_ids):
@@ -155,6 +167,13 @@ def _reopened(record: ChannelRecord, tip_height: int) -> tuple[ChannelState, Clo
 async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list[str]:
     """Channels whose deposit was spent, or whose funding was double-spent, in blocks from this height on, or
     in one that a reorg took out."""
+    # Sets of txids, not joins: without statistics SQLite would begin at the channels, all there ever were.
+    txid, height = paying_transactions.c.txid, paying_transactions.c.height
+    recent = select(txid).where(height >= from_height)
+    taken_out = select(txid).where(
+        paying_transactions.c.presence.in_((*chain_facts.UNCONFIRMED, Presence.GONE)),
+        paying_transactions.c.reorged,
+    )
     spent = (
         select(channels.c.id)
         .join(
@@ -162,31 +181,21 @@ async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list
             (paying_inputs.c.previous_txid == channels.c.txid)
             & (paying_inputs.c.previous_vout == channels.c.vout),
         )
-        .join(paying_transactions, paying_transactions.c.txid == paying_inputs.c.txid)
         .where(
             or_(
-                paying_transactions.c.height >= from_height,
-                paying_transactions.c.reorged,
-                paying_transactions.c.txid.in_(found),
+                paying_inputs.c.txid.in_(recent),
+                paying_inputs.c.txid.in_(taken_out),
+                paying_inputs.c.txid.in_(found),
             )
         )
     )
-    lost = (
-        select(channels.c.id)
-        .join(paying_transactions, paying_transactions.c.txid == channels.c.txid)
-        .where(paying_transactions.c.conflict_height >= from_height)
-    )
+    robbed = select(txid).where(paying_transactions.c.conflict_height >= from_height)
+    lost = select(channels.c.id).where(channels.c.txid.in_(robbed))
     # What was double-spent may be in the mempool again, or in a block.
-    back = (
-        select(channels.c.id)
-        .join(paying_transactions, paying_transactions.c.txid == channels.c.txid)
-        .where(
-            channels.c.close_reason == CloseReason.LOST,
-            or_(
-                paying_transactions.c.presence.in_(chain_facts.UNCONFIRMED),
-                paying_transactions.c.height >= from_height,
-            ),
-        )
+    unconfirmed = select(txid).where(paying_transactions.c.presence.in_(chain_facts.UNCONFIRMED))
+    back = select(channels.c.id).where(
+        channels.c.close_reason == CloseReason.LOST,
+        or_(channels.c.txid.in_(unconfirmed), channels.c.txid.in_(recent)),
     )
     ids = set[str]()
     for chosen in (spent, lost, back):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, select
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, select, update
 
 from payments.chain_facts import PaidOutput
 from payments.channel import Balance, ChannelState, CloseReason
@@ -116,7 +116,7 @@ async def contract_of(tx: Transaction, script_pubkey: bytes) -> tuple[Contract, 
 
 
 async def newest_seq(tx: Transaction) -> int:
-    """Of the contract that was announced last; rises with each, and is 0 while there is none."""
+    """Of the contract that was announced, or had a deposit, last; 0 while there is none."""
     return int(await tx.scalar(select(func.max(channel_contracts.c.seq))) or 0)
 
 
@@ -144,6 +144,12 @@ async def record_deposit(tx: Transaction, txid: str, output: PaidOutput, first_s
             spent_msat=0,
         )
     )
+    # Whoever reads a block just now reads it again, for what spends the deposit.
+    await tx.execute(
+        update(channel_contracts)
+        .where(channel_contracts.c.script_pubkey == output.script_pubkey)
+        .values(seq=await newest_seq(tx) + 1)
+    )
     return True
 
 
@@ -166,6 +172,11 @@ async def load_all(tx: Transaction, channel_ids: Iterable[str]) -> list[ChannelR
 async def live(tx: Transaction) -> list[ChannelRecord]:
     """All that are not closed, by id."""
     return await _records(tx, _channels().where(channels.c.state.in_(LIVE)))
+
+
+async def all_ids(tx: Transaction) -> list[str]:
+    """Of every channel there ever was."""
+    return list((await tx.scalars(select(channels.c.id).order_by(channels.c.id))).all())
 
 
 async def of_payer(tx: Transaction, payer_key: bytes) -> list[ChannelRecord]:
@@ -201,7 +212,7 @@ async def spends_of(tx: Transaction, channel_ids: Iterable[str]) -> dict[str, tu
 
 
 async def scripts_after(tx: Transaction, seq: int) -> tuple[list[bytes], int]:
-    """The scripts of contracts that were announced after this one, and the newest `seq`."""
+    """The scripts of contracts that were announced, or had a deposit, since, and the newest `seq`."""
     chosen = select(channel_contracts.c.script_pubkey, channel_contracts.c.seq)
     rows = (await tx.execute(chosen.where(channel_contracts.c.seq > seq))).all()
     return [row.script_pubkey for row in rows], max((row.seq for row in rows), default=seq)
@@ -225,9 +236,14 @@ async def outpoints_among(tx: Transaction, outpoints: Iterable[OutPoint]) -> set
     return found
 
 
-async def live_outpoints(tx: Transaction) -> list[OutPoint]:
-    rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(channels.c.state.in_(LIVE)))
-    return [OutPoint(row.txid, row.vout) for row in rows.all()]
+async def deposits_to(tx: Transaction, script_pubkeys: Iterable[bytes]) -> set[OutPoint]:
+    """Every one there ever was."""
+    found: set[OutPoint] = set()
+    for some in portions(script_pubkeys):
+        of_these = channels.c.script_pubkey.in_(some)
+        rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(of_these))
+        found |= {OutPoint(row.txid, row.vout) for row in rows.all()}
+    return found
 
 
 async def watched_outpoints(tx: Transaction, *, spent_above: int) -> list[OutPoint]:

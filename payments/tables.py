@@ -340,7 +340,8 @@ channel_contracts = Table(
     "channel_contracts",
     metadata,
     Column("script_pubkey", LargeBinary, primary_key=True),
-    Column("seq", BigInteger, nullable=False, unique=True),  # in the order in which they came
+    # Rises with each contract and each deposit to one: what is new is what is above the last that was read.
+    Column("seq", BigInteger, nullable=False, unique=True),
     Column(
         "nonce", LargeBinary, nullable=False
     ),  # of its terms: with the channel seed it gives the payee's key

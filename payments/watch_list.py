@@ -39,7 +39,7 @@ class WatchList:
         """Whether there is, or ever was, a wallet of the operator's."""
         self._channels = channels
         self.contracts_seq = 0
-        """Of the newest contract in the database that is watched."""
+        """Up to which contracts, and deposits to them, are watched."""
 
     async def load(self, tx: Transaction) -> None:
         """Add everything in the database that can still matter."""
@@ -55,14 +55,16 @@ class WatchList:
         if self._channels:
             for outpoint in await channel_store.watched_outpoints(tx, spent_above=from_height):
                 self._add_coin(outpoint)
-        await self._load_contracts(tx)
+            scripts, self.contracts_seq = await channel_store.scripts_after(tx, 0)
+            self.watch_unassigned(scripts)
         self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_new(self, tx: Transaction) -> None:
         """Add what another process handed out, before a block is scanned: nobody told us of it."""
         self.scripts |= await chain_facts.open_scripts(tx)
         self.watch_unassigned(await unassigned.own_scripts(tx))
-        await self._load_contracts(tx)
+        if self._channels:
+            await self._load_contracts(tx)
         self.hosted = bool(await payable.hosted_descriptors(tx))
 
     async def load_among(self, tx: Transaction, script_pubkeys: Iterable[bytes]) -> None:
@@ -164,11 +166,9 @@ class WatchList:
 
     async def _load_contracts(self, tx: Transaction) -> None:
         """Contracts that were announced since, and deposits that another process has recorded."""
-        if not self._channels:
-            return
         scripts, self.contracts_seq = await channel_store.scripts_after(tx, self.contracts_seq)
         self.watch_unassigned(scripts)
-        deposits = await channel_store.live_outpoints(tx)
+        deposits = await channel_store.deposits_to(tx, scripts)
         for outpoint in deposits:
             self._add_coin(outpoint)
         unknown = {outpoint.txid for outpoint in deposits} - self._payers

@@ -15,14 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from payments import (
-    chain_facts,
-    chain_store,
-    channel_endings,
-    channel_store,
-    foreign_spends,
-    unassigned,
-)
+from payments import chain_facts, chain_store, channel_store, foreign_spends, unassigned
 from payments.address_search import AddressSearch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_events import (
@@ -203,7 +196,8 @@ class Watcher:
         await self._registry.refresh(tx, concerned, now=now)
         if view.blocks or view.fork is not None:
             await foreign_spends.mark_change(tx)
-            await channel_endings.mark_addresses(tx)
+            if self._channels is not None:
+                await self._channels.mark_addresses(tx)
             await unassigned.book(tx, now=now)
             if self._payouts is not None:
                 await self._payouts.follow(tx, now=now)

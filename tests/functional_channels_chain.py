@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest_asyncio
+from msgspec import structs
+from sqlalchemy import update
 
 from bitcache.channel_bookkeeping import TOPIC
+from bitcache.config import ChannelsConfig
 from bitcache.db.tables import events
-from payments import channel_store, ledger
+from bitcache.doctor import Verdict, recompute
+from bitcache.doctor_channel_books import check_channel_books
+from bitcache.services import open_services
+from payments import chain_store, channel_store, ledger
+from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelState, CloseReason
 from payments.channel_follow import ChannelFollower
+from payments.channel_script import Channel
 from payments.channel_store import DEPOSIT_SAT_MIN, ChannelRecord
-from payments.outputs import Presence
+from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
 from payments.reconcile_report import LineKind
 from payments.segwit_address import address_of
+from payments.tables import channels
+from payments.transaction import parse_transaction
 from payments.watcher import LOOKS_AGAIN_MAX, Watcher
 from regtest.install import BitcoindInstallation
 from regtest.node import btc, sat
@@ -173,6 +183,36 @@ async def test_a_contract_announced_while_a_block_is_read_is_not_missed(shop: De
     assert tried == 1 + LOOKS_AGAIN_MAX
     height = int(await shop.world.outside.rpc("getblockcount"))
     assert watcher.condition.tip_height == height
+
+
+async def test_a_deposit_recorded_while_the_block_is_read_that_spends_it(shop: Deposits) -> None:
+    """Another process is told of a deposit that nobody announced: its refund is in the block being read."""
+    contract = await shop.announce(life_blocks=2, written=False)
+    txid = await shop.world.faucet(address_of(contract.script_pubkey, "regtest"), CAPACITY_SAT)
+    block_hash = await shop.world.outside.rpc("getbestblockhash")
+    raw = bytes.fromhex(await shop.world.outside.rpc("getrawtransaction", txid, 0, block_hash))
+    await shop.mine(2)
+    parsed = parse_transaction(raw)
+    (paid,) = [one for one in parsed.outputs if one.script_pubkey == contract.script_pubkey]
+    output = PaidOutput(paid.vout, paid.amount_sat, paid.script_pubkey, None)
+    payment = PayingTransaction(txid, raw, parsed.inputs, (output,), coinbase=False)
+    channel = Channel(contract, OutPoint(txid, paid.vout), paid.amount_sat)
+    height = int((await shop.world.outside.rpc("getblock", block_hash))["height"])
+    await shop.world.mine_exactly([shop.refund(channel, await shop.new_script()).hex()])
+    done = False
+
+    async def adopt() -> None:
+        nonlocal done
+        if done:
+            return
+        done = True
+        await shop.write_contract(contract)
+        add = partial(chain_store.add_payment, payment=payment, height=height, first_seen_at=shop.now)
+        await shop.services.database.write(partial(add, prefetch_fit=True))
+
+    await racing_watcher(shop, adopt).poll_once()
+    record = await shop.load(channel.id)
+    assert await states(shop, record) == (ChannelState.CLOSED, CloseReason.REFUNDED, Presence.BLOCK)
 
 
 async def test_a_deposit_goes_with_its_block_and_comes_with_the_next(shop: Deposits) -> None:
@@ -369,6 +409,27 @@ async def test_what_happened_is_told_with_the_block(shop: Deposits) -> None:
     assert await shop.services.database.read(told) == [closed] * 2
 
 
+async def test_the_doctor_repairs_states_and_names_channels_that_nobody_closes(shop: Deposits) -> None:
+    services = shop.services
+    record = await shop.deposit(await shop.announce())
+    await shop.charge(record, accepted_sat=2_000, spent_msat=2_000_000)
+    await shop.close([record])
+    await shop.mine(DEPTH)
+    after = await explained(shop)
+    damage = update(channels).values(state=ChannelState.CLOSING, closed_at=None, close_reason=None)
+    await services.database.write(lambda tx: tx.execute(damage))
+    off = structs.replace(services.config, channels=ChannelsConfig())
+    async with open_services(off) as without:
+        (finding,) = [one async for one in check_channel_books(without)]
+        assert (finding.check, finding.verdict) == ("money in channels", Verdict.WRONG)
+    assert [one async for one in check_channel_books(services)] == []
+    await recompute(services)
+    assert (await shop.load(record.id)).state is ChannelState.CLOSED
+    assert await explained(shop) == after
+    async with open_services(off) as without:
+        assert [one async for one in check_channel_books(without)] == []
+
+
 async def test_a_backup_older_than_a_channel_loses_vouchers_and_explains_the_rest(
     shop: Deposits, tmp_path: Path
 ) -> None:
@@ -393,6 +454,8 @@ async def test_a_backup_older_than_a_channel_loses_vouchers_and_explains_the_res
             Presence.BLOCK,
         )
         assert (await restored.load(waiting.id)).balance.accepted_sat == 3_000
+        findings = [one async for one in check_channel_books(restored.services)]
+        assert [(one.check, one.verdict) for one in findings] == [("money in channels", Verdict.WARNING)]
         received_sat = [close.payee_sat for close in closes]
         assert await explained(restored) == {
             "chain": -sum(received_sat) * 1_000,

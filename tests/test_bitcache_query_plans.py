@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from bitcache import access, earnings, events, shelf
+from bitcache import access, earnings, events, metered_earnings, shelf
 from bitcache.earnings import parse_period
 from bitcache.seller_payments import needing_attention, payments_page
 from bitcache.statement_facts import facts_of
@@ -22,8 +22,9 @@ from bitcache.statement_lines import LineKind, Place, page
 from bitcache.statements import statement as seller_statement
 from bitcache.web import dashboard
 from bitcache.web.span import chosen_span
-from payments import chain_facts, chain_store, unassigned
+from payments import chain_facts, chain_store, channel_endings, channel_follow, channel_store, unassigned
 from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
+from payments.channel_follow import ChannelFollower
 from payments.ledger import Code, Transfer
 from payments.money import Msat, Sat
 from payments.outputs import OutPoint, Presence
@@ -33,6 +34,10 @@ from tests.till import Till, open_nodeless_till
 
 NOW = 1_800_000_000
 GROWING = {
+    "channel_close_members",
+    "channel_closes",
+    "channel_sales",
+    "channels",
     "events",
     "grants",
     "invoice_terms",
@@ -61,6 +66,28 @@ async def _statement(tx: Transaction, seller_id: str) -> None:
     await facts_of(tx, {0: [Transfer("p/paid/0", "payout:p", "chain", Msat(1), Code.PAID_OUT, "p", NOW)]})
 
 
+async def _channels(tx: Transaction) -> None:
+    follower = ChannelFollower(depth=6)
+    await follower.mark_addresses(tx)
+    await follower.follow(tx, now=NOW, found=["aa" * 32])
+    # What it asks once there is one.
+    ids = [f"{'aa' * 32}:0"]
+    await channel_store.spends_of(tx, ids)
+    await channel_store.load_all(tx, ids)
+    await channel_endings._of_spend(tx, "aa" * 32, 200)
+    await channel_follow.book_spending(tx, ids, now=NOW)
+    await channel_follow._sold(tx, ids)
+    await channel_follow._standing(tx, ids)
+
+
+async def _deposits(tx: Transaction) -> None:
+    await channel_store.scripts_after(tx, 5)
+    await channel_store.scripts_among(tx, [b"\x51"])
+    await channel_store.outpoints_among(tx, PAYMENT.inputs)
+    await channel_store.deposits_to(tx, [b"\x51"])
+    await channel_store.newest_seq(tx)
+
+
 QUERIES: dict[str, Query] = {
     "chain view": lambda _, tx: chain_facts.view(tx, NOW),
     "unconfirmed payments": lambda _, tx: chain_facts.unconfirmed(tx),
@@ -73,6 +100,11 @@ QUERIES: dict[str, Query] = {
     "a new presence": lambda _, tx: chain_store.set_presence(tx, PAYMENT.txid, Presence.MISSING),
     "a double spend": lambda _, tx: chain_store.lose_inputs(tx, PAYMENT.txid, height=200),
     "unassigned money": lambda _, tx: unassigned.book(tx, now=NOW),
+    "channels that blocks ended": lambda _, tx: _channels(tx),
+    "deposits to watch": lambda _, tx: _deposits(tx),
+    "live channels": lambda _, tx: channel_store.live(tx),
+    "channels of a payer": lambda _, tx: channel_store.of_payer(tx, b"\x02"),
+    "what channels were charged": lambda _, tx: channel_follow.book_spending(tx, None, now=NOW),
     "due for review": lambda till, tx: till.server.services.registry.due_for_review(tx, now=NOW),
     "unpaid invoices of a seller": lambda till, tx: till.server.services.registry.open_unpaid(tx, "s"),
     "sales of an offer": lambda till, tx: till.server.services.registry.sold(tx, "o"),
@@ -84,6 +116,8 @@ QUERIES: dict[str, Query] = {
     ),
     "unconfirmed exposure": lambda _, tx: access._unconfirmed_exposure_sat(tx, "i", NOW),
     "the wallet's gap": lambda till, tx: till.server.services.descriptors.usage(tx, "d"),
+    "chunks sold of offers": lambda _, tx: metered_earnings.sold_of(tx, ["o"]),
+    "chunks of a channel": lambda _, tx: metered_earnings._units(tx, ["c"]),
     "earnings of a month": lambda till, tx: earnings.earnings(
         tx, till.account.account_id, parse_period(None, None, None, now=NOW)
     ),
