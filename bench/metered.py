@@ -9,8 +9,9 @@ import secrets
 import statistics
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +31,10 @@ from regtest.wallet import OutsideWallet
 
 MIB = 1 << 20
 GIB = 1 << 30
+BUYERS = 4
+"""At a time: who pays shares the commit of a voucher with the others."""
 LANES = 4
+"""Of each, as many as a grant may have."""
 PRICE_SAT = 10
 OVERHEAD_MAX = 1.25
 
@@ -53,22 +57,24 @@ async def _measured(stage: Stage, size_bytes: int, rounds: int) -> list[Line]:
     file = stage.file("goods.bin", size_bytes)
     free_link, _ = await stage.upload(file)
     metered_link = await _sell_metered(stage, file)
-    free = await stage.claim_free(free_link)
+    free = [await stage.claim_free(free_link) for _ in range(BUYERS)]
+    size_bytes = free[0].size_bytes
     offer_id = offer_of(metered_link)
     offer = (await stage.server.http("GET", f"/offers/{offer_id}")).json()
     content = f"/api/v1/offers/{offer_id}/files/{offer['files'][0]['file_id']}/content"
-    chunks = -(-free.size_bytes // MIB)
-    payers = [await _open(stage.server, (chunks + 100) * PRICE_SAT) for _ in range(rounds)]
+    deposit_sat = (size_bytes // MIB // BUYERS + 100) * PRICE_SAT
+    payers = [[await _open(stage.server, deposit_sat) for _ in range(BUYERS)] for _ in range(rounds)]
     cost: dict[str, list[float]] = defaultdict(list)
 
     async def spend(name: str, jobs: list[Callable[[RawConnection], None]]) -> None:
         before = cpu_s(stage.server.pid)
-        await asyncio.to_thread(in_lanes, stage.server.port, LANES, jobs)
-        cost[name].append((cpu_s(stage.server.pid) - before) * GIB / free.size_bytes)
+        await asyncio.to_thread(in_lanes, stage.server.port, BUYERS * LANES, jobs)
+        cost[name].append((cpu_s(stage.server.pid) - before) * GIB / size_bytes)
 
-    for number, payer in enumerate(payers):
-        await spend("metered", _jobs(content, payer.headers, free.size_bytes))
-        await spend("free", _jobs(free.content, lambda: free.headers, free.size_bytes))
+    for number, buyers in enumerate(payers):
+        await spend("metered", _jobs(content, [buyer.headers for buyer in buyers], size_bytes))
+        granted: list[Callable[[], Mapping[str, str]]] = [partial(dict, one.headers) for one in free]
+        await spend("free", _jobs(free[0].content, granted, size_bytes))
         if number == 0 and rounds > 1:
             cost.clear()
     paid = {name: statistics.median(values) for name, values in cost.items()}
@@ -91,11 +97,11 @@ async def _sell_metered(stage: Stage, file: Path) -> str:
 
 
 def _jobs(
-    path: str, headers: Callable[[], Mapping[str, str]], size_bytes: int
+    path: str, headers: Sequence[Callable[[], Mapping[str, str]]], size_bytes: int
 ) -> list[Callable[[RawConnection], None]]:
-    """The whole file, 1 MiB each."""
+    """The whole file, 1 MiB each, the buyers in turn."""
 
-    def fetch(first: int) -> Callable[[RawConnection], None]:
+    def fetch(first: int, headers: Callable[[], Mapping[str, str]]) -> Callable[[RawConnection], None]:
         last = min(first + MIB, size_bytes) - 1
 
         def job(connection: RawConnection) -> None:
@@ -104,7 +110,7 @@ def _jobs(
 
         return job
 
-    return [fetch(first) for first in range(0, size_bytes, MIB)]
+    return [fetch(n * MIB, headers[n % len(headers)]) for n in range(-(-size_bytes // MIB))]
 
 
 @dataclass
