@@ -126,7 +126,10 @@ def close_transaction(
 
 
 def shared_out(amount_sat: Sat, brings_sat: Sequence[Sat]) -> tuple[Sat, ...]:
-    """At most what they bring, in proportion to it: all of it, and to nobody more than brought."""
+    """All of an amount, in proportion to what each brings; nothing if nobody brings anything.
+
+    Of an amount that is no more than all bring together, nobody gets more than they brought.
+    """
     total, before, shares = sum(brings_sat), 0, []
     for one in brings_sat:
         # Whole sats of the running total: each share is its exact part, rounded up or down.
