@@ -28,9 +28,10 @@ from regtest.processes import free_ports
 from regtest.world import RegtestWorld
 from storage import base64url, digests
 from storage.stream import CHUNK_SIZE_BYTES
+from tests.metered_shop import open_metered_shop, piece
 from tests.nginx import HOW_TO_INSTALL, Nginx, find_nginx, shipped_site
 from tests.test_bitcache_sse import Reader
-from tests.till import Bought, Sold, Till, open_nodeless_till, open_till
+from tests.till import RELEASE_SECRET, Bought, Sold, Till, open_nodeless_till, open_till
 
 pytestmark = pytest.mark.skipif(find_nginx() is None, reason=HOW_TO_INSTALL)
 
@@ -126,6 +127,31 @@ async def test_whoever_sends_the_bytes_the_answer_is_the_same(front: Front) -> N
         assert (status, body) == (our_status, our_body), headers
         assert alike(found) == alike(our_headers), headers
         assert len(found["bitcache-request-id"]) == 16
+
+
+async def test_chunks_that_are_paid_for_are_under_no_limit_of_grants(
+    world: RegtestWorld, tmp_path: Path
+) -> None:
+    """A grant has four connections at nginx; what was paid per chunk is sent, however many at a time."""
+    async with (
+        open_metered_shop(world, tmp_path, **BEHIND) as shop,
+        open_front(shop.hosted.till, tmp_path / "nginx") as front,
+    ):
+        sold, payer = await shop.offer(chunks=8), await shop.payer()
+        assert (await payer.open()).status == 200
+        asked = [
+            payer.authorization(payer.voucher(10 * (chunk + 1)))
+            | {"Range": f"bytes={chunk * CHUNK_SIZE_BYTES}-{(chunk + 1) * CHUNK_SIZE_BYTES - 1}"}
+            for chunk in range(8)
+        ]
+        answers = await asyncio.gather(*(fetched(front.http, sold.content, headers) for headers in asked))
+        for chunk, (status, headers, body) in enumerate(answers):
+            assert (status, body) == (206, piece(sold, chunk))
+            assert base64url.decode(headers["bitcache-release-secret"]) == RELEASE_SECRET
+            assert headers["payment-receipt"]
+        as_nginx = asked[0] | {"X-Forwarded-For": "203.0.113.9"}
+        named = [(await fetched(shop.hosted.till.http, sold.content, as_nginx))[1] for _ in range(2)]
+        assert named[0]["x-accel-redirect"] != named[1]["x-accel-redirect"]
 
 
 async def test_the_server_sends_nothing_itself_and_counts_what_was_asked_for(front: Front) -> None:

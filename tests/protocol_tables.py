@@ -41,6 +41,7 @@ PATTERNS = {
     "^[A-Za-z0-9_-]{43}$": "binary of 32 bytes",
     "^[A-Za-z0-9_-]{80}$": "binary of 60 bytes",
     "^[A-Za-z0-9_-]{120}$": "binary of 90 bytes",
+    "^([0-9a-f]{2})*$": "hex",
     r"^\d{4}-\d{2}-\d{2}$": "date, YYYY-MM-DD",
     r"^\d{4}-\d{2}(-\d{2})?$": "date or month, YYYY-MM-DD or YYYY-MM",
 }

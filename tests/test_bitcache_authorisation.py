@@ -153,6 +153,7 @@ async def owners_token(stage: Stage) -> Mapping[str, str]:
 
 
 ZERO_PART = {"Bitcache-Chunk-Digests": "zQDiksWXDTxeLw_6UXHlVbxGv8T63ftKQYtoQLhueaM"}
+SESSION = dict.fromkeys(("id", "realm", "method", "intent", "request", "expires"), "x")
 PRICE = {"kind": "fixed", "amount_msat": 0}
 TERMS = {"price_sat": "0", "confirmations": "1"}
 MATRIX: Mapping[str, Row] = {
@@ -224,6 +225,20 @@ MATRIX: Mapping[str, Row] = {
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"HEAD {API}/offers/{{offer_id}}/files/{{file_id}}/content": Row(CONTENT, sold),
     f"GET {API}/offers/{{offer_id}}/files/{{file_id}}/digests": Row(anybody("200"), sold),
+    # Channels know no accounts: a payer's signature is all. What is refused to whom is in
+    # functional_channels_attacks.py; this server has none.
+    f"GET {API}/channels/terms": Row(anybody("409 channels-off")),
+    f"POST {API}/channels/deposits": Row(
+        anybody("409 channels-off"),
+        body={"challenge": SESSION, "payer_key": "02" + "11" * 32, "change_script": "0014" + "22" * 20},
+    ),
+    f"POST {API}/channels": Row(anybody("409 channels-off")),
+    f"POST {API}/channels/mine": Row(
+        anybody("409 channels-off"), body={"payer_key": "02" + "11" * 32, "at": 1, "signature": "11" * 64}
+    ),
+    f"POST {API}/channels/refund": Row(
+        anybody("409 channels-off"), body={"channel_id": f"{'11' * 32}:0", "transaction": "00"}
+    ),
     f"GET {API}/balance": Row(each_their_own("200"), Stage.payout),
     f"POST {API}/payouts": Row(
         sellers("409 balance-negative", "422 payout-below-minimum"), Stage.payout, body={"all": True}

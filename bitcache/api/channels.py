@@ -98,9 +98,9 @@ async def own(call: Call) -> Answer:
 
 
 async def refund(call: Call) -> Answer:
-    asked = call.body(ChannelRefundRequest)
+    asked, desk = call.body(ChannelRefundRequest), _desk(call)
     parse_channel_id(asked.channel_id)
-    txid = await _desk(call).refund(asked.channel_id, asked.transaction, client=call.client)
+    txid = await desk.refund(asked.channel_id, asked.transaction, client=call.client)
     return Answer(202, ChannelRefundView(txid=txid))
 
 

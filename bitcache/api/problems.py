@@ -263,6 +263,8 @@ def problem_of(error: Exception) -> Problem | None:
 
 def problem_view(problem: Problem, error: Exception | None) -> ProblemView:
     """The body. Errors that say more carry it as attributes."""
+    if isinstance(error, session_auth.SessionRefused):
+        error = error.cause
     return ProblemView(
         type=TYPE_PREFIX + problem.name,
         title=problem.title,
@@ -272,6 +274,10 @@ def problem_view(problem: Problem, error: Exception | None) -> ProblemView:
         invoice_id=getattr(error, "invoice_id", None),
         retry_after_s=_retry_after_s(problem, error),
         work=_work(error),
+        required_sat=getattr(error, "required_sat", None),
+        accepted_sat=getattr(error, "accepted_sat", None),
+        spent_msat=getattr(error, "spent_msat", None),
+        max_sat=getattr(error, "max_sat", None),
     )
 
 

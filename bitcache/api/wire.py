@@ -57,6 +57,12 @@ class ProblemView(Response, frozen=True, omit_defaults=True):
     invoice_id: str | None = None
     retry_after_s: int | None = None
     work: WorkView | None = None
+    required_sat: int | None = None
+    """Of a voucher that does not cover what was asked for: what to sign in all."""
+    accepted_sat: int | None = None
+    spent_msat: int | None = None
+    max_sat: int | None = None
+    """Of a voucher for too much: what may be signed in all."""
 
 
 # --- accounts -----------------------------------------------------------------------------------------------
