@@ -162,6 +162,7 @@ class Watcher:
             if not await self._store.write(partial(self._record, view=view, now=now, last_look=last_look)):
                 looks_again += 1
                 continue
+            looks_again = 0
             self._watch_list.add(arrival.payment for arrival in view.arrivals)
             await self._store.read(self._watch_list.keep_coins)
             complete = view.complete

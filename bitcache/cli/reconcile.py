@@ -102,6 +102,8 @@ OWED_TO = {
     "payout": "to payouts under way",
     "owed": "to buyers",
     "unassigned": "for invoices that were lost",
+    "pending": "to sellers, once channels are settled",
+    "channel": "in channels: what came in by their closes, less what was sold in them",
 }
 
 
