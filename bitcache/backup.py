@@ -22,6 +22,7 @@ from sqlalchemy import insert, select, update
 from bitcache import VERSION, backup_manifest
 from bitcache.backup_manifest import (
     BLOBS_FOLDER_NAME,
+    CHANNEL_SEED_FILE_NAME,
     FILES_FILE_NAME,
     FORMAT,
     MANIFEST_FILE_NAME,
@@ -31,6 +32,7 @@ from bitcache.backup_manifest import (
     Manifest,
     entry_of,
 )
+from bitcache.channel_seed import read_channel_seed
 from bitcache.config import CONFIG_FILE_NAME, Config
 from bitcache.db import dump
 from bitcache.db.dump import Dump, NamedFile
@@ -71,8 +73,14 @@ class _Copied:
 
 
 async def back_up(config: Config, folder: Path, *, with_master_key: bool, now: int) -> BackupDone:
-    """Bring the backup in `folder` up to date, or begin one. Raises BackupRefused, MasterKeyUnusable."""
+    """Bring the backup in `folder` up to date, or begin one.
+
+    `with_master_key`: the channel seed too, where there are channels. Raises BackupRefused,
+    MasterKeyUnusable, ChannelSeedUnusable.
+    """
     master_key = read_master_key(config.master_key)
+    with_seed = with_master_key and config.channels.enabled
+    seed = read_channel_seed(config.channel_seed) if with_seed else None
     sealer = Sealer(master_key)
     _make_folder(folder)
     with _alone(folder):
@@ -92,6 +100,8 @@ async def back_up(config: Config, folder: Path, *, with_master_key: bool, now: i
             await database.close()
         if with_master_key:
             create_private(snapshot / MASTER_KEY_FILE_NAME, master_key)
+        if seed is not None:
+            create_private(snapshot / CHANNEL_SEED_FILE_NAME, seed)
         copy_durably(config.data_folder / CONFIG_FILE_NAME, snapshot / CONFIG_FILE_NAME)
         create_private(snapshot / FILES_FILE_NAME, backup_manifest.encode_files(taken.files))
         manifest = backup_manifest.sealed(_manifest(config, snapshot, taken, copied, sealer, now), sealer)

@@ -5,6 +5,7 @@
     <folder>/<snapshot>/bitcache.toml
     <folder>/<snapshot>/files               "<id> <size> whole" or "<id> <size> part", a line for each
     <folder>/<snapshot>/master.key          only if it was asked for
+    <folder>/<snapshot>/channel.seed        with the master key, where channels are enabled
     <folder>/<snapshot>/uploads/<id>        what has come of unfinished uploads
     <folder>/blobs/<ab>/<id>                finished files
 
@@ -27,6 +28,7 @@ MANIFEST_FILE_NAME = "manifest.json"
 BLOBS_FOLDER_NAME = "blobs"
 UPLOADS_FOLDER_NAME = "uploads"
 MASTER_KEY_FILE_NAME = "master.key"
+CHANNEL_SEED_FILE_NAME = "channel.seed"
 FILES_FILE_NAME = "files"
 FORMAT = 1
 FINGERPRINT_BYTES = 8

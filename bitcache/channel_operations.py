@@ -13,7 +13,7 @@ from payments.channel_close_store import Close
 from payments.channel_errors import ChannelClosed, ChannelNotFound, CloseRefused
 from payments.channel_store import ChannelRecord
 from payments.ports import Transaction
-from payments.tables import channel_contracts, channel_sales, channels
+from payments.tables import channel_contracts, channel_sales, channels, paying_transactions
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,17 @@ class ChannelFigures:
     funded: int
     open: int
     closing: int
-    accepted_sat: int
-    """In channels that are not closed."""
     spent_msat: int
+    """In channels that are not closed."""
+    unconfirmed_sat: int
+    """Signed in those whose deposit is in no block."""
     troubled: int
     """To be closed, and something is in the way."""
     blocks_left_min: int | None
     """Of those to be closed: to the first expiry. None: there are none."""
+
+
+NO_CHANNELS = ChannelFigures(0, 0, 0, 0, 0, 0, None)
 
 
 async def overview(tx: Transaction, *, everything: bool) -> list[ChannelLine]:
@@ -134,9 +138,13 @@ async def figures(tx: Transaction) -> ChannelFigures:
     counted = select(
         channels.c.state,
         func.count().label("of_state"),
-        func.sum(channels.c.accepted_sat).label("accepted_sat"),
         func.sum(channels.c.spent_msat).label("spent_msat"),
         func.count(channels.c.trouble).label("troubled"),
+    )
+    unconfirmed = (
+        select(func.sum(channels.c.accepted_sat))
+        .outerjoin(paying_transactions, paying_transactions.c.txid == channels.c.txid)
+        .where(live, paying_transactions.c.height.is_(None))
     )
     rows = {
         row.state: row for row in (await tx.execute(counted.where(live).group_by(channels.c.state))).all()
@@ -146,8 +154,8 @@ async def figures(tx: Transaction) -> ChannelFigures:
         funded=count.get(ChannelState.FUNDED, 0),
         open=count.get(ChannelState.OPEN, 0),
         closing=count.get(ChannelState.CLOSING, 0),
-        accepted_sat=sum(int(row.accepted_sat) for row in rows.values()),
         spent_msat=sum(int(row.spent_msat) for row in rows.values()),
+        unconfirmed_sat=int(await tx.scalar(unconfirmed) or 0),
         troubled=sum(row.troubled for row in rows.values()),
         blocks_left_min=await _blocks_left_min(tx),
     )

@@ -1,8 +1,11 @@
 """What /metrics shows: a few numbers an operator would act on. No ids, no addresses, and no amounts but what
-waits to be paid out, and one that ought to be zero."""
+waits to be paid out, what is in channels, and one that ought to be zero."""
+
+import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from bitcache.channel_operations import NO_CHANNELS, ChannelFigures
 from bitcache.payout_figures import PayoutFigures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -88,6 +91,46 @@ class Metrics:
         self.payouts_stopped = Gauge(
             "bitcache_payouts_stopped", "1 while nothing at all may be paid out", registry=self.registry
         )
+
+        self.channels = Gauge(
+            "bitcache_channels", "Payment channels that are not closed", ["state"], registry=self.registry
+        )
+        self.channels_here = Gauge(
+            "bitcache_channels_here", "1 when this process has the channels", registry=self.registry
+        )
+        self.channels_spent_sat = Gauge(
+            "bitcache_channels_spent_sat",
+            "Sats that buyers have spent in channels that no block has closed",
+            registry=self.registry,
+        )
+        self.channels_unconfirmed_sat = Gauge(
+            "bitcache_channels_unconfirmed_sat",
+            "Sats signed in channels whose deposit is in no block: what double spends could cost",
+            registry=self.registry,
+        )
+        self.channels_troubled = Gauge(
+            "bitcache_channels_troubled",
+            "Channels that are to be closed, and something is in the way",
+            registry=self.registry,
+        )
+        self.channel_close_blocks_left = Gauge(
+            "bitcache_channel_close_blocks_left",
+            "Blocks until the first channel that is to be closed expires; +Inf for none",
+            registry=self.registry,
+        )
+        self.show_channels(NO_CHANNELS, here=False)
+
+    def show_channels(self, figures: ChannelFigures, *, here: bool) -> None:
+        """`here`: this process has them."""
+        self.channels_here.set(here)
+        self.channels.labels("funded").set(figures.funded)
+        self.channels.labels("open").set(figures.open)
+        self.channels.labels("closing").set(figures.closing)
+        self.channels_spent_sat.set(figures.spent_msat // 1_000)
+        self.channels_unconfirmed_sat.set(figures.unconfirmed_sat)
+        self.channels_troubled.set(figures.troubled)
+        left = figures.blocks_left_min
+        self.channel_close_blocks_left.set(math.inf if left is None else left)
 
     def show_payouts(self, figures: PayoutFigures) -> None:
         self.payouts_waiting.set(figures.waiting)

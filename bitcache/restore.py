@@ -18,6 +18,7 @@ from bitcache import backup_manifest
 from bitcache.backup import note_key_backup
 from bitcache.backup_manifest import (
     BLOBS_FOLDER_NAME,
+    CHANNEL_SEED_FILE_NAME,
     FILES_FILE_NAME,
     MANIFEST_FILE_NAME,
     MASTER_KEY_FILE_NAME,
@@ -25,6 +26,7 @@ from bitcache.backup_manifest import (
     Manifest,
     entry_of,
 )
+from bitcache.channel_seed import fingerprint
 from bitcache.config import CONFIG_FILE_NAME, Config
 from bitcache.config_file import parse
 from bitcache.db import dump, migrate
@@ -82,7 +84,7 @@ async def restore(
     Raises RestoreRefused, MasterKeyUnusable, ConfigInvalid.
     """
     checked = check(folder, normal(data_folder), master_key_file, environment)
-    places = Places(checked.config)
+    places = Places(checked.config, with_seed=CHANNEL_SEED_FILE_NAME in checked.manifest.files)
     places.check_free()
     await _check_database(checked)
     try:
@@ -206,6 +208,9 @@ def _stage(checked: CheckedBackup, places: Places) -> None:
     places.make_folders()
     copy_durably(checked.snapshot / CONFIG_FILE_NAME, places.staged(places.config))
     create_private(places.staged(places.master_key), checked.master_key)
+    if places.channel_seed is not None:
+        seed = (checked.snapshot / CHANNEL_SEED_FILE_NAME).read_bytes()
+        create_private(places.staged(places.channel_seed), seed)
     if places.database is not None:
         copy_durably(checked.database, places.staged(places.database))
     blobs, lost = places.staged(places.blobs), set(checked.manifest.missing)
@@ -239,3 +244,6 @@ async def _prepare_database(checked: CheckedBackup, places: Places, now: int) ->
 async def _mark(tx: Transaction, *, checked: CheckedBackup, now: int) -> None:
     await restores.note_restore(tx, taken_at=checked.manifest.taken_at, now=now)
     await note_key_backup(tx, checked.manifest.master_key, now=now)
+    if CHANNEL_SEED_FILE_NAME in checked.manifest.files:
+        seed = (checked.snapshot / CHANNEL_SEED_FILE_NAME).read_bytes()
+        await note_key_backup(tx, fingerprint(seed), now=now)

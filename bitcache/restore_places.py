@@ -22,16 +22,17 @@ SQLITE_SUFFIXES = ("-wal", "-shm", "-journal")
 class Places:
     """Where the parts of a server go, and where they are made."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, with_seed: bool = False) -> None:
         self._data_folder = config.data_folder
         self._staging = config.data_folder / STAGING_FOLDER_NAME
         self.config = config.data_folder / CONFIG_FILE_NAME
         self.blobs = normal(config.blobs)
         self.master_key = normal(config.master_key)
+        self.channel_seed = normal(config.channel_seed) if with_seed else None
         url = make_url(config.database)
         on_sqlite = url.get_backend_name() == "sqlite"
         self.database = normal(Path(url.database or "")) if on_sqlite else None
-        parts = (self.blobs, self.database, self.master_key, self.config)
+        parts = (self.blobs, self.database, self.master_key, self.channel_seed, self.config)
         self._parts = [part for part in parts if part is not None]
         self._moved_in: list[Path] = []
 

@@ -117,6 +117,8 @@ WORLDS = {
     "BitcacheBooksNotCompared": World(
         "bitcache_reconciled_at_seconds", "60x3000", "60+60x3000", minutes=2_900
     ),
+    "BitcacheChannelCloseLate": World("bitcache_channel_close_blocks_left", "71x10", "72x10"),
+    "BitcacheChannelsTroubled": World("bitcache_channels_troubled", "1x90", "0x10 1x50 0x40", minutes=80),
     "BitcachePayoutsStopped": World("bitcache_payouts_stopped", "0 1x10", "0 1x3 0x6"),
     "BitcachePayoutUnconfirmed": World("bitcache_payout_batch_unconfirmed_seconds", "50000x10", "40000x10"),
 }

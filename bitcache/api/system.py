@@ -8,7 +8,7 @@ import logging
 from aiohttp import web
 from sqlalchemy import text
 
-from bitcache import VERSION, damage, payout_figures, reconciling
+from bitcache import VERSION, channel_operations, damage, payout_figures, reconciling
 from bitcache.api.bodies import encode, json_response
 from bitcache.api.routing import Answer, Call, Route
 from bitcache.api.wire import HealthView
@@ -56,6 +56,10 @@ async def metrics(call: Call) -> web.StreamResponse:
         services.metrics.damaged_files.set(await services.database.read(damage.count))
         paying = await services.database.read(lambda tx: payout_figures.figures(tx, now=services.clock()))
         services.metrics.show_payouts(paying)
+        if services.config.channels.enabled:
+            here = services.channels is not None and services.channels.registry.available
+            metered = await services.database.read(channel_operations.figures)
+            services.metrics.show_channels(metered, here=here)
         found = await services.database.read(reconciling.latest)
         services.metrics.reconciled_at.set(found.at if found else 0)
         services.metrics.reconciliation_explained.set(found is None or found.explained)

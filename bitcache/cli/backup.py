@@ -40,14 +40,16 @@ def backup(
     with_master_key: Annotated[
         bool,
         typer.Option(
-            "--with-master-key", help="Put the master key in too: then who has the backup can open it."
+            "--with-master-key",
+            help="Put the master key in too, and the channel seed: then who has the backup can open it.",
         ),
     ] = False,
     data: DataFolder = DATA_FOLDER,
     json_output: JsonFlag = False,
 ) -> None:
     """Back the whole server up, while it serves. Again into the same folder takes what is new."""
-    done = run(_back_up(config_file.load(data), folder, with_master_key=with_master_key))
+    settings = config_file.load(data)
+    done = run(_back_up(settings, folder, with_master_key=with_master_key))
     manifest = done.manifest
     if json_output:
         print_json({"manifest": manifest, "copied": done.copied})
@@ -63,6 +65,8 @@ def backup(
         )
     if not with_master_key:
         say("The master key is not in it: keep a copy elsewhere, made by `bitcache backup-key FILE`.")
+        if settings.channels.enabled:
+            say("Nor is the channel seed: keep a copy too, made by `bitcache channels seed --copy FILE`.")
 
 
 @app.command("backup-key", epilog="Example: bitcache backup-key /media/stick/master.key --data /srv/bitcache")
@@ -105,6 +109,8 @@ def restore(
         f"Restored {show_count(restored.manifest.blobs.count, 'file')}. Read {data}/bitcache.toml, then:"
     )
     print_text(f"bitcache serve --data {data}")
+    if restored.config.channels.enabled and not restored.config.channel_seed.exists():
+        say(f"Before that, put your copy of the channel seed at {restored.config.channel_seed}.")
     say("New invoices wait until the addresses in use since the backup are found: see `bitcache unassigned`.")
     if restored.config.accel_redirect_prefix:
         say("nginx cannot read the restored files yet: open them to it, see docs/OPERATING.md.")
@@ -184,6 +190,7 @@ def payouts_start_index(
 
 async def _back_up(settings: Config, folder: Path, *, with_master_key: bool) -> BackupDone:
     from bitcache.backup import back_up, note_key_backup
+    from bitcache.channel_seed import fingerprint, read_channel_seed
     from bitcache.services import now
     from bitcache.setup import open_database
 
@@ -191,6 +198,9 @@ async def _back_up(settings: Config, folder: Path, *, with_master_key: bool) -> 
     if with_master_key:
         async with open_database(settings) as database:
             await database.write(lambda tx: note_key_backup(tx, done.manifest.master_key, now=now()))
+            if settings.channels.enabled:
+                seed = fingerprint(read_channel_seed(settings.channel_seed))
+                await database.write(lambda tx: note_key_backup(tx, seed, now=now()))
     return done
 
 

@@ -105,13 +105,14 @@ def _show(found: Examination) -> None:
 
 async def _examine(data: Path, wanted: Wanted) -> Examination:
     # The whole server is imported here and not above: a buyer's command must not wait for it.
-    from bitcache import backup_checks, config_file, doctor_books, doctor_channel_books
+    from bitcache import backup_checks, config_file, doctor_books, doctor_channel_books, doctor_channels
     from bitcache import doctor as checks
     from bitcache.services import open_services
 
     config = config_file.load(data)
     key = checks.check_master_key(config)
     found = Examination([key, checks.check_public_url(config), checks.check_disk(config)])
+    found.findings += (seed := doctor_channels.check_seed(config))
     if key.verdict == "wrong":
         return found  # nothing else opens without it
     async with open_services(config, with_channels=False) as services:
@@ -128,6 +129,8 @@ async def _examine(data: Path, wanted: Wanted) -> Examination:
         found.findings += [finding async for finding in checks.check_node(services)]
         found.findings += [finding async for finding in doctor_books.check_books(services)]
         found.findings += [f async for f in doctor_channel_books.check_channel_books(services)]
+        if all(finding.verdict == "ok" for finding in seed):
+            found.findings += await doctor_channels.check_channels(services)
         if wanted.rescan:
             found.fetched_blocks = await checks.rescan(services)
         if wanted.recompute:
