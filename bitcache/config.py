@@ -179,7 +179,7 @@ class ChannelsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     close_feerate_sat_vb: Count = 0
     """for which feerate channels set aside the network fee of their close, sat/vB; 0: the node's estimate"""
     close_feerate_max_sat_vb: Positive = 100
-    """closes never pay the network more, sat/vB"""
+    """closes pay the network no more, sat/vB, but in a channel's last 72 blocks: then up to all it brings"""
     unconfirmed_sat: Count = 500
     """what a channel may have paid in all before a block has its deposit; 0: nothing"""
     unconfirmed_total_sat: Count = 10_000

@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coincurve import PrivateKey
+from typer.testing import CliRunner
 
+from bitcache.cli.main import app
+from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME
 from bitcache.db.engine import Database
 from bitcache.ids import new_id
 from payments import (
@@ -63,6 +66,7 @@ from payments.watcher import Watcher
 from regtest.node import btc, sat, wait_until
 from regtest.wallet import OutsideWallet
 from regtest.world import MINER, RegtestWorld
+from tests.service import blank_database
 
 SEED = bytes(range(32))
 SELLER = "ada"
@@ -104,6 +108,8 @@ class ClosingShop:
     """The operator's wallet, on the server's node, mostly not loaded."""
     wallet: PayoutDescriptor
     payers: OutsideWallet
+    folder: Path
+    """A data folder, for the operator's commands."""
 
     def __post_init__(self) -> None:
         self.descriptors = DescriptorStore(seal=lambda text, _: text, unseal=lambda text, _: text)
@@ -288,6 +294,12 @@ class ClosingShop:
     async def batch(self, batch_id: str) -> batch_store.Batch:
         return await self.database.read(lambda tx: batch_store.load_batch(tx, batch_id))
 
+    async def command(self, *words: str) -> str:
+        """What an operator's command prints; fails if it does."""
+        result = await asyncio.to_thread(CliRunner().invoke, app, [*words, "--data", str(self.folder)])
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
     # What there is.
 
     async def seen(self) -> None:
@@ -377,9 +389,9 @@ async def _no_quote(tx: Transaction, subject: str, now: int) -> Term | None:
 @asynccontextmanager
 async def open_closing_shop(world: RegtestWorld, folder: Path) -> AsyncIterator[ClosingShop]:
     """The world's server node must be able to load wallets."""
-    database = Database(f"sqlite+aiosqlite:///{folder / 'closing.db'}")
-    async with database.engine.begin() as connection:
-        await connection.run_sync(tables.metadata.create_all)
+    (folder / CONFIG_FILE_NAME).write_text('network = "regtest"\n')
+    (folder / DATABASE_FILE_NAME).write_bytes(await blank_database())
+    database = Database(f"sqlite+aiosqlite:///{folder / DATABASE_FILE_NAME}")
     name = f"operator {next(_numbers)}"
     await world.server.rpc("createwallet", wallet_name=name, load_on_startup=False)
     keys = OutsideWallet(world.server, name)
@@ -388,7 +400,7 @@ async def open_closing_shop(world: RegtestWorld, folder: Path) -> AsyncIterator[
     payers = await OutsideWallet.create(world, f"payers {next(_numbers)}")
     async with Bitcoind(world.server.rpc_url, cookie_file=world.server.cookie_path) as node:
         wallet = await normalise_descriptor(node, text, "regtest")
-        shop = ClosingShop(world, node, database, keys, wallet, payers)
+        shop = ClosingShop(world, node, database, keys, wallet, payers, folder)
 
         async def register(tx: Transaction) -> None:
             await shop.descriptors.register(tx, wallet, start_index=0, now=clock())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from bitcache import channel_operations
 from payments.channel import ChannelState, CloseReason
 from payments.channel_close_plan import ClosePolicy
 from payments.channel_errors import BumpRefused, CloseNotFound
@@ -18,6 +20,7 @@ from tests.closing_shop import (
     CAPACITY_SAT,
     CLOSE_FEE_SAT,
     DEPTH,
+    LIFE_BLOCKS,
     POLICY,
     ClosingShop,
     open_closing_shop,
@@ -233,3 +236,32 @@ async def test_what_a_close_brought_is_paid_out(shop: ClosingShop) -> None:
     await shop.seen()
     assert await shop.payers.received_sat(address, confirmations=1) > 95_000
     assert (await shop.reconciled()).explained
+
+
+async def test_the_operator_closes_by_a_command_and_looks_at_it(shop: ClosingShop) -> None:
+    first, second = await shop.channels(2)
+    await shop.pay(first, 5_000)
+    listed = json.loads(await shop.command("channels", "list", "--json"))
+    assert [line["state"] for line in listed if line["channel_id"] in (first.id, second.id)] == ["open"] * 2
+    asked = json.loads(await shop.command("channels", "close", first.id, "--yes", "--json"))
+    assert asked == {"asked": [first.id]}
+    assert f"{first.id}  open, to be closed" in await shop.command("channels", "list")
+    # Until the process that has the channels has done it, nothing changes: what it remembers stays true.
+    assert (await shop.record(first)).state is ChannelState.OPEN
+    await shop.turn()
+    version = (await shop.sent(first)).newest
+    assert (await shop.record(second)).state is ChannelState.OPEN
+    figures = await shop.database.read(channel_operations.figures)
+    assert (figures.closing, figures.troubled) == (1, 0)
+    assert figures.blocks_left_min == LIFE_BLOCKS - 6
+    shown = await shop.command("channels", "show", first.id)
+    assert version.txid in shown
+    assert "5,000 sat to ada" in shown
+    await shop.mine(DEPTH)
+    assert first.id not in await shop.command("channels", "list")
+    assert f"{first.id}  closed (operator)" in await shop.command("channels", "list", "--all")
+    asked = json.loads(await shop.command("channels", "close", "--all", "--yes", "--json"))
+    assert second.id in asked["asked"]
+    await shop.turn()
+    await shop.sent(second)
+    await shop.mine()
