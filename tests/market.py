@@ -65,7 +65,8 @@ class Market:
     async def sell(
         self,
         *,
-        price_sat: int = 0,
+        price_sat: int | None = 0,
+        metered_msat: int | None = None,
         goods: dict[str, bytes] | None = None,
         policy: wire.PolicyView | None = None,
         title: str = "Summer in Lyon",
@@ -73,14 +74,19 @@ class Market:
         preview: bytes | None = None,
         **terms: Any,
     ) -> str:
-        """Upload `goods` (once for the same description) and offer them; the link."""
-        key = repr((goods, title, note))
+        """Upload `goods` (once for the same description) and offer them; the link.
+
+        `metered_msat`: of a chunk; without `price_sat` they are sold so alone.
+        """
+        meterable = metered_msat is not None
+        key = repr((goods, title, note, meterable))
         if key not in self._parcels:
-            self._parcels[key] = await self._uploaded(goods or GOODS, title, note, preview)
+            self._parcels[key] = await self._uploaded(goods or GOODS, title, note, preview, meterable)
         parcel_id, link_secret = self._parcels[key]
         request = wire.OfferRequest(
             parcel_id=parcel_id,
-            price=wire.FixedPrice(amount_msat=price_sat * 1000),
+            price=None if price_sat is None else wire.FixedPrice(amount_msat=price_sat * 1000),
+            metered=None if metered_msat is None else wire.MeteredPrice(amount_msat=metered_msat),
             policy=policy or wire.PolicyView(),
             **terms,
         )
@@ -89,7 +95,7 @@ class Market:
         return str(Link(self.url, offer.offer_id, link_secret))
 
     async def _uploaded(
-        self, goods: dict[str, bytes], title: str, note: str, preview: bytes | None
+        self, goods: dict[str, bytes], title: str, note: str, preview: bytes | None, meterable: bool
     ) -> tuple[str, bytes]:
         self._sources += 1
         source = self.folder / f"goods {self._sources}"
@@ -104,7 +110,7 @@ class Market:
                     state,
                     collect(sorted(source.iterdir())),
                     Description(title, note, _preview(preview)),
-                    meterable=False,
+                    meterable=meterable,
                     progress=CountingProgress(),
                 )
                 return await upload.run(), state.link_secret

@@ -24,9 +24,10 @@ from playwright.async_api import Browser, FilePayload, Page
 
 from bitcache.api.accounts import change_account
 from bitcache.api.wire import AccountPatch, PolicyView
-from bitcache.config import HostedConfig
+from bitcache.config import ChannelsConfig, HostedConfig
 from bitcache.ids import new_id
 from bitcache.takedown import take_down
+from payments.channel import ChannelState
 from payments.ports import Transaction
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.world import RegtestWorld
@@ -34,6 +35,8 @@ from storage import base64url
 from tests.browser import DESKTOP, PHONE, Visitor, open_chromium, until
 from tests.hosted_shop import operator_wallet
 from tests.market import Market, open_market, png, ready, unlocked, until_state
+from tests.metered_counter import with_seed
+from tests.statement_histories import History, Step, put_channel
 
 SCREENS = Path(__file__).parent.parent / "build" / "screens"
 SHORT_HOLD_S = 5
@@ -141,7 +144,8 @@ class Tour:
                 yield stop
         keys = await operator_wallet(self._world.outside)
         hosted = HostedConfig(descriptor=await keys.descriptor(), fee_percent="2.5", depth=1)
-        short = {"price_hold_s": SHORT_HOLD_S, "hosted": hosted, **OPERATOR}
+        metered = {"channels": ChannelsConfig(enabled=True), "prepare": with_seed}
+        short = {"price_hold_s": SHORT_HOLD_S, "hosted": hosted, **metered, **OPERATOR}
         async with open_market(self._world, self._folder / "second", **short) as market:
             self.token = market.till.account.token
             async for stop in _too_late(market):
@@ -294,8 +298,31 @@ async def _hosted(market: Market) -> AsyncIterator[Stop]:
     await desk.with_addresses(
         lambda tx: desk.request(tx, account_id, payout_id=new_id(), amount_sat=12_000, now=services.clock())
     )
+    async for stop in _metered(market):
+        yield stop
     yield Stop("money-hosted", f"{market.url}/dashboard/money", signed_in=True)
     yield Stop("dashboard-hosted", f"{market.url}/dashboard", signed_in=True)
+
+
+async def _metered(market: Market) -> AsyncIterator[Stop]:
+    """Sold per chunk: one offer in both ways, one in this alone; an open channel, and a closed one."""
+    alone = await market.sell(price_sat=None, metered_msat=500, title="Lyon, frame by frame")
+    both = await market.sell(price_sat=21_000, metered_msat=10_000, title="Lyon, frame by frame")
+    yield Stop("offer-metered", alone, prepare=ready)
+    yield Stop("offer-metered-and-whole", both, prepare=ready)
+    yield Stop("offer-metered-link-wrong", alone[:-43] + "A" * 43, prepare=ready)
+    history = History(market.till.account.account_id, now=market.till.server.clock())
+    history.offer_ids = (_offer_id(alone), _offer_id(both))
+
+    async def sold(tx: Transaction) -> None:
+        await history.play(tx, [Step("metered", 0, 0, (90_000,), 2)] * 2)
+        closed, still_open = history.channels
+        await put_channel(tx, closed, state=ChannelState.CLOSED)
+        await put_channel(tx, still_open)
+        await history.play(tx, [Step("close", 0, 0, (0,), 0)])
+
+    await market.till.server.services.database.write(sold)
+    yield Stop("offers-metered", f"{market.url}/dashboard/offers", signed_in=True)
 
 
 def in_state(state: str) -> Callable[[Page], Awaitable[None]]:

@@ -17,16 +17,19 @@ from sqlalchemy import insert
 
 from bitcache.ids import new_id
 from payments import books, ledger, payout_store
+from payments.channel import ChannelState
 from payments.channel_books import Ended, Sold, desired_channel, desired_spending
 from payments.invoice import Mode
 from payments.ledger import Booking, Code, Leg
 from payments.money import Msat, Sat, msat_from_sat
 from payments.payout import Kind, Payout, Share, State, desired_payout
 from payments.ports import Transaction
-from payments.tables import invoices
+from payments.tables import channel_contracts, channel_sales, channels, invoices
 
 START = 1_790_000_000
 """2026-09-21 14:13:20 UTC."""
+CHUNKS = 70
+"""Of each channel that `put_channel` writes."""
 GAPS_S = (0, 0, 1, 3_600, 86_400, 20 * 86_400)
 
 
@@ -88,6 +91,8 @@ class History:
     sales: list[_Sale] = field(default_factory=list)
     outs: list[_Out] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)
+    offer_ids: tuple[str, ...] = ()
+    """What is sold per chunk, in turn; empty: offers that nobody knows."""
 
     async def play(self, tx: Transaction, played: Sequence[Step]) -> None:
         for step in played:
@@ -152,7 +157,8 @@ class History:
         """Chunks of fractions of a sat."""
         channel_id = f"{secrets.token_hex(32)}:{step.which}"
         spent_msat = Msat(sum(step.amounts_sat) * 7 + 1)
-        sold = Sold(new_id(), self.seller_id, step.fee_percent * 10_000, spent_msat)
+        offer_id = self.offer_ids[len(self.channels) % len(self.offer_ids)] if self.offer_ids else new_id()
+        sold = Sold(offer_id, self.seller_id, step.fee_percent * 10_000, spent_msat)
         spent = desired_spending(channel_id, sold, spent_msat, k=0)
         self.channels.append(Channel(channel_id, sold, spent))
         await self._book(tx, channel_id, [spent])
@@ -213,3 +219,51 @@ def _invoice_row(invoice_id: str, seller_id: str, mode: Mode, now: int) -> dict[
         "status": "settled",
         "standing": "",
     }
+
+
+async def put_channel(
+    tx: Transaction, channel: Channel, *, unbooked_msat: int = 0, state: ChannelState = ChannelState.OPEN
+) -> None:
+    """The rows of a channel of the history, with some that the ledger has not got yet."""
+    txid, _, vout = channel.id.partition(":")
+    script = bytes.fromhex(txid)
+    await tx.execute(
+        insert(channel_contracts).values(
+            script_pubkey=script,
+            seq=int(script[0]) << 8 | script[1],
+            nonce=script[:16],
+            payer_key=script,
+            payee_key=script,
+            expiry_height=9,
+            change_script_pubkey=b"",
+            close_fee_sat=1,
+            announced_at=START,
+        )
+    )
+    await tx.execute(
+        insert(channels).values(
+            id=channel.id,
+            txid=txid,
+            vout=int(vout),
+            script_pubkey=script,
+            capacity_sat=20_000,
+            seen_at=START,
+            state=state,
+            accepted_sat=0,
+            spent_msat=channel.sold.spent_msat + unbooked_msat,
+        )
+    )
+    await tx.execute(
+        insert(channel_sales).values(
+            channel_id=channel.id,
+            subject=channel.sold.subject,
+            seller_id=channel.sold.seller_id,
+            fee_ppm=channel.sold.fee_ppm,
+            first_at=START,
+            last_at=START,
+            units=CHUNKS,
+            spent_msat=channel.sold.spent_msat + unbooked_msat,
+            booked_msat=channel.sold.spent_msat,
+            bookings=1,
+        )
+    )

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest_asyncio
-from sqlalchemy import insert
 
 from bitcache import accounts
 from bitcache.api.wire_money import EarningsView
@@ -21,10 +20,9 @@ from payments import books
 from payments.channel import ChannelState
 from payments.money import Msat
 from payments.ports import Transaction
-from payments.tables import channel_contracts, channel_sales, channels
 from tests.functional_statements import journal_totals
 from tests.service import blank_database
-from tests.statement_histories import START, Channel, History, Step
+from tests.statement_histories import CHUNKS, START, History, Step, put_channel
 
 ALWAYS = Period(0, START + 10**6, time_zone("UTC"))
 SPENT_SAT = 700
@@ -120,56 +118,6 @@ async def test_a_close_is_shared_out_and_every_sat_is_somebodys(database: Databa
 
 
 # What a seller is told.
-
-CHUNKS = 70
-
-
-async def put_channel(
-    tx: Transaction, channel: Channel, *, unbooked_msat: int = 0, state: ChannelState = ChannelState.OPEN
-) -> None:
-    """The rows of a channel of the history, with some that the ledger has not got yet."""
-    txid, _, vout = channel.id.partition(":")
-    script = bytes.fromhex(txid)
-    await tx.execute(
-        insert(channel_contracts).values(
-            script_pubkey=script,
-            seq=int(script[0]) << 8 | script[1],
-            nonce=script[:16],
-            payer_key=script,
-            payee_key=script,
-            expiry_height=9,
-            change_script_pubkey=b"",
-            close_fee_sat=1,
-            announced_at=START,
-        )
-    )
-    await tx.execute(
-        insert(channels).values(
-            id=channel.id,
-            txid=txid,
-            vout=int(vout),
-            script_pubkey=script,
-            capacity_sat=20_000,
-            seen_at=START,
-            state=state,
-            accepted_sat=0,
-            spent_msat=channel.sold.spent_msat + unbooked_msat,
-        )
-    )
-    await tx.execute(
-        insert(channel_sales).values(
-            channel_id=channel.id,
-            subject=channel.sold.subject,
-            seller_id=channel.sold.seller_id,
-            fee_ppm=channel.sold.fee_ppm,
-            first_at=START,
-            last_at=START,
-            units=CHUNKS,
-            spent_msat=channel.sold.spent_msat + unbooked_msat,
-            booked_msat=channel.sold.spent_msat,
-            bookings=1,
-        )
-    )
 
 
 async def test_what_is_in_channels_is_told_beside_what_is_earned(database: Database, play: Play) -> None:

@@ -62,8 +62,8 @@ function offerWhatWasBought(link) {
 
 // What is sold per chunk is bought with the command line: the commands, with the link's secret, to be copied.
 function showCommands() {
-  const get = element('get-command');
-  if (get) get.textContent = get.textContent.replace('#…', location.hash);
+  const secret = element('get-command')?.lastChild;
+  if (secret) secret.textContent = secret.textContent.replace('#…', location.hash);
   for (const button of document.querySelectorAll('[data-copies]')) {
     const source = element(button.dataset.copies);
     show(button).onclick = () => copy(source.textContent, button, button.dataset.copied, source);
