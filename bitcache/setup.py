@@ -149,7 +149,7 @@ rpc_cookie_file = "{cookie_file}"
 # seed_file = "channel.seed"
 # life_blocks = 2016
 # deposit_min_sat = 2000
-# What a close pays the network, sat/vB; 0: the node's estimate. Never above the maximum.
+# What a close pays the network, sat/vB; 0: the node's estimate. Above the maximum only in the last 72 blocks.
 # close_feerate_sat_vb = 0
 # close_feerate_max_sat_vb = 100
 # What a channel may have paid before a block has its deposit, all such together, at 1 and at 3 blocks.
