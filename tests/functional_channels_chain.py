@@ -186,7 +186,7 @@ async def test_a_contract_announced_while_a_block_is_read_is_not_missed(shop: De
 
 
 async def test_a_deposit_recorded_while_the_block_is_read_that_spends_it(shop: Deposits) -> None:
-    """Another process is told of a deposit that nobody announced: its refund is in the block being read."""
+    """Another process records one that is older than its contract: its refund is in the block being read."""
     contract = await shop.announce(life_blocks=2, written=False)
     txid = await shop.world.faucet(address_of(contract.script_pubkey, "regtest"), CAPACITY_SAT)
     block_hash = await shop.world.outside.rpc("getbestblockhash")
@@ -198,6 +198,7 @@ async def test_a_deposit_recorded_while_the_block_is_read_that_spends_it(shop: D
     payment = PayingTransaction(txid, raw, parsed.inputs, (output,), coinbase=False)
     channel = Channel(contract, OutPoint(txid, paid.vout), paid.amount_sat)
     height = int((await shop.world.outside.rpc("getblock", block_hash))["height"])
+    await shop.write_contract(contract)
     await shop.world.mine_exactly([shop.refund(channel, await shop.new_script()).hex()])
     done = False
 
@@ -206,7 +207,6 @@ async def test_a_deposit_recorded_while_the_block_is_read_that_spends_it(shop: D
         if done:
             return
         done = True
-        await shop.write_contract(contract)
         add = partial(chain_store.add_payment, payment=payment, height=height, first_seen_at=shop.now)
         await shop.services.database.write(partial(add, prefetch_fit=True))
 
@@ -351,10 +351,11 @@ async def test_one_close_of_two_channels_and_what_others_add(shop: Deposits) -> 
 
 async def test_a_refund_after_expiry_wins_over_the_close(shop: Deposits) -> None:
     """What was charged is the operator's loss; a reorg turns it into the close."""
-    record = await shop.deposit(await shop.announce(life_blocks=3))
+    record = await shop.deposit(await shop.announce(life_blocks=3), confirmations=0)
+    await shop.mine()
     await shop.charge(record, accepted_sat=2_000, spent_msat=1_500_000)
     close = (await shop.close([record], send=False)).close
-    await shop.mine(3)
+    await shop.mine(2)
     refund = shop.refund(record.channel, await shop.new_script())
     await shop.world.mine_exactly([refund.hex()])
     await shop.seen()
