@@ -5,14 +5,14 @@ often is counted in memory only.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from payments.channel import RETRIES_FREE, RETRIES_S
 from payments.channel_errors import RetriesExhausted
+from payments.many_rows import ManyRows
 from payments.ports import Transaction
 from payments.tables import channel_pages
 
@@ -159,16 +159,12 @@ def page_row(key: PageKey, page: Page) -> dict[str, Any]:
     return {**key._asdict(), "paid": bytes(page.octets)}
 
 
-async def save_pages(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Each as it is now, whatever was kept of it before."""
-    await tx.execute(_SAVE[tx.dialect.name], rows)
-
-
-def _saved(dialect_insert: Callable[..., Any]) -> Any:
-    added = dialect_insert(channel_pages)
+def _saved(dialect: Any) -> Any:
+    added = dialect.insert(channel_pages)
     return added.on_conflict_do_update(
         index_elements=["channel_id", "item", "page"], set_={"paid": added.excluded.paid}
     )
 
 
-_SAVE = {"sqlite": _saved(sqlite.insert), "postgresql": _saved(postgresql.insert)}
+SAVE_PAGES = ManyRows(_saved)
+"""Each page as it is now, whatever was kept of it before."""

@@ -251,8 +251,8 @@ class ChannelMachine(RuleBasedStateMachine):
         if gone < len(tasks):
             tasks[gone].cancel()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        await self.registry._settle()  # nothing is under way any more
         self.house.store.fails = None
+        await self.registry._settle()  # nothing is under way any more
         for (number, first, count), answer in zip(asked, answers, strict=True):
             assert not isinstance(answer, Exception) or isinstance(answer, ChannelError | WriteFailed), answer
             units = set(range(first, first + count))
