@@ -31,7 +31,7 @@ class ManyRows:
             statement = self._statement
             if not isinstance(statement, ClauseElement):
                 statement = statement(postgresql if dialect.name == "postgresql" else sqlite)
-            compiled = statement.compile(dialect=dialect)
+            compiled: Any = statement.compile(dialect=dialect)
             self._texts[dialect.name] = str(compiled), itemgetter(*compiled.positiontup)
         text, values = self._texts[dialect.name]
         return (await tx.exec_driver_sql(text, [values(row) for row in rows])).rowcount
