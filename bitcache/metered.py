@@ -82,7 +82,7 @@ class MeteredSales:
         try:
             found = await self._store.read(lambda tx: self._read(tx, offer_id, kept, read_at))
         except BaseException:
-            self.forget(offer_id)
+            self._kept.pop(offer_id, None)
             raise
         if changes != self._changes:
             return found  # good for this request: a change that came meanwhile may be newer
