@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -16,6 +18,8 @@ from bitcache.db.tables import offers
 from payments.money import MAX_MONEY_SAT
 from storage.stream import CHUNK_SIZE_BYTES
 from tests.metered_counter import MeteredCounter, open_metered_till, prices
+from tests.plain_browser import Browser
+from tests.seller_browser import seller_browser
 from tests.till import pretend_node_online
 
 WHOLE_MSAT = 5_000_000
@@ -175,3 +179,74 @@ async def test_stopping_the_price_of_the_whole_ends_renewals_too(shop: MeteredCo
     assert (await till.buy(sold, secret=bought.claim_secret)).id == bought.id
     async with till.ask(sold, os.urandom(32)) as answer:
         assert answer.status == 409
+
+
+# On the pages, without JavaScript.
+
+
+class Page(NamedTuple):
+    text: str
+    words: str
+    """In one line."""
+
+
+async def page_of(shop: MeteredCounter, offer_id: str, language: str = "en") -> Page:
+    async with Browser(shop.till) as browser:
+        await browser.get(f"/d/{offer_id}?lang={language}")
+        assert browser.status == 200
+        words = html.unescape(re.sub(r"<[^>]*>", "", browser.text))
+        return Page(browser.text, " ".join(re.split(r"[ \n]+", words)))
+
+
+async def test_the_page_says_what_a_chunk_costs_and_how_to_buy(shop: MeteredCounter) -> None:
+    await pretend_node_online(shop.till)
+    alone = await shop.offer(metered_msat=1_500)
+    both = await shop.offer(price_msat=WHOLE_MSAT, metered_msat=CHUNK_MSAT)
+    url = shop.till.server.url
+    page = await page_of(shop, alone["offer_id"])
+    # 4.5 sat: the last one is a whole one.
+    for words in ("1\u202f500 msat per chunk of 1 MiB", "all of it: 5 sat", "who owes it to the seller"):
+        assert words in page.words, words
+    assert f"bitcache channel open '{url}' --deposit 20000sat --change YOUR_ADDRESS" in page.words
+    assert f"bitcache get '{url}/d/{alone['offer_id']}#…'" in page.words
+    assert "<form" not in page.text
+    assert 'id="pay"' not in page.text
+    assert "days after payment" not in page.words
+
+    page = await page_of(shop, both["offer_id"])
+    assert "or 10 sat per chunk of 1 MiB all of it: 30 sat" in page.words
+    assert f"bitcache get --metered '{url}/d/{both['offer_id']}#…'" in page.words
+    assert "days after payment" in page.words
+
+    page = await page_of(shop, both["offer_id"], "fr")
+    assert "ou 10 sat par morceau de 1 Mio" in page.words
+    assert "--change VOTRE_ADRESSE" in page.words
+
+
+async def test_the_page_sells_nothing_per_chunk_where_it_cannot(shop: MeteredCounter, tmp_path: Path) -> None:
+    offer = await shop.offer()
+    page = await page_of(shop, offer["offer_id"])
+    assert "Do not pay now" in page.words
+    (tmp_path / "off").mkdir()
+    async with open_metered_till(tmp_path / "off", changes={"channels": ChannelsConfig()}) as off:
+        await pretend_node_online(off.till)
+        sold = await off.till.offer(price_sat=0, meterable=True, sold_whole=False, metered_msat=CHUNK_MSAT)
+        page = await page_of(off, sold.offer_id)
+        assert "this server opens no channels" in page.words
+        assert "bitcache channel open" not in page.words
+
+
+async def test_the_shelf_shows_the_price_of_a_chunk_and_takes_one_of_the_whole(shop: MeteredCounter) -> None:
+    offer = await shop.offer()
+    place = f"/dashboard/offers/{offer['offer_id']}/price"
+    async with seller_browser(shop.till) as browser:
+        await browser.get("/dashboard/offers")
+        assert "10 sat per chunk Open" in browser.words
+        assert "Price of the whole in sat" in browser.words
+        await browser.send(place, price_sat="0")
+        assert browser.status == 422
+        assert "Nobody pays per chunk for what is free as a whole" in browser.words
+        await browser.send(place, price_sat="7000")
+        assert browser.status == 303
+        await browser.get("/dashboard/offers")
+        assert "7\u202f000 sat 10 sat per chunk Open" in browser.words
