@@ -23,6 +23,7 @@ from tests.till import Sold, Till, open_nodeless_till
 
 HOSTED = HostedConfig(descriptor="wpkh(of nobody)", fee_percent="1")
 """No node reads it here."""
+NOBODYS_ADDRESS = payout_targets.Target("bcrt1qnobody", bytes.fromhex("0014") + bytes(20))
 SIZES = (CHUNK_SIZE_BYTES + 1, 100)
 """Two chunks and one."""
 
@@ -56,11 +57,10 @@ class MeteredCounter:
 
     async def set_target(self) -> None:
         """An address that earnings are paid out to."""
-        target = payout_targets.Target("bcrt1qnobody", bytes.fromhex("0014") + bytes(20))
         now, account_id = self.till.server.clock(), self.till.account.account_id
 
         async def put(tx: Transaction) -> None:
-            await payout_targets.set_target(tx, account_id, target, delay_s=0, now=now)
+            await payout_targets.set_target(tx, account_id, NOBODYS_ADDRESS, delay_s=0, now=now)
 
         await self.till.server.services.database.write(put)
 
