@@ -15,7 +15,7 @@ from payments import channel_close_store
 from payments.bitcoind import RPC_INVALID_ADDRESS_OR_KEY, Bitcoind, sat_of
 from payments.bitcoind_coins import mempool_spenders
 from payments.channel_close import Claim, close_transaction
-from payments.channel_close_plan import ClosePolicy, Pace, Planned, Toll, bumped_feerate
+from payments.channel_close_plan import FEERATE_SAT_KVB_MIN, ClosePolicy, Pace, Planned, Toll, bumped_feerate
 from payments.channel_close_store import Close
 from payments.channel_errors import BumpRefused, CloseUneconomic
 from payments.errors import NodeRefused
@@ -46,6 +46,7 @@ class CloseBumper:
         if sum(one.sent_height == tip_height for one in close.versions) >= VERSIONS_PER_BLOCK_MAX:
             raise BumpRefused("it was sent again often enough for one block: it waits for the next one")
         estimate = await self._node.estimate_feerate(pace.target_blocks)
+        wanted = max(estimate or 0, least_sat_kvb, await floor_sat_kvb(self._node))
         toll = await toll_of(self._node, [claim.channel.outpoint for claim in claims])
         script, before = close.payee_script_pubkey, close.newest.feerate_sat_kvb
         brings_sat = sum(claim.brings_sat for claim in claims)
@@ -54,9 +55,7 @@ class CloseBumper:
         most = brings_sat * 1_000 // sized.close.vbytes
         if not pace.last:
             most = min(most, self._policy.feerate_max_sat_kvb)
-        feerate = bumped_feerate(
-            before, max(estimate or 0, least_sat_kvb), toll, vbytes=sized.close.vbytes, most_sat_kvb=most
-        )
+        feerate = bumped_feerate(before, wanted, toll, vbytes=sized.close.vbytes, most_sat_kvb=most)
         if feerate is None or feerate < least_sat_kvb:
             raise BumpRefused(
                 f"no block takes it at {before / 1_000:.1f} sat/vB, and it may pay at most "
@@ -94,6 +93,12 @@ async def _planned(claims: Sequence[Claim], script: bytes, feerate_sat_kvb: int)
         raise BumpRefused(str(exc)) from exc
 
 
+async def floor_sat_kvb(node: Bitcoind) -> int:
+    """The least feerate that our node's mempool takes now."""
+    info = await node.rpc.call("getmempoolinfo", answer=_MempoolWire)
+    return max(FEERATE_SAT_KVB_MIN, sat_of(info.mempoolminfee))
+
+
 async def toll_of(node: Bitcoind, outpoints: Sequence[OutPoint]) -> Toll:
     """What in the mempool a transaction that spends these has to throw out."""
     spenders = set((await mempool_spenders(node.rpc, outpoints)).values())
@@ -109,6 +114,10 @@ async def toll_of(node: Bitcoind, outpoints: Sequence[OutPoint]) -> Toll:
         fees_sat += sat_of(entry.fees.descendant)
         feerate_sat_kvb = max(feerate_sat_kvb, -(-sat_of(entry.fees.base) * 1_000 // entry.vsize))
     return Toll(Sat(fees_sat), feerate_sat_kvb)
+
+
+class _MempoolWire(Struct, frozen=True):
+    mempoolminfee: Decimal
 
 
 class _FeesWire(Struct, frozen=True):

@@ -137,9 +137,17 @@ def groups(records: Iterable[ChannelRecord], *, tip_height: int) -> list[list[Ch
 
 
 def wanted_feerate(
-    policy: ClosePolicy, pace: Pace, estimate_sat_kvb: int | None, claims: Sequence[Claim]
+    policy: ClosePolicy,
+    pace: Pace,
+    estimate_sat_kvb: int | None,
+    claims: Sequence[Claim],
+    *,
+    floor_sat_kvb: int = FEERATE_SAT_KVB_MIN,
 ) -> int:
-    """What a new close pays: the operator's choice or the node's estimate; without one what was set aside."""
+    """What a new close pays: the operator's choice or the node's estimate; without one what was set aside.
+
+    `floor_sat_kvb`: our node takes nothing below.
+    """
     wanted = policy.feerate_sat_kvb or estimate_sat_kvb
     if wanted is None:
         wanted = max(claim.channel.contract.close_fee_sat for claim in claims) * 1_000 // CLOSE_VBYTES
@@ -152,7 +160,7 @@ def wanted_feerate(
         wanted = min(wanted, brings_sat * 1_000 // (CLOSE_VBYTES * len(claims)))
     else:
         wanted = min(wanted, policy.feerate_max_sat_kvb)
-    return max(FEERATE_SAT_KVB_MIN, wanted)
+    return max(floor_sat_kvb, wanted)
 
 
 def plan_close(
@@ -188,12 +196,12 @@ def plan_close(
 
 
 def bumped_feerate(
-    before_sat_kvb: int, estimate_sat_kvb: int | None, toll: Toll, *, vbytes: int, most_sat_kvb: int
+    before_sat_kvb: int, wanted_sat_kvb: int, toll: Toll, *, vbytes: int, most_sat_kvb: int
 ) -> int | None:
     """What the next version of a close pays; None: the least that a node would take is above the most."""
     for_fees = -(-(toll.fees_sat * 1_000) // vbytes) + INCREMENTAL_SAT_KVB
     least = max(before_sat_kvb + INCREMENTAL_SAT_KVB, for_fees, toll.feerate_sat_kvb + 1)
     if least > most_sat_kvb:
         return None
-    wanted = max(least, before_sat_kvb * STEP_PERCENT // 100, estimate_sat_kvb or 0)
+    wanted = max(least, before_sat_kvb * STEP_PERCENT // 100, wanted_sat_kvb)
     return min(wanted, most_sat_kvb)

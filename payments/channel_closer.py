@@ -22,6 +22,7 @@ from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.channel import CloseReason
+from payments.channel_bump import floor_sat_kvb
 from payments.channel_close_plan import ClosePolicy, Planned, claim_of, groups, plan_close, wanted_feerate
 from payments.channel_close_store import unused_address
 from payments.channel_errors import ChannelError
@@ -135,8 +136,12 @@ class ChannelCloser:
                     troubles |= await self._close(group, look.tip_height)
                 except OF_ONE as exc:
                     troubles |= {record.id: str(exc) for record in group}
-            if troubles:
-                await self._store.write(partial(channel_close_store.set_troubles, troubles=troubles))
+            known = {record.id: record.trouble for record in look.records.values()}
+            news = {
+                channel_id: words for channel_id, words in troubles.items() if known.get(channel_id) != words
+            }
+            if news:
+                await self._store.write(partial(channel_close_store.set_troubles, troubles=news))
 
     async def bump(self, close_id: str, *, feerate_sat_kvb: int) -> str:
         """Replace an unmined close by a version with this feerate, or more if our node asks for more.
@@ -166,7 +171,8 @@ class ChannelCloser:
         if not claims:
             return troubles
         estimate = await self._node.estimate_feerate(pace_now.target_blocks)
-        feerate = wanted_feerate(self._policy, pace_now, estimate, claims)
+        floor = await floor_sat_kvb(self._node)
+        feerate = wanted_feerate(self._policy, pace_now, estimate, claims, floor_sat_kvb=floor)
         address = await fresh_address(
             self._store,
             self._descriptors,

@@ -96,7 +96,7 @@ class CloseTender:
     async def bump(self, close_id: str, look: Look, *, feerate_sat_kvb: int) -> str:
         """A version with this feerate at least, sent; its txid. Raises as `ChannelCloser.bump`."""
         close = next((one for one in look.closes if one.id == close_id), None)
-        if close is None:
+        if close is None or not look.records.keys() >= set(close.channel_ids):
             raise CloseNotFound(close_id)
         records = [look.records[channel_id] for channel_id in close.channel_ids]
         pace_now = pace_of(self._policy, records, look.tip_height)

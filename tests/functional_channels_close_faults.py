@@ -135,11 +135,12 @@ async def test_a_child_of_the_payers_change_pins_nothing(shop: ClosingShop) -> N
 
 async def test_where_a_node_takes_no_replacement_a_child_pays(shop: ClosingShop) -> None:
     await shop.world.server.stop()
-    await shop.world.server_in("-mempoolreplacement=0")
+    await shop.world.server_in("-mempoolreplacement=0", "-minrelaytxfee=0.00003")
     try:
         channel = await closing(shop)
         await shop.turn()
         first = (await shop.sent(channel)).newest
+        assert first.feerate_sat_kvb == 3_000, "the node takes nothing below"
         await shop.empty_block()
         await shop.turn(shop.closer_with(EAGER, signs=False))
         trouble = (await shop.record(channel)).trouble
