@@ -8,6 +8,7 @@ async with open_channel_market(world, folder) as market:
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,6 +84,19 @@ class ChannelMarket:
     async def command(self, *words: str, home: Path | None = None) -> Any:
         """As the buyer; the document it printed."""
         return await self.server.command_json(*words, home=home or self.buyer)
+
+    async def start(self, *words: str, as_json: bool = True) -> asyncio.subprocess.Process:
+        """As the buyer; a process whose output is read by the caller."""
+        return await asyncio.create_subprocess_exec(
+            type(self.server).command_program(),
+            *words,
+            *(("--json",) if as_json else ()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.server.environment(self.buyer),
+            cwd=self.buyer,
+        )
 
     async def channel(self, channel_id: str, *, home: Path | None = None) -> Any:
         """As `channel list` shows it."""

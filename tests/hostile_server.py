@@ -33,6 +33,10 @@ KINDS = {
     "claim": r"/api/v1/invoices/[a-z2-7]{26}/claim",
     "digests": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/digests",
     "part": r"/api/v1/files/[a-z2-7]{26}/parts/[0-9]+",
+    "terms": r"/api/v1/channels/terms",
+    "deposits": r"/api/v1/channels/deposits",
+    "channels": r"/api/v1/channels",
+    "mine": r"/api/v1/channels/mine",
     "content": r"/api/v1/offers/[a-z2-7]{26}/files/[a-z2-7]{26}/content",
 }
 

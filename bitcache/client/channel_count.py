@@ -5,11 +5,11 @@ whatever the server charged is covered, in whatever order requests arrived, and 
 nothing. The file is a list of records that only grows:
 
     16 bytes  file id      4  first chunk      2  chunks      1  kind      1  nothing      8  msat per chunk
-    kinds     1 asked for, 2 arrived and proven, 3 signed for something that this list does not have
+    kinds     1 asked for, 2 arrived and proven, 3 msat signed for what this list does not have, in all
 
 Little-endian. A record is written before the request that it is for is sent, and never synced: a killed
 process leaves it to the system, which has it. After a power cut the last ones may be missing; then the
-server's record, with the payer's own signature in it, says how much was signed (`note_unlisted`). A sync for
+server's record, with the payer's own signature in it, says how much was signed (`set_unlisted`). A sync for
 each chunk would cost more than the chunk.
 """
 
@@ -89,8 +89,8 @@ class ChannelCount:
         if self._state(file_id, index) == Kind.ASKED:
             self._write(file_id, index, 1, Kind.ARRIVED, self._prices[file_id][index])
 
-    def note_unlisted(self, amount_msat: int) -> None:
-        """So much more was signed than this list says."""
+    def set_unlisted(self, amount_msat: int) -> None:
+        """So much was signed for chunks that this list does not have."""
         self._append(RECORD.pack(NO_FILE, 0, 0, Kind.UNLISTED, amount_msat))
         self._apply(NO_FILE, 0, 0, Kind.UNLISTED, amount_msat)
 
@@ -107,7 +107,7 @@ class ChannelCount:
 
     def _apply(self, raw_file_id: bytes, first: int, units: int, kind: int, price_msat: int) -> None:
         if kind == Kind.UNLISTED:
-            self.unlisted_msat = Msat(self.unlisted_msat + price_msat)
+            self.unlisted_msat = Msat(price_msat)
             return
         file_id = id_text(raw_file_id)
         prices = self._prices.setdefault(file_id, array("Q"))

@@ -109,7 +109,8 @@ def read_terms(view: ChannelTermsView) -> OfferedTerms:
 def check_network(offered: OfferedTerms, change_address: str) -> None:
     """Raises ChannelTermsRefused if the address is of another chain than the server."""
     prefix = change_address.lower().rpartition("1")[0]
-    if prefix != PREFIXES[offered.terms.network]:
+    # What has no such prefix at all is refused in other words, as no segwit address.
+    if prefix in PREFIXES.values() and prefix != PREFIXES[offered.terms.network]:
         raise ChannelTermsRefused(
             f"This server is on {offered.terms.network}, and the address for the change is not: one there "
             f"begins with {PREFIXES[offered.terms.network]}1. Nothing was paid."

@@ -243,9 +243,13 @@ def reconcile(own: OwnChannel, count: ChannelCount, view: wire.ChannelView, reco
             f"The server says you signed {view.accepted_sat:,} sat on channel {own.id}: you signed "
             f"{count.signed_sat:,} sat, and it shows nothing else. Nothing more is paid on it."
         )
-    # What was charged, and not all that was signed: the difference is still there to be spent.
-    if record is not None and record.spent_msat > count.promised_msat:
-        count.note_unlisted(record.spent_msat - count.promised_msat)
+    if record is None:
+        return
+    # What was charged, and not all that was signed: the difference is still there to be spent. It has become
+    # less where chunks that the list had lost were asked for again, and cost nothing.
+    unlisted_msat = max(0, record.spent_msat - count.asked_msat)
+    if unlisted_msat > count.unlisted_msat or (unlisted_msat < count.unlisted_msat and not count.outstanding):
+        count.set_unlisted(unlisted_msat)
 
 
 def close_quote(own: OwnChannel, count: ChannelCount, view: wire.ChannelView) -> Quote | None:
