@@ -1,0 +1,1 @@
+"""Payments through channels while server and payers are killed: see `tests.channel_soak.play`."""
