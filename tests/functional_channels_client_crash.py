@@ -12,9 +12,9 @@ from regtest.world import RegtestWorld
 from tests.channel_market import PRICE_SAT, ChannelMarket, open_channel_market
 from tests.functional_client_crash import Wire, relay
 
-CHUNKS = 48
-KILLS = 5
-CUTS_MAX_BYTES = 24 << 20
+CHUNKS = 32
+KILLS = 4
+CUTS_MAX_BYTES = 14 << 20
 
 
 async def killed(market: ChannelMarket, wire: Wire, *words: str) -> bool:
