@@ -264,7 +264,7 @@ class MeteredPrice(Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
 class MeteredView(Response, frozen=True, tag_field="kind", tag="per_chunk"):
     """As MeteredPrice, and what it comes to.
 
-    The offer's `paid_retention_days` and `downloads_left` are not for who pays so: chunks come as they are paid.
+    Neither `paid_retention_days` nor `downloads_left` of the offer is for who pays so.
     """
 
     amount_msat: MeteredMsat
