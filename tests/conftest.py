@@ -7,6 +7,7 @@ nodes, parts them or reorganises the chain takes `own_world`.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,13 @@ from tests.postgres import PostgresCluster, find_programs
 _database_numbers = count(1)
 
 ServedBitcache.command_program = staticmethod(quick_bitcache)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it is not looked at again whenever garbage is collected, which is seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
