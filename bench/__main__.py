@@ -71,7 +71,7 @@ def _run_apart(name: str, *, tiny: bool) -> tuple[int, list[Line]]:
 
 def _run_here(name: str, into: Path, *, tiny: bool) -> int:
     try:
-        measured = _lines_of(name, tiny=tiny)
+        measured = lines_of(name, tiny=tiny)
     except CannotMeasure as lacking:
         into.write_text(str(lacking))
         return CANNOT_MEASURE
@@ -79,7 +79,8 @@ def _run_here(name: str, into: Path, *, tiny: bool) -> int:
     return 0
 
 
-def _lines_of(name: str, *, tiny: bool) -> Sequence[Line]:
+def lines_of(name: str, *, tiny: bool) -> Sequence[Line]:
+    """What one benchmark measures, in this process."""
     measure = importlib.import_module(f"bench.{name}").lines
     takes_tiny = "tiny" in inspect.signature(measure).parameters
     found: Any = measure(tiny=True) if tiny and takes_tiny else measure()

@@ -1,7 +1,7 @@
 """A full block against a million watched scripts: time, and the memory of a process that does nothing else.
 
-`python -m bench.block_scan SCRIPTS` prints milliseconds and MiB as JSON. The reference, python-bitcoinlib
-reading the same block and looking nothing up, runs after it in the same process.
+`python -m bench.block_scan SCRIPTS REPEATS` prints milliseconds and MiB as JSON. The reference,
+python-bitcoinlib reading the same block and looking nothing up, runs after it in the same process.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Scan:
     memory_mib: float
 
 
-def lines(*, scripts: int = SCRIPTS) -> list[Line]:
-    words = [sys.executable, "-m", "bench.block_scan", str(scripts)]
+def lines(*, scripts: int = SCRIPTS, repeats: int = REPEATS) -> list[Line]:
+    words = [sys.executable, "-m", "bench.block_scan", str(scripts), str(repeats)]
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True)
     scan = Scan(**json.loads(done.stdout))
     what = f"block of {TRANSACTIONS:,} transactions against {scripts:,} scripts"
@@ -105,7 +105,7 @@ def _count(number: int) -> bytes:
     return bytes([number]) if number < 0xFD else b"\xfd" + struct.pack("<H", number)
 
 
-def measure(scripts: int) -> Scan:
+def measure(scripts: int, repeats: int) -> Scan:
     source = random.Random(1)
     watch_list = WatchList()
     for number in range(scripts):
@@ -117,18 +117,18 @@ def measure(scripts: int) -> Scan:
         found = scan_block(raw, watched_scripts=watch_list.scripts, watched_outpoints=watch_list.outpoints)
         return len(found.transactions)
 
-    took_s = _median_s(ours, 1)
+    took_s = _median_s(ours, 1, repeats)
     memory_mib = resident_mib(os.getpid())
     from bitcoin.core import CBlock  # not before: its own memory is none of ours
 
-    reference_s = _median_s(lambda: len(CBlock.deserialize(raw).vtx), TRANSACTIONS)
+    reference_s = _median_s(lambda: len(CBlock.deserialize(raw).vtx), TRANSACTIONS, repeats)
     return Scan(took_s * 1000, reference_s * 1000, memory_mib)
 
 
-def _median_s(what: Callable[[], int], expected: int) -> float:
+def _median_s(what: Callable[[], int], expected: int, repeats: int) -> float:
     """Seconds, the median of some."""
     took: list[float] = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         started_at = time.perf_counter()
         assert what() == expected
         took.append(time.perf_counter() - started_at)
@@ -136,7 +136,7 @@ def _median_s(what: Callable[[], int], expected: int) -> float:
 
 
 def main() -> None:
-    found: dict[str, Any] = asdict(measure(int(sys.argv[1])))
+    found: dict[str, Any] = asdict(measure(int(sys.argv[1]), int(sys.argv[2])))
     print(json.dumps(found))
 
 

@@ -109,7 +109,7 @@ async def lines(*, tiny: bool = False) -> list[Line]:
     ):
         server = Reference(int(stage.server.url.rpartition(":")[2]), stage.server.pid)
         path = f"/api/v1/invoices/{await _invoice(stage)}/events"
-        idle_ms = await _health(server.port, asyncio.sleep(1))
+        idle_ms = await _health(server.port, asyncio.sleep(0.2 if tiny else 1))
         others = Crowd(server.port, path)
         health_ms = await _health(server.port, others.open(crowd, at_once=crowd))
         others.leave()

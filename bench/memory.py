@@ -20,7 +20,7 @@ SERVER_MIB_MAX = 200
 CLIENT_MIB_MAX = 150
 
 
-async def memory(stage: Stage, size_bytes: int) -> list[Line]:
+async def memory(stage: Stage, size_bytes: int, *, buyers: int = BUYERS) -> list[Line]:
     """A file of `size_bytes` without a written block goes in, is streamed to many, and comes out."""
     source, target = stage.folder / "sparse.bin", stage.folder / "whole.bin"
     with source.open("wb") as file:
@@ -31,7 +31,7 @@ async def memory(stage: Stage, size_bytes: int) -> list[Line]:
         run, (BITCACHE, "upload", source, "--price", "0", "--json"), environment=environment, output=link_file
     )
     link = str(json.loads(link_file.read_text())["link"])
-    claims = [await stage.claim_free(link) for _ in range(BUYERS)]
+    claims = [await stage.claim_free(link) for _ in range(buyers)]
     before_mib = resident_mib(stage.server.pid)
     with Peak(lambda: resident_mib(stage.server.pid)) as peak:
         streamed_bytes = await asyncio.to_thread(_stream, stage.server.port, claims)
@@ -42,7 +42,7 @@ async def memory(stage: Stage, size_bytes: int) -> list[Line]:
     large = f"{size_bytes / GIB:.3g} GiB"
     return [
         Line(
-            f"server memory, {BUYERS} buyers streaming {large} at a time",
+            f"server memory, {buyers} buyers streaming {large} at a time",
             f"{peak.peak_mib:.0f} MiB",
             f"{before_mib:.0f} MiB (before; {streamed_bytes / GIB:.0f} GiB were streamed)",
             "",

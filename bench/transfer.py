@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.access_check import access_check
-from bench.memory import memory
+from bench.memory import BUYERS, memory
 from bench.processes import Spent, cpu_s, run
 from bench.raw_http import RawConnection, in_lanes
 from bench.references import Reference, bare_aiohttp, nginx_in_front, plain_nginx
@@ -48,10 +48,11 @@ class Scale:
     large_bytes: int
     rounds: int
     access_checks: int
+    buyers: int
 
 
-FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=6, access_checks=20_000)
-TINY = Scale(size_bytes=9 * MIB, large_bytes=9 * MIB, rounds=1, access_checks=100)
+FULL = Scale(size_bytes=GIB, large_bytes=4 * GIB, rounds=6, access_checks=20_000, buyers=BUYERS)
+TINY = Scale(size_bytes=9 * MIB, large_bytes=9 * MIB, rounds=1, access_checks=100, buyers=5)
 
 
 async def lines(*, tiny: bool = False) -> list[Line]:
@@ -67,7 +68,7 @@ async def lines(*, tiny: bool = False) -> list[Line]:
             await access_check(scale.access_checks),
             *served[3:],
             *await _command_line(stage, free_link, file, scale),
-            *await memory(stage, scale.large_bytes),
+            *await memory(stage, scale.large_bytes, buyers=scale.buyers),
         ]
 
 

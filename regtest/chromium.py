@@ -15,6 +15,26 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 HOW_TO_INSTALL = (
     "There is no Chromium here. Install one (Debian: apt-get install chromium), or set CHROMIUM=/path/to/it."
 )
+# Of two such lists the last counts: what Playwright turns off by itself is here again.
+FEATURES_OFF = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync",
+    "DestroyProfileOnBrowserClose",
+    "HttpsUpgrades",
+    "HttpsFirstBalancedModeAutoEnable",
+    "LensOverlay",
+    "MediaRouter",
+    "PaintHolding",
+    "ThirdPartyStoragePartitioning",
+    "AvoidCorsURLLoaderRestartOnRedirect",
+    "OptimizationHints",
+    "NetworkTimeServiceQuerying",
+    "AimEnabled",
+    "PreconnectToSearch",
+    # The popups of the address bar, which nobody sees: two pages that every window would load, for half a
+    # second of the processor.
+    "WebUIOmniboxPopup",
+    "WebUIOmniboxAimPopup",
+)
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -23,6 +43,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--disable-features={','.join(FEATURES_OFF)}",
 )
 """It sees only our own pages, and nothing of it may call home."""
 

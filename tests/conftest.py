@@ -7,14 +7,20 @@ nodes, parts them or reorganises the chain takes `own_world`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
+from bitcache.db.engine import Database
+from bitcache.db.migrate import upgrade
 from regtest.chromium import HOW_TO_INSTALL, find_chromium
 from regtest.errors import BitcoindMissing
 from regtest.install import BitcoindInstallation, find_bitcoind
@@ -24,10 +30,20 @@ from regtest.world import RegtestWorld
 from tests.browser import NewVisitor, Visitor, open_chromium
 from tests.command_server import quick_bitcache
 from tests.postgres import PostgresCluster, find_programs
+from tests.service import blank_database
+
+T = TypeVar("T")
 
 _database_numbers = count(1)
 
 ServedBitcache.command_program = staticmethod(quick_bitcache)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it is not looked at again whenever garbage is collected, which is seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +98,39 @@ def postgres_database(postgres_cluster: PostgresCluster) -> Iterator[str]:
     postgres_cluster.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def migrated_database(postgres_cluster: PostgresCluster) -> str:
+    """Name of a database that has all tables, to be copied."""
+
+    async def migrate() -> None:
+        database = Database(postgres_cluster.url("migrated"))
+        await upgrade(database)
+        await database.close()
+
+    postgres_cluster.create_database("migrated")
+    _in_a_loop_of_its_own(migrate())
+    return "migrated"
+
+
+@pytest.fixture
+def postgres_tables(postgres_cluster: PostgresCluster, migrated_database: str) -> Iterator[str]:
+    """SQLAlchemy URL of a database for one test, which has all tables."""
+    name = f"test_{next(_database_numbers)}"
+    postgres_cluster.create_database(name, like=migrated_database)
+    yield postgres_cluster.url(name)
+    postgres_cluster.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def each_with_tables(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As `each_database`, but with the tables that the migrations make: they take longer than many a test."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_tables"))
+    file = tmp_path / "test.db"
+    file.write_bytes(_in_a_loop_of_its_own(blank_database()))
+    return f"sqlite+aiosqlite:///{file}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """SQLAlchemy URL of an empty database: the test runs once on SQLite, once on PostgreSQL."""
@@ -120,3 +169,9 @@ async def new_visitor(chromium: Browser) -> AsyncIterator[NewVisitor]:
 def free_port() -> int:
     """A TCP port of the loopback address that nobody listens on."""
     return free_ports(1)[0]
+
+
+def _in_a_loop_of_its_own(work: Coroutine[None, None, T]) -> T:
+    """For fixtures that have no loop, or must not be bound to the one they are asked from."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()

@@ -38,18 +38,18 @@ class Farm:
 
 
 @pytest_asyncio.fixture
-async def farm(own_world: RegtestWorld, tmp_path: Path, each_database: str) -> AsyncIterator[Farm]:
+async def farm(own_world: RegtestWorld, tmp_path: Path, each_with_tables: str) -> AsyncIterator[Farm]:
     node = node_config(own_world)
     async with AsyncExitStack() as stack:
         watching = await stack.enter_async_context(AsyncExitStack())
         await watching.enter_async_context(
-            running_server(tmp_path, role=Role.WATCHER, node=node, database_url=each_database)
+            running_server(tmp_path, role=Role.WATCHER, node=node, database_url=each_with_tables)
         )
         first = await stack.enter_async_context(
-            open_till(own_world, tmp_path, role=Role.WEB, database_url=each_database)
+            open_till(own_world, tmp_path, role=Role.WEB, database_url=each_with_tables)
         )
         server = await stack.enter_async_context(
-            running_server(tmp_path, role=Role.WEB, node=node, database_url=each_database)
+            running_server(tmp_path, role=Role.WEB, node=node, database_url=each_with_tables)
         )
         second = Till(server, first.account, own_world)
         second.http = await stack.enter_async_context(server.session())

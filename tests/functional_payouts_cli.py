@@ -381,10 +381,10 @@ async def both(*ways: Coroutine[Any, Any, Any]) -> tuple[list[Any], list[Excepti
 
 
 async def test_of_two_administrators_at_once_one_has_an_effect_and_the_other_is_told(
-    wallets: RegtestWorld, tmp_path: Path, each_database: str
+    wallets: RegtestWorld, tmp_path: Path, each_with_tables: str
 ) -> None:
     async with (
-        open_desk(wallets, tmp_path, database_url=each_database) as (shop, desk),
+        open_desk(wallets, tmp_path, database_url=each_with_tables) as (shop, desk),
         open_services(shop.services.config) as first,
         open_services(shop.services.config) as second,
     ):

@@ -99,9 +99,9 @@ async def test_one_version_after_the_other_is_mined(shaky: RegtestWorld, tmp_pat
 
 
 async def test_what_others_spend_kills_a_batch_once_it_is_deep_and_its_payouts_go_again(
-    shaky: RegtestWorld, tmp_path: Path, each_database: str
+    shaky: RegtestWorld, tmp_path: Path, each_with_tables: str
 ) -> None:
-    async with open_hosted_till(shaky, tmp_path, hosted={"depth": 2}, database_url=each_database) as shop:
+    async with open_hosted_till(shaky, tmp_path, hosted={"depth": 2}, database_url=each_with_tables) as shop:
         await shop.sell(price_sat=PRICE_SAT, count=2, depth=2)
         payout = await shop.request(30_000)
         batch_id, batches = await shop.build(), shop.services.batches

@@ -358,10 +358,10 @@ async def test_a_reorg_during_the_scan_is_looked_at_again(own_world: RegtestWorl
 
 
 async def test_what_others_put_into_the_wallet_is_told_from_what_is_missing(
-    world: RegtestWorld, tmp_path: Path, each_database: str
+    world: RegtestWorld, tmp_path: Path, each_with_tables: str
 ) -> None:
     hosted = {"fee_percent": "10", "depth": 1}
-    async with open_hosted_till(world, tmp_path, hosted=hosted, database_url=each_database) as shop:
+    async with open_hosted_till(world, tmp_path, hosted=hosted, database_url=each_with_tables) as shop:
         services = shop.services
         payer = OutsideWallet(world.outside, MINER)
         (sold,) = await shop.sell(price_sat=50_000)

@@ -76,9 +76,9 @@ async def test_an_underpaid_sale_goes_back_to_who_has_the_receipt_and_to_nobody_
 
 
 async def test_a_seller_declines_and_money_that_comes_later_is_another_refund(
-    world: RegtestWorld, tmp_path: Path, each_database: str
+    world: RegtestWorld, tmp_path: Path, each_with_tables: str
 ) -> None:
-    async with open_hosted_till(world, tmp_path, hosted=AT_ONCE, database_url=each_database) as shop:
+    async with open_hosted_till(world, tmp_path, hosted=AT_ONCE, database_url=each_with_tables) as shop:
         bought = await underpaid(shop, 20_000)
         address = await shop.new_address()
         _, view = await ask(shop, bought, address)

@@ -275,8 +275,9 @@ async def _too_late(market: Market) -> AsyncIterator[Stop]:
     await market.pay(late, 9_000)
     await market.pay(owed, 21_000)
     yield Stop("pay-owed", owed_receipt, prepare=in_state("owed"))
-    # Late money gets a new price at once; that one expires too.
+    # Late money gets a new price at once; that one expires too. The node has no more to say of when it came.
     await market.until(late, lambda view: view["received_sat"] == 9_000, "the late money")
+    market.till.server.clock.advance(SHORT_HOLD_S + 1)
     await _until_expired(market, late)
     yield Stop("pay-late", late_receipt, prepare=in_state("late"))
 

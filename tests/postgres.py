@@ -64,8 +64,10 @@ class PostgresCluster:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self, name: str) -> None:
-        self._run("createdb", *self._address(), name)
+    def create_database(self, name: str, *, like: str | None = None) -> None:
+        """Empty, or a copy of the database `like`, which nobody may be connected to."""
+        template = ["--template", like] if like else []
+        self._run("createdb", *self._address(), *template, name)
 
     def drop_database(self, name: str) -> None:
         self._run("dropdb", *self._address(), "--force", name)

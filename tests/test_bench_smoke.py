@@ -1,4 +1,7 @@
-"""Every benchmark runs in a form of a few seconds, so that it cannot rot. Its numbers mean nothing."""
+"""Every benchmark runs in a form of a few seconds, so that it cannot rot. Its numbers mean nothing.
+
+One runs as its user runs it, in a process of its own; of the others only what they measure.
+"""
 
 import subprocess
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import NAMES
+from bench.__main__ import NAMES, lines_of
 from bench.report import Line, keep, table
 
 PROJECT = Path(__file__).parent.parent
@@ -60,8 +63,14 @@ def test_a_benchmark_that_is_not_there_is_told_by_the_exit_code() -> None:
 @pytest.mark.usefixtures("bitcoind")
 @pytest.mark.parametrize(("name", "told"), TOLD.items())
 def test_it_runs(name: str, told: tuple[str, ...]) -> None:
-    words = [sys.executable, "-m", "bench", name, "--tiny"]
+    shown = table(lines_of(name, tiny=True))
+    for what in told:
+        assert what in shown
+
+
+def test_the_command_shows_the_same() -> None:
+    words = [sys.executable, "-m", "bench", "statements", "--tiny"]
     ended = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    for what in told:
+    for what in TOLD["statements"]:
         assert what in ended.stdout

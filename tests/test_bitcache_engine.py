@@ -11,7 +11,6 @@ from sqlalchemy.exc import IntegrityError
 
 from bitcache import events
 from bitcache.db.engine import DATABASE_TROUBLE, Database
-from bitcache.db.migrate import upgrade
 from bitcache.db.tables import accounts
 from bitcache.events import Event, EventFeed, Reload
 from payments.ports import Transaction
@@ -24,9 +23,8 @@ class Told(Struct, frozen=True):
 
 
 @pytest_asyncio.fixture
-async def database(each_database: str) -> AsyncIterator[Database]:
-    database = Database(each_database)
-    await upgrade(database)
+async def database(each_with_tables: str) -> AsyncIterator[Database]:
+    database = Database(each_with_tables)
     yield database
     await database.close()
 
@@ -199,10 +197,9 @@ async def test_a_woken_feed_does_not_wait_for_its_turn(database: Database) -> No
     running.cancel()
 
 
-async def test_what_two_processes_tell_at_once_is_heard_once_and_in_order(each_database: str) -> None:
+async def test_what_two_processes_tell_at_once_is_heard_once_and_in_order(each_with_tables: str) -> None:
     """Events of this process are handed on without a look; those of the other lie between them."""
-    ours, theirs = Database(each_database), Database(each_database)
-    await upgrade(ours)
+    ours, theirs = Database(each_with_tables), Database(each_with_tables)
     feed = EventFeed(ours)
     ours.after_events = feed.hear
     await feed.start()
@@ -261,9 +258,8 @@ async def test_a_write_whose_caller_is_cancelled_ends_by_itself(database: Databa
     assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 11
 
 
-async def test_closing_waits_for_a_read_whose_caller_is_cancelled(each_database: str) -> None:
-    database = Database(each_database)
-    await upgrade(database)
+async def test_closing_waits_for_a_read_whose_caller_is_cancelled(each_with_tables: str) -> None:
+    database = Database(each_with_tables)
     begun, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def slow(tx: Transaction) -> None:

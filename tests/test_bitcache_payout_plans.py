@@ -170,8 +170,8 @@ async def until(till: Till, text: str) -> None:
 HOSTED = HostedConfig(payout_min_sat=MINIMUM_SAT, depth=1)
 
 
-async def test_a_week_pays_everything_once(tmp_path: Path, each_database: str) -> None:
-    url = each_database if each_database.startswith("postgresql") else ""
+async def test_a_week_pays_everything_once(tmp_path: Path, each_with_tables: str) -> None:
+    url = each_with_tables if each_with_tables.startswith("postgresql") else ""
     async with open_nodeless_till(tmp_path, role=Role.WEB, hosted=HOSTED, database_url=url) as till:
         await until(till, "2030-01-02T12:00:00")
         await plan(till, every="week")

@@ -181,9 +181,9 @@ async def test_a_reorg_suspends_the_grant_and_mining_again_restores_it(
 
 
 async def test_buying_works_on_postgresql_too(
-    world: RegtestWorld, tmp_path: Path, postgres_database: str
+    world: RegtestWorld, tmp_path: Path, postgres_tables: str
 ) -> None:
-    async with open_till(world, tmp_path, database_url=postgres_database) as till:
+    async with open_till(world, tmp_path, database_url=postgres_tables) as till:
         sold = await till.offer(price_sat=5_000, bytes_at=0, key_at=0, sizes=(1000,))
         bought, others = await asyncio.gather(
             till.buy(sold), asyncio.gather(*(till.buy(sold) for _ in range(4)))

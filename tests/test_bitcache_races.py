@@ -18,9 +18,9 @@ ACCOUNT_BYTES_MAX = 50 << 20
 
 
 @pytest_asyncio.fixture
-async def till(tmp_path: Path, each_database: str) -> AsyncIterator[Till]:
+async def till(tmp_path: Path, each_with_tables: str) -> AsyncIterator[Till]:
     async with open_nodeless_till(
-        tmp_path, database_url=each_database, registration="open", account_bytes_max=ACCOUNT_BYTES_MAX
+        tmp_path, database_url=each_with_tables, registration="open", account_bytes_max=ACCOUNT_BYTES_MAX
     ) as till:
         yield till
 

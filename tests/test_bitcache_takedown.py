@@ -237,9 +237,9 @@ async def test_a_reorg_after_a_takedown_owes_nothing_until_it_is_mined_again(
 
 
 async def test_all_of_it_works_on_postgresql_too(
-    world: RegtestWorld, tmp_path: Path, postgres_database: str
+    world: RegtestWorld, tmp_path: Path, postgres_tables: str
 ) -> None:
-    async with open_till(world, tmp_path, database_url=postgres_database) as till, Browser(till) as browser:
+    async with open_till(world, tmp_path, database_url=postgres_tables) as till, Browser(till) as browser:
         services, now = till.server.services, till.server.clock()
         hashed = await services.passwords.hashed("correct horse battery")
         account_id = till.account.account_id

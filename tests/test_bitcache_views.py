@@ -23,9 +23,8 @@ LATE = 1_773_185_400
 
 
 @pytest_asyncio.fixture
-async def database(each_database: str) -> AsyncIterator[Database]:
-    database = Database(each_database)
-    await upgrade(database)
+async def database(each_with_tables: str) -> AsyncIterator[Database]:
+    database = Database(each_with_tables)
     yield database
     await database.close()
 

@@ -47,9 +47,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a clean environment with the wheel in it."""
     environment = tmp_path_factory.mktemp("clean") / "environment"
-    _run(sys.executable, "-m", "venv", str(environment))
+    # Our own pip installs into it: unpacking another would take longer than many a package.
+    _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
+    into = ("--python", str(environment / "bin" / "python"))
     constraints = str(PROJECT / "constraints.txt")
-    _run(str(environment / "bin" / "pip"), "install", "-q", "--no-compile", "-c", constraints, str(wheel))
+    _run(sys.executable, "-m", "pip", *into, "install", "-q", "--no-compile", "-c", constraints, str(wheel))
     return environment / "bin"
 
 

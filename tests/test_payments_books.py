@@ -30,9 +30,10 @@ async def blank(each_database: str) -> AsyncIterator[Database]:
 
 
 @pytest_asyncio.fixture
-async def database(blank: Database) -> Database:
-    await upgrade(blank)
-    return blank
+async def database(each_with_tables: str) -> AsyncIterator[Database]:
+    database = Database(each_with_tables)
+    yield database
+    await database.close()
 
 
 def booking(subject: str, leg: Leg, debit: str, credit: str, amount_msat: int) -> Booking:
