@@ -19,6 +19,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from regtest.demo_cases import CASES, Stall
+from regtest.demo_channels import STEPS as METERED_STEPS
+from regtest.demo_channels import Meter
 from regtest.demo_hosted import STEPS, Office
 from regtest.node import wait_until
 from regtest.processes import remove_folder
@@ -104,6 +106,11 @@ async def play(file: Path, folder: Path) -> int:
         office = await Office.open(server, folder)
         for doing, step in STEPS:
             await story.step(doing, lambda step=step: step(office))  # type: ignore[misc]
+
+        story.chapter("Metered transfers: a payment channel, a signature for each chunk")
+        meter = await Meter.open(office)
+        for doing, metered_step in METERED_STEPS:
+            await story.step(doing, lambda step=metered_step: step(meter))  # type: ignore[misc]
     return story.end()
 
 
