@@ -275,7 +275,10 @@ def close_quote(own: OwnChannel, count: ChannelCount, view: wire.ChannelView) ->
     paid_sat, fee_sat = Sat(asked.paid_sat_min), Sat(asked.fee_sat)
     change_sat = own.channel.capacity_sat - fee_sat - paid_sat
     if 0 < change_sat < CHANGE_SAT_MIN:
-        return None  # no node relays such an output, and signing it away would be signing more than we owe
+        # No node relays so small an output: it goes to the network, as far as it was set aside for that.
+        if fee_sat + change_sat > close_fee_sat:
+            return None
+        fee_sat, change_sat = Sat(fee_sat + change_sat), 0
     return Quote(paid_sat, fee_sat, Sat(change_sat))
 
 
