@@ -446,6 +446,7 @@ async def test_a_backup_older_than_a_channel_loses_vouchers_and_explains_the_res
     unknown = await shop.deposit(await shop.announce())
     await shop.charge(unknown, accepted_sat=4_000, spent_msat=4_000_000)
     closes = [(await shop.close([record])).close for record in (known, unknown)]
+    late = (await shop.close([waiting], kept=False, send=False)).close
     await shop.mine(DEPTH)
     assert shop.services.hosted.known is not None
     async with risen(shop, tmp_path / "backup", tmp_path / "restored") as restored:
@@ -467,3 +468,12 @@ async def test_a_backup_older_than_a_channel_loses_vouchers_and_explains_the_res
             ledger.channel(waiting.id): -2_500_000,
             ledger.pending(shop.seller_id): 2_500_000,
         }
+        # What the lost server signed is mined at last, to an address that the backup does not know.
+        await restored.world.mine_exactly([late.raw.hex()])
+        await restored.mine(DEPTH - 1)
+        after = await explained(restored)
+        assert after[ledger.unassigned(shop.services.hosted.known.id)] == received_sat[1] * 1_000
+        assert (ledger.channel(waiting.id) in after, after[ledger.seller(shop.seller_id)]) == (
+            False,
+            4_500_000,
+        )
