@@ -20,12 +20,13 @@ from bitcache.client.channel_book import ChannelBook, KeptChannel, KeptContract,
 from bitcache.client.channel_count import RECORD, ChannelCount
 from bitcache.client.channel_recovery import network_of_address
 from bitcache.client.channel_terms import check_network, figures, read_terms
-from bitcache.client.channels import voucher_header
+from bitcache.client.channels import Quote, close_quote, voucher_header
 from bitcache.client.errors import (
     AlreadyRunning,
     ChannelMissing,
     ChannelUnknown,
     ChunksWithheld,
+    CloseQuoteRefused,
     ServerAnswerWrong,
     SpendingLimitReached,
 )
@@ -332,3 +333,47 @@ def test_no_voucher_leaves_change_that_no_node_takes() -> None:
     assert own.may_sign(whole_sat)
     assert own.may_sign(whole_sat - 330)
     assert not any(own.may_sign(whole_sat - rest_sat) for rest_sat in (-1, 1, 329))
+
+
+def view_with(own: OwnChannel, *, fee_sat: int, paid_sat_min: int) -> wire.ChannelView:
+    return wire.ChannelView(
+        channel_id=own.id,
+        state="open",
+        suspended=False,
+        confirmations=1,
+        capacity_sat=own.channel.capacity_sat,
+        accepted_sat=40,
+        spent_msat=40_000,
+        payable_sat_max=100_000,
+        expiry_height=own.roof.expiry_height,
+        close_fee_sat=own.roof.close_fee_sat,
+        close=None,
+        close_quote=wire.CloseQuoteView(fee_sat=fee_sat, paid_sat_min=paid_sat_min),
+        tip_height=TIP,
+    )
+
+
+async def test_a_close_never_signs_more_than_the_vouchers_did(tmp_path: Path) -> None:
+    """Whatever is agreed to is, as a voucher, for no more than what was signed already."""
+    one = purse(tmp_path, capacity_sat=388 + 330 + 60)
+    await reserve_all(meter(one), 4)
+    for fee_sat, paid_sat_min in ((389, 40), (388, 41), (-1, 40), (388, -1)):
+        with pytest.raises(CloseQuoteRefused):
+            close_quote(one.own, one.count, view_with(one.own, fee_sat=fee_sat, paid_sat_min=paid_sat_min))
+    for fee_sat, paid_sat_min in ((388, 40), (200, 40), (0, 0)):
+        quote = close_quote(
+            one.own, one.count, view_with(one.own, fee_sat=fee_sat, paid_sat_min=paid_sat_min)
+        )
+        assert quote is not None
+        assert quote.paid_sat + quote.fee_sat - one.own.roof.close_fee_sat <= one.count.signed_sat
+        assert quote.paid_sat + quote.fee_sat + quote.change_sat == one.own.channel.capacity_sat
+
+    # Change of 1 to 329 sat is none: the network gets it, out of what was set aside, or nothing is agreed.
+    tight = purse(tmp_path / "b", capacity_sat=388 + 50)
+    tight.count.ask(FILE, 0, 4, PRICE_MSAT)
+    quote = close_quote(tight.own, tight.count, view_with(tight.own, fee_sat=300, paid_sat_min=40))
+    assert quote is None
+    drained = purse(tmp_path / "c", capacity_sat=388 + 40)
+    drained.count.ask(FILE, 0, 4, PRICE_MSAT)
+    quote = close_quote(drained.own, drained.count, view_with(drained.own, fee_sat=300, paid_sat_min=40))
+    assert quote == Quote(Sat(40), Sat(388), Sat(0))

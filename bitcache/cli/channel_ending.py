@@ -2,7 +2,7 @@
 
 from bitcache.api import wire_channels as wire
 from bitcache.cli.channel_words import channel_lines, own_facts, view_facts
-from bitcache.cli.common import confirm, show_sat
+from bitcache.cli.common import confirm, show_count, show_sat
 from bitcache.cli.output import CommandFailed, UsageWrong, print_json, print_text, printable, say
 from bitcache.cli.price_words import show_msat
 from bitcache.client import places
@@ -75,6 +75,8 @@ class Close:
                 )
             change_address = address_of(own.roof.contract.change_script_pubkey, own.roof.network)
             self._say(f"Channel {own.id}: {show_sat(own.channel.capacity_sat)}")
+            if count.outstanding:
+                self._say(f"  {show_count(count.outstanding, 'chunk')} asked for did not come")
             self._say(f"  {show_sat(quote.paid_sat)} to the server, {show_sat(quote.fee_sat)} network fee")
             self._say(f"  {show_sat(quote.change_sat)} back to {change_address}")
             if not self._yes and not confirm("Close it?"):

@@ -15,6 +15,7 @@ from bitcache.client.channel_book import ChannelBook, KeptContract, OwnChannel
 from bitcache.client.channel_terms import Figures, OfferedTerms, check_network, figures
 from bitcache.client.channels import ChannelServer
 from bitcache.client.errors import ServerProblem, WalletRefused
+from bitcache.client.meter import NOT_OPENED
 from bitcache.client.wallets import BitcoindWallet, WalletAddress
 from payments.money import Sat
 
@@ -147,7 +148,7 @@ class Open:
                 try:
                     opened.append((own, await talk.open(own)))
                 except ServerProblem as problem:
-                    if problem.name not in {"deposit-too-small", "funding-not-found"}:
+                    if problem.name not in NOT_OPENED:
                         raise
                     if str(problem) != told and not self._as_json:
                         say(printable(problem.detail))

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bitcache.api import wire_channels as wire
-from bitcache.client.channel_book import ChannelBook, OwnChannel
+from bitcache.client.channel_book import ChannelBook, KeptContract, OwnChannel
 from bitcache.client.channel_count import ChannelCount
-from bitcache.client.channels import OPEN_STATES, ChannelServer, SeenChannel, reconcile, voucher_header
+from bitcache.client.channels import OPEN_STATES, ChannelServer, reconcile, voucher_header
 from bitcache.client.errors import (
     AlreadyRunning,
     ChannelMissing,
@@ -21,6 +21,7 @@ from bitcache.client.errors import (
     ClientError,
     DepositUnconfirmed,
     ServerAnswerWrong,
+    ServerProblem,
     SpendingLimitReached,
 )
 from payments.money import Msat, sat_rounded_up
@@ -29,6 +30,10 @@ WINDOW_CHUNKS = 16
 CHUNKS_PER_REQUEST = 4
 """With four lanes the whole window. The server takes up to 8."""
 POLL_S = 3.0
+CONTRACTS_MAX = 20
+"""The newest: who asked for many addresses and paid to none need not wait for a question about each."""
+NOT_OPENED = frozenset({"deposit-too-small", "funding-not-found"})
+"""Deposits that are no channel (yet)."""
 
 
 @dataclass(eq=False)
@@ -273,12 +278,9 @@ async def open_purses(
     Channels another command pays from are left to it, but those that were charged for chunks of these files
     and have not delivered them. Raises AlreadyRunning, ServerAnswerWrong.
     """
-    owns = [own for own in book.channels(base_url) if not own.kept.ended]
     purses, busy = [], None
-    seen: dict[str, SeenChannel] = {}
-    for roof in {own.roof.payer_key: own.roof for own in owns}.values():
-        seen |= {one.own.id: one for one in await server.mine(roof)}
-    for found in seen.values():
+    seen = [one for roof in _live(book, base_url) for one in await server.mine(roof)]
+    for found in sorted(seen, key=lambda one: one.own.kept.opened_at):
         own = found.own
         if found.view.state not in OPEN_STATES:
             book.end(own)
@@ -293,12 +295,24 @@ async def open_purses(
         view: wire.ChannelView = found.view
         reconcile(own, count, view, found.record)
         if view.state == "funded":
-            view = await server.open(own)
+            try:
+                view = await server.open(own)
+            except ServerProblem as problem:
+                if problem.name not in NOT_OPENED:
+                    raise
+                continue
         payable_sat = 0 if view.suspended else view.payable_sat_max
         purses.append(Purse(own, count, payable_sat))
     if not purses and busy is not None:
         raise busy
     return purses
+
+
+def _live(book: ChannelBook, base_url: str) -> list[KeptContract]:
+    """Contracts with a channel that may pay, or of whose deposits nothing is known yet."""
+    owns = book.channels(base_url)
+    ended = {own.roof.payer_key for own in owns} - {own.roof.payer_key for own in owns if not own.kept.ended}
+    return [roof for roof in book.contracts(base_url) if roof.payer_key not in ended][:CONTRACTS_MAX]
 
 
 def _owed(book: ChannelBook, own: OwnChannel, file_ids: Sequence[str]) -> bool:
