@@ -359,7 +359,6 @@ CONTENT_PROBLEMS = (
     "offer-unavailable",
     "too-many-invoices",
     "too-many-requests",
-    "metered-only",
     "seller-not-payable",
     "node-offline",
     "grant-suspended",
