@@ -144,6 +144,8 @@ async def test_vouchers_that_do_not_pay_change_nothing(house: House) -> None:
         await refused(registry.pay(payer.voucher(9), charge(4, 4)), VoucherStale)
         other = payer.voucher(10)._replace(signature=payer.voucher(11).signature)
         await refused(registry.pay(other, charge(0)), SignatureInvalid)
+        # What was accepted is spent by who can sign, and by nobody who knows the outpoint.
+        await refused(registry.pay(other._replace(cumulative_sat=9), charge(4, 2)), SignatureInvalid)
         beyond = Voucher(payer.id, most_sat + 1, bytes(64))
         await refused(registry.pay(beyond, None), VoucherOverDeposit)
         await refused(registry.pay(beyond._replace(cumulative_sat=most_sat - 1), None), VoucherDustChange)
@@ -230,11 +232,16 @@ async def test_a_deposit_that_left_the_chain_pays_for_nothing(house: House) -> N
         await house.set_presence(payer, Presence.MEMPOOL)
         await registry.poll_once()
         await refused(registry.pay(payer.voucher(600), charge(1)), ChannelSuspended)
-        # As high as before, and another block: one look must not miss it.
         await house.connect(TIP)
         await house.confirm(payer, TIP)
         await registry.poll_once()
         assert (await registry.pay(payer.voucher(600), charge(1))).confirmations == 1
+        # The chain is as high as at the last look, and another one.
+        await house.disconnect_above(TIP - 2)
+        await house.mine(2)
+        await house.confirm(payer, TIP - 1)
+        await registry.poll_once()
+        assert (await registry.pay(payer.voucher(600), charge(1))).confirmations == 2
 
 
 async def test_what_others_write_of_channels_is_seen(house: House) -> None:
