@@ -17,6 +17,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bitcache.cli.channel_words import own_facts, view_facts
+from bitcache.client.api import ServerApi
+from bitcache.client.channel_book import ChannelBook
+from bitcache.client.channels import ChannelServer
 from regtest.node import wait_until
 from regtest.served import ServedBitcache
 from regtest.wallet import OutsideWallet
@@ -99,10 +105,13 @@ class ChannelMarket:
         )
 
     async def channel(self, channel_id: str, *, home: Path | None = None) -> Any:
-        """As `channel list` shows it."""
-        listed = await self.command("channel", "list", home=home)
-        (found,) = [one for one in listed["channels"] if one["channel_id"] == channel_id]
-        return found
+        """As `channel list --json` shows it, without a process for each look."""
+        book = ChannelBook((home or self.buyer) / "data-home" / "bitcache" / "channels")
+        own = book.channel(channel_id)
+        async with ServerApi(own.roof.server) as api:
+            (one,) = [s for s in await ChannelServer(api, book).mine(own.roof) if s.own.id == channel_id]
+        facts = {**own_facts(own, book.glance(own)), "server_view": view_facts(one.view)}
+        return msgspec.to_builtins(facts)
 
     async def standing(self, channel_id: str) -> Any:
         """The server's view of it."""
