@@ -41,6 +41,7 @@ from payments.ports import Transaction
 from payments.segwit_address import address_of
 from payments.tables import channel_sales, channels
 from payments.unassigned import Purpose
+from regtest.node import wait_until
 from regtest.world import RegtestWorld
 from tests.hosted_shop import HostedShop, operator_wallet
 from tests.service import Clock, RunningServer, blank_database, test_config
@@ -99,6 +100,17 @@ class Deposits(HostedShop):
         """Of an unspent output."""
         output = await self.world.outside.rpc("gettxout", txid, vout)
         return bytes.fromhex(output["scriptPubKey"]["hex"])
+
+    async def seen(self) -> None:
+        """The watcher has recorded everything that the node has now."""
+        watcher = self.services.watcher
+
+        async def online() -> bool:
+            await watcher.poll_once()
+            return bool(watcher.condition.online)
+
+        # A node that has just started may still load its mempool.
+        await wait_until(online, "the watcher to see the node")
 
     @property
     def now(self) -> int:
