@@ -136,7 +136,7 @@ class Meter:
         What it promises is on record when it returns. Raises ChunksWithheld.
         """
         while self.stopped is None:
-            asked = self._asked_before(file_id, first, end)
+            asked = self._asked_before(file_id, first)
             if asked is not None:
                 return self._ticket(*asked)
             room = WINDOW_CHUNKS - sum(p.count.outstanding for p in self.purses if not p.ended)
@@ -222,20 +222,18 @@ class Meter:
         self._in_flight += 1
         return Ticket(purse, first, end, authorization)
 
-    def _asked_before(self, file_id: str, first: int, end: int) -> tuple[Purse, int, int] | None:
+    def _asked_before(self, file_id: str, first: int) -> tuple[Purse, int, int] | None:
         for purse in self.purses:
             if not purse.ended and purse.count.is_asked(file_id, first):
-                last = first + 1
-                limit = min(end, first + CHUNKS_PER_REQUEST)
-                while last < limit and purse.count.is_asked(file_id, last):
-                    last += 1
-                return purse, first, last
+                # One at a time: the server sends a chunk again some three times a day, and what is cut off in
+                # the middle should use that up for one of them alone.
+                return purse, first, first + 1
         return None
 
     def _new_units(self, file_id: str, first: int, end: int) -> int:
         """How many chunks from `first` on were never asked for."""
         at = first + 1
-        while at < end and self._asked_before(file_id, at, at + 1) is None:
+        while at < end and self._asked_before(file_id, at) is None:
             at += 1
         return at - first
 
