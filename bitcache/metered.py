@@ -1,8 +1,8 @@
 """Selling per chunk: from an offer to its price, from a range to a charge. Shell.
 
 What is for sale is read again after a second, and at once when an event says that it changed: a request in
-between costs one look-up. A metered buyer has no promise of retention and no place in `max_downloads`: chunks are
-paid as they come, and when the offer closes there is nothing left that was paid and not sent.
+between costs one look-up. A metered buyer has no promise of retention and no place in `max_downloads`: chunks
+are paid as they come, and when the offer closes there is nothing left that was paid and not sent.
 """
 
 import time
