@@ -19,6 +19,7 @@ help:
 	@echo 'make bench   measure, side by side with others, into docs/PERFORMANCE.md (BENCH=transfer runs one)'
 	@echo 'make soak-drill  ten sellers, a hundred buyers and random faults; then the books (SECONDS=600 SEED=n)'
 	@echo 'make soak-payouts  hosted sales, payouts and refunds under faults; then the books (SECONDS=600 SEED=n)'
+	@echo 'make soak-channel  metered payments under SIGKILL, reorgs and refunds; then the books (PAYMENTS=5000 SEED=n)'
 	@echo 'make soak-crash  SIGKILL at every commit point of a sale and of a payout, then all goes on (SEED=n)'
 	@echo 'make soak-fuzz   requests, forms, tokens, links, blocks that nobody sane would send (CASES=12000 SEED=n)'
 	@echo 'make soak-pages  every page and state, in every language, theme and width'
@@ -47,6 +48,9 @@ soak-drill: .venv/installed-dev
 
 soak-payouts: .venv/installed-dev
 	@SECONDS='$(SECONDS)' SEED='$(SEED)' $(RUN) -m tests.payout_soak
+
+soak-channel: .venv/installed-dev
+	@PAYMENTS='$(PAYMENTS)' SEED='$(SEED)' $(RUN) -m tests.channel_soak
 
 soak-crash: .venv/installed-dev
 	SOAK_CRASH=1 SEED='$(SEED)' $(RUN) -m pytest -s tests/functional_crash_points.py tests/functional_payouts_crash.py
@@ -85,4 +89,4 @@ clean:
 distclean: clean
 	rm -rf .venv
 
-.PHONY: help demo serve test screens bench soak-drill soak-payouts soak-crash soak-fuzz soak-pages check format vectors venv clean distclean
+.PHONY: help demo serve test screens bench soak-drill soak-payouts soak-channel soak-crash soak-fuzz soak-pages check format vectors venv clean distclean

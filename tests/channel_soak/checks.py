@@ -147,7 +147,7 @@ def _true_balances(rows: sqlite3.Connection, evidence: Evidence) -> dict[str, in
             row = rows.execute(
                 "SELECT accepted_sat FROM channels WHERE id = ?", (told.channel_id,)
             ).fetchone()
-            rest_msat = row["accepted_sat"] * MSAT - spent_msat
+            rest_msat = (row["accepted_sat"] if row else 0) * MSAT - spent_msat
             # Less is the fraction of a sat that no voucher can be without.
             if rest_msat >= MSAT:
                 true[f"owed:channel:{told.channel_id}"] = rest_msat

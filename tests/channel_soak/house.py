@@ -127,7 +127,7 @@ async def open_house(size: Size, rng: random.Random, *, loud: bool) -> AsyncIter
     async with AsyncExitStack() as opened:
         world = await opened.enter_async_context(RegtestWorld())
         keys = await operator_wallet(world.outside)
-        server = ChannelServer(world, await keys.descriptor("wpkh"))
+        server = ChannelServer(world, await keys.descriptor("wpkh"), life_blocks=size.life_blocks)
         opened.push_async_callback(server.close)
         await server.prepare()
         config = config_file.load(server.data_folder, server.environment())

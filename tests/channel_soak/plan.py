@@ -11,8 +11,8 @@ from itertools import cycle, islice
 from payments.channel import RETRIES_FREE, UNITS_PER_REQUEST_MAX
 from payments.money import Msat, sat_rounded_up
 
-PRICES_MSAT = (10_700, 3_300)
-"""Of a chunk, by seller: no whole sats, so that rounding shows."""
+PRICES_MSAT = (10_777, 3_331)
+"""Of a chunk, by seller: neither they nor the operator's part are even, so that rounding shows."""
 LOST_SAT_MAX = 500
 """What a channel may pay whose deposit no block has, as the server is set up by default."""
 DEPOSITS_SAT = (20_000, 60_000)
@@ -49,6 +49,8 @@ class Size:
     reorgs: int = 8
     close_kills: int = 6
     """Of the server while it closes channels."""
+    life_blocks: int = 440
+    """Of channels: closes are made together while more than 288 are left. They are mined one by one."""
     lease_lapses: bool = True
     """Who follows a killed server waits for its lease; else the lease is ended by hand."""
 

@@ -48,11 +48,16 @@ async def play(seed: int, size: Size, *, loud: bool, keep: Path | None = None) -
     async with open_house(size, random.Random(seed), loud=loud) as house:
         game = Game(house, plan)
         try:
-            await game.open()
-            await game.pay()
-            await game.rob()
-            await game.close()
-            await game.expire()
+            for act in (game.open, game.pay, game.rob, game.close, game.expire):
+                await act()
+                if house.wrong:
+                    return Outcome(house.wrong, game.counts)
+        except Exception as exc:
+            # What was seen to be wrong before may be why.
+            if not house.wrong:
+                raise
+            house.blame(f"it came to an end by {exc!r}")
+            return Outcome(house.wrong, game.counts)
         finally:
             await kill_all(game.payers)
         await game.compare()
@@ -81,6 +86,8 @@ class Game:
         self.counts: Counter[str] = Counter()
         self._lost = Deposit("", {})
         self._done = 0
+        self._kills = 0
+        """Of the server, ordered until now."""
         self._moved_at = time.monotonic()
         house.on_death = self._look_at_what_is_left
 
@@ -95,7 +102,8 @@ class Game:
             if ending is Ending.REFUNDED:
                 for _ in range(APART_BLOCKS):
                     await self.house.world.mine_exactly((), sync=False)
-                await self.house.world.wait_synced()
+                # Terms follow the server's own tip.
+                await self.house.seen()
             announced[number] = await Payer.announced(self.house, f"payer {number}", ending)
         self.payers = [announced[number][0] for number in range(len(order))]
         addresses = [announced[number][1] for number in range(len(order))]
@@ -122,8 +130,7 @@ class Game:
                 payer.look()
             self._note_progress()
             # One death at a time: who is doomed or dead cannot die again.
-            server = self.house.server
-            while faults and self._done >= faults[0].at and server.running and not server.doomed:
+            while faults and self._done >= faults[0].at and self._alive:
                 await self._befall(faults.pop(0))
             if self.house.wrong:
                 break
@@ -131,6 +138,7 @@ class Game:
         self.counts["payments"] = self._done
         for payer in self.payers:
             self.counts += payer.journal.refused
+        await self._died()
         self._look_at_what_is_left()
         self.house.say(f"all {self._done} payments are done, {len(faults)} faults were left")
 
@@ -146,11 +154,12 @@ class Game:
     async def _befall(self, fault: Fault) -> None:
         match fault:
             case Kill(at, 0):
+                self._kills += 1
                 self.house.say(f"after {at}: SIGKILL of the server")
                 await self.house.server.kill()
             case Kill(at, moment):
                 self.house.say(f"after {at}: SIGKILL of the server, {moment} moments later")
-                self.house.server.doom(moment)
+                self._doom([moment])
             case PayerKill(at, number):
                 running = [payer for payer in self.payers if not payer.finished]
                 if running:
@@ -193,7 +202,7 @@ class Game:
         ids = [payer.channel.id for payer in ordered]
         self._doom(moments)
         await self.house.services.database.write(lambda tx: ask_to_close(tx, ids, now=now()))
-        while moments:
+        while moments or not self._alive:
             await self._died()
             self._doom(moments)
         both = [*agreed, *ordered]
@@ -215,6 +224,7 @@ class Game:
         await self.house.world.mine()
         await self._all(at_margin, "closed")
         self.house.say(f"{len(at_margin)} channels were closed near their expiry")
+        self._kills += 1
         await self.house.server.kill()
         await self._mine_to(max(p.contract.expiry_height for p in refunded))
         for payer in refunded:
@@ -224,18 +234,22 @@ class Game:
         await self.house.seen()
         self.house.say(f"{len(refunded)} channels were refunded while the server was dead")
 
+    @property
+    def _alive(self) -> bool:
+        """No death was ordered that has not come."""
+        return self.house.kills == self._kills
+
     def _doom(self, moments: list[int]) -> None:
-        if moments:
+        if moments and self._alive:
+            self._kills += 1
             self.house.server.doom(moments.pop())
 
     async def _died(self) -> None:
-        kills = self.house.kills
-
-        async def dead() -> bool:
+        async def again() -> bool:
             await self.house.supervise()
-            return self.house.kills > kills
+            return self._alive
 
-        await wait_until(dead, "the server to die", timeout_s=60, poll_s=POLL_S)
+        await wait_until(again, "the server to die and be there again", timeout_s=60, poll_s=POLL_S)
 
     def _of(self, ending: Ending) -> list[Payer]:
         return [payer for payer in self.payers if payer.ending is ending]

@@ -14,12 +14,10 @@ from tests.service import blank_database
 DEPTH = 3
 FEE_PERCENT = "1"
 FEE_PPM = 10_000
-LIFE_BLOCKS = 440
-"""So long that closes are made together at first, and hardly longer."""
 
 
 class ChannelServer(ServedBitcache):
-    def __init__(self, world: RegtestWorld, descriptor: str, **settings: str) -> None:
+    def __init__(self, world: RegtestWorld, descriptor: str, *, life_blocks: int) -> None:
         super().__init__(world)
         self.program = PROGRAM
         self.settings = {
@@ -33,9 +31,8 @@ class ChannelServer(ServedBitcache):
             "HOSTED_DEPTH": str(DEPTH),
             "HOSTED_FEE_PERCENT": FEE_PERCENT,
             "CHANNELS_ENABLED": "true",
-            "CHANNELS_LIFE_BLOCKS": str(LIFE_BLOCKS),
+            "CHANNELS_LIFE_BLOCKS": str(life_blocks),
             "CHANNELS_CLOSE_FEERATE_SAT_VB": "2",
-            **settings,
         }
         self._serial = 0
         (self.folder / "clock").write_text("0")
@@ -55,11 +52,6 @@ class ChannelServer(ServedBitcache):
         """It dies at its so many-th moment from now."""
         self._serial += 1
         self._doom_file.write_text(f"{self._serial} {moment}")
-
-    @property
-    def doomed(self) -> bool:
-        """It still has to die."""
-        return self._doom_file.exists()
 
     def spare(self) -> None:
         self._doom_file.unlink(missing_ok=True)
