@@ -26,7 +26,8 @@ from bitcache.config import DATABASE_FILE_NAME
 from bitcache.db.engine import Database
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_exposure import Exposure
-from payments.channel_registry import ChannelRegistry, Charge, Voucher
+from payments.channel_live import Charge, Voucher
+from payments.channel_registry import ChannelRegistry
 from payments.money import Sat
 
 VOUCHERS_PER_S_MIN = 2_000

@@ -112,19 +112,6 @@ class Decision:
     state_changed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Of all channels that are not closed."""
-
-    funded: int = 0
-    open: int = 0
-    closing: int = 0
-    accepted_sat: int = 0
-    spent_msat: int = 0
-    unconfirmed_sat: int = 0
-    """Accepted by channels whose deposit no block has."""
-
-
 class LiveChannels:
     """All channels that are not closed."""
 
@@ -181,17 +168,6 @@ class LiveChannels:
         self.pages.clear()
         self.unconfirmed_sat = 0
         self.dropped += 1
-
-    def figures(self) -> Figures:
-        states = [live.state for live in self]
-        return Figures(
-            funded=states.count(ChannelState.FUNDED),
-            open=states.count(ChannelState.OPEN),
-            closing=states.count(ChannelState.CLOSING),
-            accepted_sat=sum(live.balance.accepted_sat for live in self),
-            spent_msat=sum(live.balance.spent_msat for live in self),
-            unconfirmed_sat=self.unconfirmed_sat,
-        )
 
     def missing_pages(self, channel_id: str, charge: Charge) -> list[PageKey]:
         """Pages that must be `put` before this can be decided."""

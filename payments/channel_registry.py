@@ -18,7 +18,7 @@ from payments.channel import Balance, ChannelState, CloseReason
 from payments.channel_commit import GroupCommit
 from payments.channel_errors import ChannelClosed, ChannelsElsewhere
 from payments.channel_exposure import Exposure
-from payments.channel_live import Charge, Decision, Figures, LiveChannel, LiveChannels, Voucher
+from payments.channel_live import Charge, Decision, LiveChannel, LiveChannels, Voucher
 from payments.channel_pages import PageKey, RetryKey, read_page
 from payments.channel_places import Place
 from payments.channel_store import Agreed
@@ -34,8 +34,6 @@ ALL_LOOKED_AT_S = 30
 """So often all channels are compared with the database, though neither a block nor an event asks for it."""
 PUT_AT_ONCE = 500
 """Channels taken into memory before others have their turn."""
-
-__all__ = ["Agreed", "ChannelRegistry", "Charge", "Figures", "Paid", "Voucher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +128,6 @@ class ChannelRegistry:
         """Something happened to this channel: look soon. Must be quick; nothing depends on it."""
         self._hinted.add(channel_id)
         self._woken.set()
-
-    def figures(self) -> Figures:
-        return self._live.figures()
 
     async def run(self) -> None:
         """Write what is decided, follow the chain, keep the lease; for ever, and let go of it at the end."""

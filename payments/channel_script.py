@@ -128,6 +128,11 @@ class Backup(NamedTuple):
     payee_key: bytes
     expiry_height: int
 
+    @property
+    def contract(self) -> Contract:
+        """As much of it as a refund needs: change and close fee are not in the line."""
+        return Contract(public_bytes(self.payer), self.payee_key, self.expiry_height, b"", Sat(0))
+
 
 class Channel:
     """One deposit under a contract. Keeps what is the same in all that is signed for it."""
@@ -223,12 +228,6 @@ def parse_backup_line(line: str, network: str) -> Backup:
         raise BackupLineInvalid("The line has a typing error: its checksum does not fit. Copy it again.")
     payer = key_of_wif(match["payer"], network)
     return Backup(payer, bytes.fromhex(match["payee"]), int(match["expiry"]))
-
-
-def script_pubkey_of_backup(backup: Backup) -> bytes:
-    """Of the deposits that this backup line takes back."""
-    contract = Contract(public_bytes(backup.payer), backup.payee_key, backup.expiry_height, b"", Sat(0))
-    return contract.script_pubkey
 
 
 def descriptor_checksum(descriptor: str) -> str:

@@ -191,13 +191,8 @@ async def of_script(tx: Transaction, script_pubkey: bytes) -> list[ChannelRecord
     return sorted(found, key=lambda record: (record.seen_at, record.id))
 
 
-async def spend_of(tx: Transaction, channel_id: str) -> tuple[str, int] | None:
-    """What spent the deposit in a block of the active chain: its txid and height."""
-    return (await spends_of(tx, [channel_id])).get(channel_id)
-
-
 async def spends_of(tx: Transaction, channel_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """As `spend_of`, of those whose deposit a block has spent."""
+    """Channel id -> what spent its deposit in a block of the active chain: txid and height."""
     found: dict[str, tuple[str, int]] = {}
     for some in portions(channel_ids):
         rows = await tx.execute(

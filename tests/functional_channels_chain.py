@@ -286,9 +286,8 @@ async def test_a_close_goes_with_its_block_and_another_version_is_mined(shop: De
         await shop.world.mine_exactly([close.raw.hex()])
         await shop.seen()
         assert await states(shop, record) == closed
-        spent = await shop.services.database.read(partial(channel_store.spend_of, channel_id=record.id))
-        assert spent is not None
-        assert spent[0] == close.txid
+        spends = await shop.services.database.read(partial(channel_store.spends_of, channel_ids=[record.id]))
+        assert spends[record.id][0] == close.txid
         assert await explained(shop) == {
             "chain": -close.payee_sat * 1_000,
             mine: close.payee_sat * 1_000 - 8_000_250,

@@ -20,7 +20,7 @@ from payments.channel_close import (
     refund_transaction,
 )
 from payments.channel_keys import public_bytes, sign, verified_der
-from payments.channel_script import Channel, Contract, parse_backup_line, script_pubkey_of_backup
+from payments.channel_script import Channel, Contract, parse_backup_line
 from payments.money import Sat
 from payments.outputs import OutPoint
 from payments.segwit_address import address_of, script_pubkey_of
@@ -482,4 +482,4 @@ async def test_a_backup_line_says_which_deposits_are_its_own(world: RegtestWorld
     agreed, _ = await agree(world, payer=payer)
     backup = parse_backup_line(agreed.backup_line(payer, "regtest"), "regtest")
     derived = await world.outside.rpc("deriveaddresses", agreed.descriptor)
-    assert derived == [address_of(script_pubkey_of_backup(backup), "regtest")]
+    assert derived == [address_of(backup.contract.script_pubkey, "regtest")]

@@ -32,7 +32,6 @@ from payments.channel_script import (
     descriptor_checksum,
     parse_backup_line,
     parse_channel_id,
-    script_pubkey_of_backup,
 )
 from payments.money import MAX_MONEY_SAT
 from tests.channel_parts import (
@@ -371,7 +370,7 @@ def test_a_backup_line_has_all_that_a_refund_needs(secret: int, expiry_height: i
     backup = parse_backup_line(f" {agreed.backup_line(payer, 'signet')}\n", "signet")
     assert backup.payer.secret == payer.secret
     assert (backup.payee_key, backup.expiry_height) == (agreed.payee_key, expiry_height)
-    assert script_pubkey_of_backup(backup) == agreed.script_pubkey
+    assert backup.contract.script_pubkey == agreed.script_pubkey
 
 
 LINE = contract().backup_line(PAYER, "regtest")

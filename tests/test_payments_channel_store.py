@@ -185,7 +185,7 @@ async def test_both_databases_follow_a_channel_to_its_end(each_database: str) ->
         await chain_store.add_payment(tx, refund, height=13, first_seen_at=NOW, prefetch_fit=True)
         assert await follow(tx, 13) == waiting
         assert (await channel_store.load(tx, channel_id)).close_reason is CloseReason.REFUNDED
-        assert await channel_store.spend_of(tx, channel_id) == ("bb" * 32, 13)
+        assert await channel_store.spends_of(tx, [channel_id]) == {channel_id: ("bb" * 32, 13)}
         assert await follow(tx, 14) == settled
         await chain_store.disconnect_above(tx, 9)
         assert await follow(tx, 10) == waiting

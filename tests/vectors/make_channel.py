@@ -21,7 +21,6 @@ from payments.channel_script import (
     descriptor_checksum,
     parse_backup_line,
     parse_channel_id,
-    script_pubkey_of_backup,
 )
 from payments.errors import PaymentsError
 from payments.money import Msat, Sat
@@ -193,7 +192,7 @@ def backup_result(given: Case) -> Case:
         "payer_secret": backup.payer.secret.hex(),
         "payee_key": backup.payee_key.hex(),
         "expiry_height": backup.expiry_height,
-        "script_pubkey": script_pubkey_of_backup(backup).hex(),
+        "script_pubkey": backup.contract.script_pubkey.hex(),
     }
 
 
