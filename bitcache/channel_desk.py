@@ -46,8 +46,8 @@ from payments.channel_errors import (
 from payments.channel_keys import public_key, sign, verified_der
 from payments.channel_live import Charge
 from payments.channel_opening import ChannelOpening
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry, Paid
-from payments.channel_store import Agreed, ChannelRecord
 from payments.errors import NodeUnavailable, TransactionMalformed
 from payments.money import Msat
 from payments.ports import Clock, Store, Transaction

@@ -11,7 +11,7 @@ from payments import chain_facts, channel_close_store, channel_store
 from payments.channel import ChannelState
 from payments.channel_close_store import Close
 from payments.channel_errors import ChannelClosed, ChannelNotFound, CloseRefused
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.ports import Transaction
 from payments.tables import channel_contracts, channel_sales, channels, paying_transactions
 

@@ -7,8 +7,9 @@ from payments import chain_facts, channel_close_store, channel_store
 from payments.channel import ChannelState, must_close, suspended
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_exposure import Exposure
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.money import NOTHING_SAT, Sat, sat_rounded_up
+from payments.outputs import block_depth
 from payments.ports import Transaction
 
 
@@ -90,9 +91,10 @@ def close_fee_sat(record: ChannelRecord, feerate_sat_kvb: int) -> Sat:
 def _close_view(record: ChannelRecord, spend: Spend | None, tip_height: int) -> ChannelCloseView | None:
     if record.close_reason is None:
         return None
-    deep = 0 if spend is None or spend.height is None else max(0, tip_height - spend.height + 1)
     return ChannelCloseView(
-        txid=None if spend is None else spend.txid, reason=record.close_reason.value, confirmations=deep
+        txid=None if spend is None else spend.txid,
+        reason=record.close_reason.value,
+        confirmations=0 if spend is None else block_depth(spend.height, tip_height),
     )
 
 

@@ -27,7 +27,7 @@ from payments.channel_close import (
     close_transaction,
 )
 from payments.channel_errors import CloseUneconomic
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.money import Sat
 from payments.payout import fee_of
 

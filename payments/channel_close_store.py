@@ -9,7 +9,7 @@ from payments import chain_facts, chain_store, channel_store
 from payments.chain_facts import PayingTransaction
 from payments.channel import ChannelState, CloseReason
 from payments.channel_close_plan import Planned
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.money import Sat
 from payments.outputs import Presence
 from payments.portions import portions

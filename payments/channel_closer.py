@@ -26,7 +26,7 @@ from payments.channel_bump import floor_sat_kvb
 from payments.channel_close_plan import ClosePolicy, Planned, claim_of, groups, plan_close, wanted_feerate
 from payments.channel_close_store import unused_address
 from payments.channel_errors import ChannelError
-from payments.channel_store import Agreed, ChannelRecord
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_tending import CloseTender, Payee, Troubles, is_there, pace_of
 from payments.descriptors import DescriptorStore
 from payments.errors import (

@@ -14,10 +14,10 @@ from sqlalchemy import exists, func, select, update
 from payments import channel_store
 from payments.channel_books import Ended
 from payments.channel_close import shared_out
+from payments.channel_record import ChannelRecord
 from payments.channel_script import SIGHASH_SINGLE_ANYONECANPAY
-from payments.channel_store import ChannelRecord
 from payments.money import NOTHING_SAT, Sat
-from payments.outputs import OutPoint, Presence
+from payments.outputs import OutPoint, Presence, block_depth
 from payments.ports import Transaction
 from payments.tables import (
     channel_close_members,
@@ -53,7 +53,7 @@ class Ending:
     settled_sat: Sat = NOTHING_SAT
 
     def ended(self, tip_height: int, *, depth: int) -> Ended:
-        deep = tip_height - self.height + 1 >= depth
+        deep = block_depth(self.height, tip_height) >= depth
         return Ended(self.txid, self.received_sat, self.settled_sat, deep)
 
 

@@ -13,7 +13,7 @@ from payments.books import transfer_of
 from payments.channel import FINAL_DEPTH, ChannelState, CloseReason, must_close
 from payments.channel_books import Sold, desired_channel, desired_spending
 from payments.channel_endings import Ending, Kind
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.ledger import Booking, Code, Transfer
 from payments.money import Msat
 from payments.outputs import Presence

@@ -28,10 +28,10 @@ from payments.channel_errors import (
 )
 from payments.channel_exposure import Exposure
 from payments.channel_pages import UNITS_PER_PAGE, Page, PageKey, Pages, Retries, RetryKey, pages_of
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_script import Channel
-from payments.channel_store import Agreed, ChannelRecord
 from payments.money import NOTHING_MSAT, Msat, Sat, sat_rounded_up
-from payments.outputs import Presence
+from payments.outputs import Presence, block_depth
 
 
 class Voucher(NamedTuple):
@@ -95,7 +95,7 @@ class LiveChannel:
         """Batches under way that hold it: until they are written, the database knows less."""
 
     def confirmations(self, tip_height: int) -> int:
-        return 0 if self.funding_height is None else max(0, tip_height - self.funding_height + 1)
+        return block_depth(self.funding_height, tip_height)
 
 
 @dataclass(slots=True)

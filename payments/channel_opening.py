@@ -18,8 +18,8 @@ from payments.channel import ChannelTerms, check_terms
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_errors import ChannelNotFound, DepositTooSmall, FundingNotFound
 from payments.channel_keys import NONCE_BYTES, payee_key, public_bytes
+from payments.channel_record import ChannelRecord
 from payments.channel_script import Contract, parse_channel_id
-from payments.channel_store import ChannelRecord
 from payments.errors import NodeUnavailable
 from payments.money import Sat
 from payments.outputs import OutPoint

@@ -21,7 +21,7 @@ from payments.channel_exposure import Exposure
 from payments.channel_live import Charge, Decision, LiveChannel, LiveChannels, Voucher
 from payments.channel_pages import PageKey, RetryKey, read_page
 from payments.channel_places import Place
-from payments.channel_store import Agreed
+from payments.channel_record import Agreed
 from payments.money import Msat
 from payments.ports import Clock, Store, Transaction
 

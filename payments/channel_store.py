@@ -7,7 +7,6 @@ A payer may send before they ask: such a deposit is found when the channel is op
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, select, update
@@ -15,6 +14,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, i
 from payments.chain_facts import PaidOutput
 from payments.channel import Balance, ChannelState, CloseReason
 from payments.channel_errors import ChangeScriptRefused, ChannelNotFound
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_script import CHANGE_SAT_MIN, Channel, Contract
 from payments.money import Msat, Sat
 from payments.outputs import OutPoint, Presence
@@ -26,49 +26,6 @@ DEPOSIT_SAT_MIN = CHANGE_SAT_MIN
 """Smaller outputs are not recorded: no node would relay their refund, and whoever sends a contract a thousand
 of them would have a thousand channels."""
 LIVE = (ChannelState.FUNDED, ChannelState.OPEN, ChannelState.CLOSING)
-
-
-@dataclass(frozen=True, slots=True)
-class Agreed:
-    """What payer and payee agreed on for a cooperative close."""
-
-    paid_sat: Sat
-    fee_sat: Sat
-    signature: bytes
-    """The payer's, over both: 64 bytes, compact."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelRecord:
-    """A channel as it is kept, with where the chain has its deposit."""
-
-    channel: Channel
-    nonce: bytes
-    """Of its terms: with the channel seed it gives the payee's key."""
-    state: ChannelState
-    balance: Balance
-    close_reason: CloseReason | None
-    close_asked_at: int | None
-    agreed: Agreed | None
-    funding: Presence
-    """Of the transaction that made the deposit."""
-    funding_height: int | None
-    """Of its block; set exactly when `funding` is BLOCK."""
-    funding_lost_height: int | None
-    """Of the block that took its inputs; set exactly when `funding` is GONE."""
-    seen_at: int
-    opened_at: int | None
-    closed_at: int | None
-    trouble: str | None
-    """Why it is not closed yet, in words."""
-
-    @property
-    def id(self) -> str:
-        return self.channel.id
-
-    def confirmations(self, tip_height: int) -> int:
-        """Of the deposit: 0 while no block has it."""
-        return 0 if self.funding_height is None else max(0, tip_height - self.funding_height + 1)
 
 
 async def announce(

@@ -14,7 +14,7 @@ from payments.channel_close import Claim
 from payments.channel_close_plan import ClosePolicy, Pace, claim_of, pace
 from payments.channel_close_store import Close, Look
 from payments.channel_errors import BumpRefused, ChannelError, CloseNotFound
-from payments.channel_store import ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.descriptors import DescriptorStore
 from payments.errors import (
     CoinsSpent,

@@ -84,9 +84,14 @@ class Payment:
 
 def confirmations(output: ReceivedOutput, tip_height: int) -> int:
     """How deep the output is: 1 in the tip's block, 0 in the mempool, missing, or above the tip we know."""
-    if output.presence is not Presence.BLOCK or output.height is None:
+    if output.presence is not Presence.BLOCK:
         return 0
-    return max(0, tip_height - output.height + 1)
+    return block_depth(output.height, tip_height)
+
+
+def block_depth(height: int | None, tip_height: int) -> int:
+    """Confirmations of what is in the block at `height`: 0 if that is None, or above the tip we know."""
+    return 0 if height is None else max(0, tip_height - height + 1)
 
 
 def predates(output: ReceivedOutput, created_at: int) -> bool:

@@ -33,8 +33,8 @@ from payments.channel_close_plan import Planned
 from payments.channel_close_store import unused_address
 from payments.channel_follow import book_spending
 from payments.channel_keys import public_bytes
+from payments.channel_record import ChannelRecord
 from payments.channel_script import Channel, Contract
-from payments.channel_store import ChannelRecord
 from payments.money import Msat, Sat
 from payments.own_addresses import fresh_address
 from payments.ports import Transaction

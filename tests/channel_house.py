@@ -23,9 +23,9 @@ from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
 from payments.channel_exposure import Exposure
 from payments.channel_live import Charge, Voucher
 from payments.channel_pages import UNITS_PER_PAGE
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry
 from payments.channel_script import Channel
-from payments.channel_store import Agreed, ChannelRecord
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction

@@ -48,9 +48,9 @@ from payments.channel_exposure import Exposure
 from payments.channel_follow import ChannelFollower
 from payments.channel_keys import payee_key, public_bytes
 from payments.channel_live import Charge, Voucher
+from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry
 from payments.channel_script import Channel, Contract
-from payments.channel_store import Agreed, ChannelRecord
 from payments.descriptors import DescriptorStore
 from payments.invoice import Standing, Term
 from payments.money import Sat

@@ -24,8 +24,9 @@ from payments import chain_store, channel_store, ledger
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelState, CloseReason
 from payments.channel_follow import ChannelFollower
+from payments.channel_record import ChannelRecord
 from payments.channel_script import Channel
-from payments.channel_store import DEPOSIT_SAT_MIN, ChannelRecord
+from payments.channel_store import DEPOSIT_SAT_MIN
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
 from payments.reconcile_report import LineKind

@@ -31,8 +31,8 @@ from payments.channel_errors import (
 from payments.channel_keys import payee_key, public_bytes
 from payments.channel_live import Voucher
 from payments.channel_opening import FEERATE_UNKNOWN_SAT_KVB, ChannelOpening
+from payments.channel_record import ChannelRecord
 from payments.channel_script import Channel, Contract, parse_channel_id
-from payments.channel_store import ChannelRecord
 from payments.money import Sat
 from payments.outputs import Presence
 from payments.segwit_address import address_of

@@ -21,7 +21,7 @@ from payments.channel_close_plan import (
     plan_close,
     wanted_feerate,
 )
-from payments.channel_store import Agreed, ChannelRecord
+from payments.channel_record import Agreed, ChannelRecord
 from payments.money import Msat, Sat
 from payments.outputs import Presence
 from tests.channel_parts import (
