@@ -48,11 +48,10 @@ from payments.channel_live import Charge
 from payments.channel_opening import ChannelOpening
 from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry, Paid
-from payments.errors import NodeUnavailable, TransactionMalformed
+from payments.errors import NodeUnavailable
 from payments.money import Msat
 from payments.ports import Clock, Store, Transaction
 from payments.segwit_address import address_of
-from payments.transaction import parse_transaction
 
 PROOF_AGE_S_MAX = 300
 CHALLENGED = (SignatureInvalid, VoucherOverDeposit, VoucherDustChange, VoucherShort)
@@ -124,15 +123,7 @@ class ChannelDesk:
         Raises CredentialInvalid, PayerKeyInvalid, ChangeScriptRefused, NetworkForeign, ChannelTermsStale,
         ExpiryTooNear, TooManyRequests, ChannelsElsewhere.
         """
-        echo = EchoedChallenge(
-            id=challenge.id,
-            realm=challenge.realm,
-            method=challenge.method,
-            intent=challenge.intent,
-            request=challenge.request,
-            expires=challenge.expires,
-        )
-        terms = self._challenger.terms(echo)
+        terms = self._challenger.terms(EchoedChallenge(**structs.asdict(challenge)))
         contract = terms.contract(
             octets(payer_key, PayerKeyInvalid()), octets(change_script, ChangeScriptRefused())
         )
@@ -251,11 +242,7 @@ class ChannelDesk:
         self._limits.claims.check(client)
         raw = octets(transaction, RefundRefused("A transaction is sent in lower-case hex."))
         record = await self._store.read(lambda tx: channel_store.load(tx, channel_id))
-        check_refund(raw, record.channel)
-        try:
-            txid = parse_transaction(raw).txid
-        except TransactionMalformed as exc:
-            raise RefundRefused("That is no transaction.") from exc
+        txid = check_refund(raw, record.channel)
         broadcast = await self._node.send_raw_transaction(raw)
         if broadcast.outcome not in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN):
             raise RefundRefused(f"The bitcoin node does not take it: {broadcast.message}.")

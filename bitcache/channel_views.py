@@ -10,6 +10,7 @@ from payments.channel_exposure import Exposure
 from payments.channel_record import ChannelRecord
 from payments.money import NOTHING_SAT, Sat, sat_rounded_up
 from payments.outputs import block_depth
+from payments.payout import fee_of
 from payments.ports import Transaction
 
 
@@ -85,7 +86,7 @@ def channel_view(
 
 def close_fee_sat(record: ChannelRecord, feerate_sat_kvb: int) -> Sat:
     """What a cooperative close takes now: what the network takes, at most what was set aside. Pure."""
-    return Sat(min(-(-CLOSE_VBYTES * feerate_sat_kvb // 1_000), record.channel.contract.close_fee_sat))
+    return min(fee_of(CLOSE_VBYTES, feerate_sat_kvb), record.channel.contract.close_fee_sat)
 
 
 def _close_view(record: ChannelRecord, spend: Spend | None, tip_height: int) -> ChannelCloseView | None:

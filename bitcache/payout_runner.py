@@ -25,8 +25,8 @@ from payments.batch_store import Batch
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
 from payments.errors import (
+    SIGNING_TROUBLE,
     AddressesInDoubt,
-    CoinsSpent,
     DescriptorInvalid,
     NodeMisconfigured,
     NodeRefused,
@@ -34,14 +34,6 @@ from payments.errors import (
     PayoutConflict,
     PayoutRefused,
     PayoutsStopped,
-    PreviousTransactionMissing,
-    PsbtAltered,
-    PsbtIncomplete,
-    PsbtInvalid,
-    WalletCannotSign,
-    WalletLocked,
-    WalletNotFound,
-    WalletNotLoaded,
 )
 from payments.outputs import Presence
 from payments.payout import BatchState, State
@@ -58,7 +50,6 @@ RETRY_S = 60
 HOUR_S = 3_600
 STATES = (
     AddressesInDoubt,
-    CoinsSpent,
     DescriptorInvalid,
     FeerateUnknown,
     NodeMisconfigured,
@@ -68,15 +59,8 @@ STATES = (
     PayoutConflict,
     PayoutRefused,
     PayoutsStopped,
-    PreviousTransactionMissing,
-    PsbtAltered,
-    PsbtIncomplete,
-    PsbtInvalid,
     SealBroken,
-    WalletCannotSign,
-    WalletLocked,
-    WalletNotFound,
-    WalletNotLoaded,
+    *SIGNING_TROUBLE,
 )
 """They pass by themselves, or when the operator has done what they say. Anything else is a bug."""
 BUILDING = "building"

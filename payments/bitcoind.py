@@ -120,6 +120,8 @@ class MempoolEntry:
     ancestor_count: int
     """With itself: 1 when it spends confirmed outputs only."""
     descendant_count: int
+    descendant_fees_sat: Sat
+    """With its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,11 @@ class Bitcoind:
     async def mempool_info(self) -> MempoolInfo:
         return await self._rpc.call("getmempoolinfo", answer=MempoolInfo)
 
+    async def mempool_feerate_min(self) -> int:
+        """Below it no transaction enters the mempool now, in sats per 1,000 vbytes."""
+        wire = await self._rpc.call("getmempoolinfo", answer=_MempoolFeerateWire)
+        return sat_of(wire.mempoolminfee)
+
     async def raw_mempool(self) -> MempoolSnapshot:
         wire = await self._rpc.call("getrawmempool", False, True, answer=_MempoolWire)
         txids = await asyncio.to_thread(_txids, bytes(wire.txids))
@@ -278,6 +285,7 @@ class Bitcoind:
             entered_at=wire.time,
             ancestor_count=wire.ancestorcount,
             descendant_count=wire.descendantcount,
+            descendant_fees_sat=sat_of(wire.fees.descendant),
         )
 
     async def send_raw_transaction(self, raw: bytes) -> Broadcast:
@@ -397,8 +405,13 @@ class _UnspentWire(Struct, frozen=True):
     coinbase: bool
 
 
+class _MempoolFeerateWire(Struct, frozen=True):
+    mempoolminfee: Decimal
+
+
 class _FeesWire(Struct, frozen=True):
     base: Decimal
+    descendant: Decimal
 
 
 class _MempoolEntryWire(Struct, frozen=True):

@@ -6,7 +6,7 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, case, exists, literal, or_, select, true
+from sqlalchemy import Row, and_, case, exists, literal, or_, select, true
 from sqlalchemy.sql.elements import ColumnElement
 
 from payments.invoice import ChainView, Outage, Status
@@ -309,6 +309,13 @@ def _offered() -> ColumnElement[bool]:
     replaced = exists().where(close.txid == txid, newer.close_id == close.close_id, newer.n > close.n)
     return case(
         (dropped, False), (is_version, True), (replaced, False), (is_close, True), else_=or_(pays_us, funds)
+    )
+
+
+def spends_deposit() -> ColumnElement[bool]:
+    """Of a row of `paying_inputs` and one of `channels`: whether that input spends that deposit."""
+    return and_(
+        paying_inputs.c.previous_txid == channels.c.txid, paying_inputs.c.previous_vout == channels.c.vout
     )
 
 

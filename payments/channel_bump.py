@@ -6,19 +6,15 @@ of version 3 has one small child at most, so the fees that a replacement must be
 
 import asyncio
 from collections.abc import Sequence
-from decimal import Decimal
 from functools import partial
 
-from msgspec import Struct
-
 from payments import channel_close_store
-from payments.bitcoind import RPC_INVALID_ADDRESS_OR_KEY, Bitcoind, sat_of
+from payments.bitcoind import Bitcoind
 from payments.bitcoind_coins import mempool_spenders
 from payments.channel_close import Claim, close_transaction
 from payments.channel_close_plan import FEERATE_SAT_KVB_MIN, ClosePolicy, Pace, Planned, Toll, bumped_feerate
 from payments.channel_close_store import Close
 from payments.channel_errors import BumpRefused, CloseUneconomic
-from payments.errors import NodeRefused
 from payments.money import Sat
 from payments.outputs import OutPoint
 from payments.ports import Clock, Store, Transaction
@@ -95,8 +91,7 @@ async def _planned(claims: Sequence[Claim], script: bytes, feerate_sat_kvb: int)
 
 async def floor_sat_kvb(node: Bitcoind) -> int:
     """The least feerate that our node's mempool takes now."""
-    info = await node.rpc.call("getmempoolinfo", answer=_MempoolWire)
-    return max(FEERATE_SAT_KVB_MIN, sat_of(info.mempoolminfee))
+    return max(FEERATE_SAT_KVB_MIN, await node.mempool_feerate_min())
 
 
 async def toll_of(node: Bitcoind, outpoints: Sequence[OutPoint]) -> Toll:
@@ -104,27 +99,10 @@ async def toll_of(node: Bitcoind, outpoints: Sequence[OutPoint]) -> Toll:
     spenders = set((await mempool_spenders(node.rpc, outpoints)).values())
     fees_sat, feerate_sat_kvb = 0, 0
     for txid in sorted(spenders):
-        try:
-            entry = await node.rpc.call("getmempoolentry", txid, answer=_EntryWire)
-        except NodeRefused as exc:
-            if exc.code == RPC_INVALID_ADDRESS_OR_KEY:
-                continue  # it has left
-            raise
+        entry = await node.mempool_entry(txid)
+        if entry is None:
+            continue  # it has left
         # Children of two spenders may be the same: better a sat too many than a refusal.
-        fees_sat += sat_of(entry.fees.descendant)
-        feerate_sat_kvb = max(feerate_sat_kvb, -(-sat_of(entry.fees.base) * 1_000 // entry.vsize))
+        fees_sat += entry.descendant_fees_sat
+        feerate_sat_kvb = max(feerate_sat_kvb, -(-entry.fee_sat * 1_000 // entry.vsize_vbytes))
     return Toll(Sat(fees_sat), feerate_sat_kvb)
-
-
-class _MempoolWire(Struct, frozen=True):
-    mempoolminfee: Decimal
-
-
-class _FeesWire(Struct, frozen=True):
-    base: Decimal
-    descendant: Decimal
-
-
-class _EntryWire(Struct, frozen=True):
-    vsize: int
-    fees: _FeesWire

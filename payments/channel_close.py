@@ -168,14 +168,15 @@ def refund_transaction(
     return bytes(refund(amount_sat, signature).serialize())
 
 
-def check_refund(raw: bytes, channel: Channel) -> None:
-    """Raises RefundRefused unless this spends the channel's deposit and nothing else."""
+def check_refund(raw: bytes, channel: Channel) -> str:
+    """Its txid. Raises RefundRefused unless this spends the channel's deposit and nothing else."""
     try:
         transaction = parse_transaction(raw)
     except TransactionMalformed as exc:
         raise RefundRefused(f"That is no transaction: {exc}.") from exc
     if transaction.inputs != (channel.outpoint,):
         raise RefundRefused(f"A refund spends the deposit {channel.id}, and nothing else.")
+    return transaction.txid
 
 
 def _signed(claims: Sequence[Claim], payers: Sequence[bytes], outputs: Sequence[CTxOut]) -> bytes:

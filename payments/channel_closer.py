@@ -8,8 +8,6 @@ Which are closed together and what they pay is in `channel_close_plan`; what bec
 
 import asyncio
 import logging
-import secrets
-from base64 import b32encode
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,6 +34,7 @@ from payments.errors import (
     NodeRefused,
     NodeUnavailable,
 )
+from payments.ids import new_id
 from payments.outputs import Presence
 from payments.own_addresses import fresh_address
 from payments.ports import Clock, Store, Transaction
@@ -212,7 +211,7 @@ class ChannelCloser:
             return False
         await channel_close_store.add_version(
             tx,
-            close_id=b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower(),
+            close_id=new_id(),
             n=1,
             planned=planned,
             payee_script_pubkey=script,

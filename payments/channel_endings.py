@@ -11,7 +11,7 @@ from enum import StrEnum
 from bitcoin.core import CTransaction, b2lx
 from sqlalchemy import exists, func, select, update
 
-from payments import channel_store
+from payments import chain_facts, channel_store
 from payments.channel_books import Ended
 from payments.channel_close import shared_out
 from payments.channel_record import ChannelRecord
@@ -114,11 +114,7 @@ async def mark_addresses(tx: Transaction) -> None:
         )
         .where(
             unassigned_addresses.c.purpose.is_(None),
-            exists().where(
-                paying_inputs.c.txid == unassigned_outputs.c.txid,
-                channels.c.txid == paying_inputs.c.previous_txid,
-                channels.c.vout == paying_inputs.c.previous_vout,
-            ),
+            exists().where(paying_inputs.c.txid == unassigned_outputs.c.txid, chain_facts.spends_deposit()),
         )
     )
     await tx.execute(
@@ -158,11 +154,7 @@ async def _channels_of(tx: Transaction, txid: str) -> list[str]:
     """Those whose deposit this transaction spends."""
     spending = (
         select(channels.c.id)
-        .join(
-            paying_inputs,
-            (paying_inputs.c.previous_txid == channels.c.txid)
-            & (paying_inputs.c.previous_vout == channels.c.vout),
-        )
+        .join(paying_inputs, chain_facts.spends_deposit())
         .where(paying_inputs.c.txid == txid)
     )
     return list((await tx.scalars(spending)).all())

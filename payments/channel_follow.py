@@ -176,11 +176,7 @@ async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list
     )
     spent = (
         select(channels.c.id)
-        .join(
-            paying_inputs,
-            (paying_inputs.c.previous_txid == channels.c.txid)
-            & (paying_inputs.c.previous_vout == channels.c.vout),
-        )
+        .join(paying_inputs, chain_facts.spends_deposit())
         .where(
             or_(
                 paying_inputs.c.txid.in_(recent),

@@ -16,6 +16,7 @@ from payments.bitcoind import Bitcoind
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelTerms, check_terms
 from payments.channel_close import CLOSE_VBYTES
+from payments.channel_close_plan import FEERATE_SAT_KVB_MIN
 from payments.channel_errors import ChannelNotFound, DepositTooSmall, FundingNotFound
 from payments.channel_keys import NONCE_BYTES, payee_key, public_bytes
 from payments.channel_record import ChannelRecord
@@ -23,13 +24,12 @@ from payments.channel_script import Contract, parse_channel_id
 from payments.errors import NodeUnavailable
 from payments.money import Sat
 from payments.outputs import OutPoint
+from payments.payout import fee_of
 from payments.ports import Clock, Store, Transaction
 from payments.transaction import parse_transaction
 from payments.watcher import Watcher
 
 FEERATE_BLOCKS = 6
-FEERATE_LEAST_SAT_KVB = 1_000
-"""Nodes relay nothing below it by default."""
 FEERATE_UNKNOWN_SAT_KVB = 10_000
 """Where the node has seen too little to estimate."""
 FEERATE_HELD_S = 60
@@ -82,7 +82,7 @@ class ChannelOpening:
         if tip is None:
             raise NodeUnavailable("the chain was not read yet: try again when the server has caught up")
         nonce = secrets.token_bytes(NONCE_BYTES)
-        close_fee_sat = Sat(-(-CLOSE_VBYTES * await self.feerate_sat_kvb() // 1_000))
+        close_fee_sat = fee_of(CLOSE_VBYTES, await self.feerate_sat_kvb())
         return ChannelTerms(
             network=self._network,
             nonce=nonce,
@@ -101,7 +101,7 @@ class ChannelOpening:
         if abs(now - self._feerate_at) >= FEERATE_HELD_S:
             estimate = await self._node.estimate_feerate(FEERATE_BLOCKS)
             wanted = FEERATE_UNKNOWN_SAT_KVB if estimate is None else estimate
-            self._feerate_sat_kvb = max(FEERATE_LEAST_SAT_KVB, min(wanted, self._most_sat_kvb))
+            self._feerate_sat_kvb = max(FEERATE_SAT_KVB_MIN, min(wanted, self._most_sat_kvb))
             self._feerate_at = now
         return self._feerate_sat_kvb
 

@@ -9,8 +9,9 @@ A payer may send before they ask: such a deposit is found when the channel is op
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, insert, select, update
+from sqlalchemy import Row, Select, delete, exists, func, insert, select, update
 
+from payments import chain_facts
 from payments.chain_facts import PaidOutput
 from payments.channel import Balance, ChannelState, CloseReason
 from payments.channel_errors import ChangeScriptRefused, ChannelNotFound
@@ -155,7 +156,7 @@ async def spends_of(tx: Transaction, channel_ids: Iterable[str]) -> dict[str, tu
         rows = await tx.execute(
             select(channels.c.id, paying_transactions.c.txid, paying_transactions.c.height)
             .select_from(channels)
-            .join(paying_inputs, _spends_deposit())
+            .join(paying_inputs, chain_facts.spends_deposit())
             .join(paying_transactions, paying_transactions.c.txid == paying_inputs.c.txid)
             .where(channels.c.id.in_(some), paying_transactions.c.presence == Presence.BLOCK)
         )
@@ -202,7 +203,7 @@ async def watched_outpoints(tx: Transaction, *, spent_above: int) -> list[OutPoi
     """Every deposit that no block at most so high has spent: a reorg can bring the others back."""
     spent = (
         exists()
-        .where(_spends_deposit())
+        .where(chain_facts.spends_deposit())
         .where(
             paying_transactions.c.txid == paying_inputs.c.txid,
             paying_transactions.c.presence == Presence.BLOCK,
@@ -211,13 +212,6 @@ async def watched_outpoints(tx: Transaction, *, spent_above: int) -> list[OutPoi
     )
     rows = await tx.execute(select(channels.c.txid, channels.c.vout).where(~spent))
     return [OutPoint(row.txid, row.vout) for row in rows.all()]
-
-
-def _spends_deposit() -> ColumnElement[bool]:
-    """Of a channel and an input."""
-    return and_(
-        paying_inputs.c.previous_txid == channels.c.txid, paying_inputs.c.previous_vout == channels.c.vout
-    )
 
 
 def _channels() -> Select[Any]:

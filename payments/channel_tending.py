@@ -16,31 +16,10 @@ from payments.channel_close_store import Close, Look
 from payments.channel_errors import BumpRefused, ChannelError, CloseNotFound
 from payments.channel_record import ChannelRecord
 from payments.descriptors import DescriptorStore
-from payments.errors import (
-    CoinsSpent,
-    PreviousTransactionMissing,
-    PsbtAltered,
-    PsbtIncomplete,
-    PsbtInvalid,
-    WalletCannotSign,
-    WalletLocked,
-    WalletNotFound,
-    WalletNotLoaded,
-)
+from payments.errors import SIGNING_TROUBLE
 from payments.outputs import Presence
 from payments.ports import Clock, Store
 
-WALLET_TROUBLE = (
-    CoinsSpent,
-    PreviousTransactionMissing,
-    PsbtAltered,
-    PsbtIncomplete,
-    PsbtInvalid,
-    WalletCannotSign,
-    WalletLocked,
-    WalletNotFound,
-    WalletNotLoaded,
-)
 Troubles = dict[str, str | None]
 """Channel id -> why it is not closed yet; None: nothing is wrong."""
 Payee = Callable[[bytes], PrivateKey]
@@ -173,7 +152,7 @@ class CloseTender:
                 feerate_sat_kvb=max(close.newest.feerate_sat_kvb, estimate or 0),
                 wallet=await self._wallet(),
             )
-        except (BumpRefused, *WALLET_TROUBLE) as exc:
+        except (BumpRefused, *SIGNING_TROUBLE) as exc:
             return f"{exc} (our node: {refusal})"
         answer = await self._node.send_raw_transaction(child)
         return None if is_there(answer) else f"our node does not take what pays for it: {answer.message}"

@@ -185,13 +185,7 @@ def deposits_among_inputs(txids: Select[tuple[str]]) -> Select[tuple[str]]:
     """Those that spend the deposit of a channel, which is no coin of the wallet."""
     return (
         select(paying_inputs.c.txid)
-        .join(
-            channels,
-            and_(
-                channels.c.txid == paying_inputs.c.previous_txid,
-                channels.c.vout == paying_inputs.c.previous_vout,
-            ),
-        )
+        .join(channels, chain_facts.spends_deposit())
         .where(paying_inputs.c.txid.in_(txids))
     )
 
@@ -201,11 +195,7 @@ async def change_among(tx: Transaction, txid: str) -> Sat:
 
     What a close pays to an address of closes is booked, to the channel.
     """
-    closes = exists().where(
-        paying_inputs.c.txid == txid,
-        channels.c.txid == paying_inputs.c.previous_txid,
-        channels.c.vout == paying_inputs.c.previous_vout,
-    )
+    closes = exists().where(paying_inputs.c.txid == txid, chain_facts.spends_deposit())
     purpose = unassigned_addresses.c.purpose
     rows = await tx.scalars(
         select(unassigned_outputs.c.amount_sat)

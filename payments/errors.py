@@ -248,3 +248,17 @@ class PsbtAltered(PaymentsError):
             + ". Nothing was sent: sign the exported PSBT as it is"
         )
         self.differences = differences
+
+
+SIGNING_TROUBLE = (
+    CoinsSpent,
+    PreviousTransactionMissing,
+    PsbtAltered,
+    PsbtIncomplete,
+    PsbtInvalid,
+    WalletCannotSign,
+    WalletLocked,
+    WalletNotFound,
+    WalletNotLoaded,
+)
+"""What keeps a transaction of the operator's wallet from being made or signed, and the operator can mend."""

@@ -3,8 +3,6 @@
 Nothing is reserved for a plan. When it is made a batch, all that it was made of is looked at again.
 """
 
-import secrets
-from base64 import b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +12,7 @@ from payments.addresses import AddressBook, PayoutDescriptor
 from payments.bitcoind_psbt import PsbtNode
 from payments.descriptors import DescriptorStore
 from payments.errors import PayoutRefused
+from payments.ids import new_id
 from payments.money import Sat
 from payments.own_addresses import fresh_address
 from payments.payout import Choice, Payout, PayoutPolicy, Share, State, fee_of, over_share
@@ -154,7 +153,7 @@ class BatchPlanner:
         # Two who plan at the same time are given the same unused address.
         if await batch_store.has_change(tx, plan.change.script_pubkey):
             return None
-        batch_id, now = _new_id(), self._clock()
+        batch_id, now = new_id(), self._clock()
         await batch_store.insert_batch(
             tx,
             batch_id=batch_id,
@@ -212,8 +211,3 @@ async def _keep_troubles(tx: Transaction, *, troubles: dict[str, str]) -> None:
     for payout in await payout_store.payouts_in(tx, State.APPROVED):
         if payout.trouble != troubles.get(payout.id):
             await payout_store.change_payouts(tx, [payout.id], trouble=troubles.get(payout.id))
-
-
-def _new_id() -> str:
-    """128 random bits in 26 characters of base32, as all ids are."""
-    return b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()

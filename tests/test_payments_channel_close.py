@@ -243,7 +243,7 @@ def test_a_refund_takes_the_deposit_back(script_pubkey: bytes) -> None:
     on = channel()
     raw = refund_transaction(on, PAYER, script_pubkey, feerate_sat_kvb=2_500)
     assert raw == refund_transaction(on, PAYER, script_pubkey, feerate_sat_kvb=2_500)
-    check_refund(raw, on)
+    assert check_refund(raw, on) == parse_transaction(raw).txid
     transaction = CTransaction.deserialize(raw)
     assert (transaction.nVersion, transaction.nLockTime) == (2, EXPIRY_HEIGHT)
     (paid,) = parse_transaction(raw).outputs
