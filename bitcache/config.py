@@ -183,7 +183,7 @@ class ChannelsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unconfirmed_sat: Count = 500
     """what a channel may have paid in all before a block has its deposit; 0: nothing"""
     unconfirmed_total_sat: Count = 10_000
-    """and all such channels together"""
+    """and all such channels together, with what double spends took within a day"""
     one_confirmation_sat: Count = 100_000
     """what a channel may have paid in all at 1 confirmation"""
     three_confirmations_sat: Count = 1_000_000

@@ -37,6 +37,8 @@ FINAL_DEPTH = 100
 """A close is watched until it is so deep."""
 RETRIES_FREE = 3
 RETRIES_S = 86_400
+LOST_S = 86_400
+"""So long what was lost to double spends counts against what may be lost before a confirmation."""
 UNITS_PER_REQUEST_MAX = 8
 
 

@@ -5,7 +5,7 @@ is what the next commit must write. So no two requests ever count on the same sa
 """
 
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,6 +123,10 @@ class LiveChannels:
         self.tip_height = 0
         self.unconfirmed_sat = 0
         """Accepted by channels without a confirmation, together."""
+        self._lost_sat = 0
+        """Charged to channels whose deposits were double-spent lately."""
+        self._gone_sat: dict[str, int] = {}
+        """What channels had in `unconfirmed_sat` when they were forgotten: lost perhaps, till we know."""
         self.dropped = 0
         """Rises when a channel goes: what was read before may be older than what went."""
 
@@ -138,6 +142,7 @@ class LiveChannels:
     def put(self, record: ChannelRecord) -> LiveChannel:
         """Take a channel in that is not here."""
         assert record.id not in self._by_id
+        self._gone_sat.pop(record.id, None)
         live = self._by_id[record.id] = LiveChannel(record)
         self._count(live)
         return live
@@ -154,6 +159,11 @@ class LiveChannels:
         for live in self:
             self._count(live)
 
+    def set_lost(self, lost_sat: int, *, still: Container[str]) -> None:
+        """The database has looked: so much was lost lately, and these channels are not closed."""
+        self._lost_sat = lost_sat
+        self._gone_sat = {one: sat for one, sat in self._gone_sat.items() if one in still}
+
     def drop(self, channel_ids: Iterable[str]) -> None:
         """Forget these: the database is read before they are used again."""
         for channel_id in channel_ids:
@@ -161,6 +171,8 @@ class LiveChannels:
             self.pages.drop(channel_id)
             if live is not None:
                 self.unconfirmed_sat -= live.exposed_sat
+                if live.exposed_sat:
+                    self._gone_sat[channel_id] = live.exposed_sat
                 self.dropped += 1
 
     def clear(self) -> None:
@@ -294,8 +306,9 @@ class LiveChannels:
             confirmations=confirmations,
         )
         more_sat = balance.accepted_sat - live.balance.accepted_sat
+        risked_sat = self.unconfirmed_sat + self._lost_sat + sum(self._gone_sat.values())
         total_max_sat = self._exposure.unconfirmed_total_sat
-        if confirmations == 0 and more_sat and self.unconfirmed_sat + more_sat > total_max_sat:
+        if confirmations == 0 and more_sat and risked_sat + more_sat > total_max_sat:
             raise UnconfirmedCapReached
         live.balance = balance
         self._count(live)

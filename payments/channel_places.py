@@ -6,12 +6,13 @@ Between blocks only few of them can have moved: those without a confirmation, an
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, func, or_, select
 
 from payments import chain_facts
 from payments.chain_facts import BlockRef
-from payments.channel import ChannelState
+from payments.channel import ChannelState, CloseReason
 from payments.channel_store import LIVE
+from payments.money import Msat, Sat, sat_rounded_up
 from payments.outputs import Presence
 from payments.portions import portions
 from payments.ports import Transaction
@@ -36,6 +37,15 @@ async def places(tx: Transaction, *, among: Iterable[str] | None) -> tuple[Block
     for some in portions(among):
         found += await _places(tx, _LIVE_PLACES.where(channels.c.id.in_(some), ~_UNCONFIRMED))
     return tip, found
+
+
+async def all_places(tx: Transaction, *, lost_since: int) -> tuple[BlockRef | None, list[Place], Sat]:
+    """As `places`, of all; and what was charged to channels that ended by a double spend since then."""
+    tip, found = await places(tx, among=None)
+    lost = select(func.sum(channels.c.spent_msat)).where(
+        channels.c.close_reason == CloseReason.LOST, channels.c.closed_at > lost_since
+    )
+    return tip, found, sat_rounded_up(Msat(int(await tx.scalar(lost) or 0)))
 
 
 async def _places(tx: Transaction, chosen: Select[Any]) -> list[Place]:

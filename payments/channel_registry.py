@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from payments import channel_host, channel_places, channel_store
 from payments.chain_facts import BlockRef
-from payments.channel import Balance, ChannelState, CloseReason
+from payments.channel import LOST_S, Balance, ChannelState, CloseReason
 from payments.channel_commit import GroupCommit
 from payments.channel_errors import ChannelClosed, ChannelsElsewhere
 from payments.channel_exposure import Exposure
@@ -205,9 +205,11 @@ class ChannelRegistry:
         now, takes = self._clock(), self._takes
         hinted, self._hinted = self._hinted, set()
         tip, found = await self._store.read(lambda tx: channel_places.places(tx, among=hinted))
-        everything = tip != self._tip or abs(now - self._all_looked_at) >= ALL_LOOKED_AT_S
+        everything, lost_sat = tip != self._tip or abs(now - self._all_looked_at) >= ALL_LOOKED_AT_S, 0
         if everything:
-            tip, found = await self._store.read(lambda tx: channel_places.places(tx, among=None))
+            tip, found, lost_sat = await self._store.read(
+                lambda tx: channel_places.all_places(tx, lost_since=now - LOST_S)
+            )
         if takes != self._takes or not self._holder:
             return  # the channels were lost meanwhile
         if everything:
@@ -215,8 +217,11 @@ class ChannelRegistry:
             self._live.move_tip(0 if tip is None else tip.height)
         self._compare(found)
         expected = {live.id for live in self._live} if everything else hinted
-        self._drop_idle(expected - {place.id for place in found})
-        await self._bring(place.id for place in found)
+        still = {place.id for place in found}
+        self._drop_idle(expected - still)
+        if everything:
+            self._live.set_lost(lost_sat, still=still)
+        await self._bring(still)
 
     def _compare(self, found: Sequence[Place]) -> None:
         """Where the chain has deposits, and what others decided, is taken over."""

@@ -378,6 +378,7 @@ channels = Table(
     Column("closed_at", BigInteger),
     Column("trouble", Text),  # why it is not closed yet, in words
     UniqueConstraint("txid", "vout"),
+    Index(None, "closed_at"),
     Index(None, "script_pubkey"),
     Index(None, "state"),
 )

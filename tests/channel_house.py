@@ -20,6 +20,7 @@ from sqlalchemy import select, update
 from bitcache.db.engine import Database
 from payments import chain_store, channel_store
 from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
+from payments.channel import ChannelState, CloseReason
 from payments.channel_exposure import Exposure
 from payments.channel_live import Charge, Voucher
 from payments.channel_pages import UNITS_PER_PAGE
@@ -29,7 +30,7 @@ from payments.channel_script import Channel
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
-from payments.tables import channel_pages, channel_sales, paying_transactions
+from payments.tables import channel_pages, channel_sales, channels, paying_transactions
 from tests.channel_parts import EXPIRY_HEIGHT, contract, key
 
 T = TypeVar("T")
@@ -175,6 +176,15 @@ class House:
     async def confirm(self, payer: Payer, height: int) -> None:
         channel = payer.channel
         await self.place(channel.outpoint, channel.contract.script_pubkey, channel.capacity_sat, height)
+
+    async def lose(self, payer: Payer) -> None:
+        """A block has what double-spends its deposit."""
+
+        async def write(tx: Transaction) -> None:
+            closed = {"state": ChannelState.CLOSED, "close_reason": CloseReason.LOST, "closed_at": self.now}
+            await tx.execute(update(channels).where(channels.c.id == payer.id).values(**closed))
+
+        await self.database.write(write)
 
     async def set_presence(self, payer: Payer, presence: Presence) -> None:
         async def write(tx: Transaction) -> None:

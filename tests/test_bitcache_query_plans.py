@@ -22,7 +22,15 @@ from bitcache.statement_lines import LineKind, Place, page
 from bitcache.statements import statement as seller_statement
 from bitcache.web import dashboard
 from bitcache.web.span import chosen_span
-from payments import chain_facts, chain_store, channel_endings, channel_follow, channel_store, unassigned
+from payments import (
+    chain_facts,
+    chain_store,
+    channel_endings,
+    channel_follow,
+    channel_places,
+    channel_store,
+    unassigned,
+)
 from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
 from payments.channel_follow import ChannelFollower
 from payments.ledger import Code, Transfer
@@ -103,6 +111,7 @@ QUERIES: dict[str, Query] = {
     "channels that blocks ended": lambda _, tx: _channels(tx),
     "deposits to watch": lambda _, tx: _deposits(tx),
     "live channels": lambda _, tx: channel_store.live(tx),
+    "channels that were double-spent": lambda _, tx: channel_places.all_places(tx, lost_since=NOW),
     "channels of a payer": lambda _, tx: channel_store.of_payer(tx, b"\x02"),
     "what channels were charged": lambda _, tx: channel_follow.book_spending(tx, None, now=NOW),
     "due for review": lambda till, tx: till.server.services.registry.due_for_review(tx, now=NOW),

@@ -18,7 +18,7 @@ from sqlalchemy import update
 from bitcache.db.engine import Database
 from bitcache.db.migrate import upgrade
 from payments import channel_host
-from payments.channel import RETRIES_FREE, RETRIES_S, ChannelState, CloseReason
+from payments.channel import LOST_S, RETRIES_FREE, RETRIES_S, ChannelState, CloseReason
 from payments.channel_errors import (
     ChannelClosed,
     ChannelNotFound,
@@ -219,6 +219,42 @@ async def test_how_much_is_accepted_follows_the_depth(house: House) -> None:
         await house.mine(3)
         await registry.poll_once()
         assert (await registry.pay(payer.voucher(99_000), None)).confirmations == 6
+
+
+async def test_what_was_double_spent_counts_for_a_day(house: House) -> None:
+    """Else who buys from themselves could have the operator pay as much again with every block."""
+    async with house.running() as registry:
+        first, second = await opened(house, registry, height=None), await opened(house, registry, height=None)
+        await registry.pay(first.voucher(498), charge(0, 332))
+        await registry.pay(second.voucher(300), charge(0, 8))
+        for lost in (first, second):
+            await house.lose(lost)
+        await registry.poll_once()
+        await house.mine()
+        await registry.poll_once()
+        # Of what was lost, what was charged counts: 498 and 12 sat of 800.
+        again = await opened(house, registry, height=None)
+        await refused(registry.pay(again.voucher(291), None), UnconfirmedCapReached)
+        await registry.pay(again.voucher(290), None)
+    async with house.running() as restarted:
+        await refused(restarted.pay(again.voucher(291), None), UnconfirmedCapReached)
+        house.now += LOST_S
+        await house.mine()
+        await restarted.poll_once()
+        await restarted.pay(again.voucher(500), None)
+
+
+async def test_what_a_channel_may_lose_counts_though_it_is_forgotten(house: House) -> None:
+    """Between the write that fails, or finds it closed, and the next look at the database."""
+    async with house.running() as registry:
+        payer, other = await opened(house, registry, height=None), await opened(house, registry, height=None)
+        await registry.pay(payer.voucher(500), charge(0, 300))
+        await house.lose(payer)
+        await refused(registry.pay(payer.voucher(500), charge(300)), ChannelClosed)
+        await refused(registry.pay(other.voucher(301), None), UnconfirmedCapReached)
+        house.store.fails = "before"
+        await refused(registry.pay(other.voucher(300), None), WriteFailed)
+        await registry.pay(other.voucher(300), None)
 
 
 async def test_a_deposit_that_left_the_chain_pays_for_nothing(house: House) -> None:

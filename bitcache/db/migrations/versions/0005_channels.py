@@ -79,6 +79,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("channels", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_channels_script_pubkey"), ["script_pubkey"], unique=False)
+        batch_op.create_index(batch_op.f("ix_channels_closed_at"), ["closed_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_channels_state"), ["state"], unique=False)
 
     op.create_table(
