@@ -5,7 +5,7 @@ writes of channels calls `check` in the same transaction, and writes come one af
 slept, was frozen or cut off while another took over can write nothing any more.
 """
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from payments.channel_errors import ChannelsElsewhere
 from payments.ports import Transaction
@@ -33,11 +33,16 @@ async def take(tx: Transaction, holder: str, now: int) -> bool:
 async def check(tx: Transaction, holder: str, now: int) -> None:
     """Renew the lease. Raises ChannelsElsewhere if another process has taken the channels."""
     # A lease that lapsed and that nobody took is renewed: nobody else has written meanwhile.
-    renewed = update(channel_host).where(channel_host.c.holder == holder).values(held_until=now + LEASE_S)
-    if not (await tx.execute(renewed)).rowcount:
+    if not (await tx.execute(_RENEW, {"by": holder, "until": now + LEASE_S})).rowcount:
         raise ChannelsElsewhere
 
 
 async def release(tx: Transaction, holder: str) -> None:
     """Let the next process have them at once. Nothing, if `holder` has them no more."""
     await tx.execute(delete(channel_host).where(channel_host.c.holder == holder))
+
+
+_RENEW = (
+    update(channel_host).where(channel_host.c.holder == bindparam("by")).values(held_until=bindparam("until"))
+)
+"""Made once: it goes with every voucher's commit."""
