@@ -114,7 +114,7 @@ class CloseReason(StrEnum):
     REFUNDED = "refunded"
     """The payer took the deposit back after EXPIRY."""
     LOST = "lost"
-    """The funding was double-spent."""
+    """The funding was double-spent, or in no block when the channel expired."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Kind(StrEnum):
     REFUND = "refund"
     """By the payer's alone."""
     DOUBLE_SPEND = "double_spend"
-    """Of the funding."""
+    """Of the funding, or of what it spends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Ending:
     txid: str | None
     """None: what double-spent the funding, of which we know the block only."""
     height: int
+    """Of that block; of a funding that never came, the expiry."""
     received_sat: Sat = NOTHING_SAT
     settled_sat: Sat = NOTHING_SAT
 
@@ -88,7 +89,12 @@ def spends_in(raw: bytes) -> dict[OutPoint, Spend]:
 
 
 async def endings_of(tx: Transaction, records: Sequence[ChannelRecord]) -> dict[str, Ending]:
-    """Of those of these channels that a block has ended, by id."""
+    """Of those of these channels that a block has ended, by id.
+
+    A deposit that no block has at its expiry was lost, or as good as that: where a parent of it was
+    double-spent, no block will ever spend what it spends. Should a block take it yet, all is as it was.
+    """
+    tip_height = await chain_facts.tip_height(tx)
     spends = await channel_store.spends_of(tx, [record.id for record in records])
     found: dict[str, Ending] = {}
     for txid, height in sorted(set(spends.values())):
@@ -96,6 +102,8 @@ async def endings_of(tx: Transaction, records: Sequence[ChannelRecord]) -> dict[
     for record in records:
         if record.funding is Presence.GONE and record.funding_lost_height is not None:
             found[record.id] = Ending(Kind.DOUBLE_SPEND, None, record.funding_lost_height)
+        elif record.funding is not Presence.BLOCK and record.channel.contract.expiry_height <= tip_height:
+            found[record.id] = Ending(Kind.DOUBLE_SPEND, None, record.channel.contract.expiry_height)
     wanted = {record.id for record in records}
     return {channel_id: ending for channel_id, ending in found.items() if channel_id in wanted}
 

@@ -19,7 +19,14 @@ from payments.money import Msat
 from payments.outputs import Presence
 from payments.portions import portions
 from payments.ports import OnChannels, Transaction
-from payments.tables import channel_sales, channels, paying_inputs, paying_transactions, transfers
+from payments.tables import (
+    channel_contracts,
+    channel_sales,
+    channels,
+    paying_inputs,
+    paying_transactions,
+    transfers,
+)
 
 BLOCKS_PER_STEP = 144
 """However many blocks come at once after an outage, they are recorded in steps so long: an ending is looked
@@ -45,7 +52,7 @@ class ChannelFollower:
         """`found`: transactions of older blocks that were read again, and spend deposits."""
         tip_height = await chain_facts.tip_height(tx)
         from_height = tip_height - max(FINAL_DEPTH, self._depth) - BLOCKS_PER_STEP
-        ids = await _concerned(tx, from_height, set(found))
+        ids = await _concerned(tx, tip_height, from_height, set(found))
         if ids:
             await self._follow(tx, ids, tip_height, now)
 
@@ -164,9 +171,9 @@ def _reopened(record: ChannelRecord, tip_height: int) -> tuple[ChannelState, Clo
     return ChannelState.CLOSING, CloseReason.MARGIN if near else CloseReason.OPERATOR
 
 
-async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list[str]:
+async def _concerned(tx: Transaction, tip_height: int, from_height: int, found: set[str]) -> list[str]:
     """Channels whose deposit was spent, or whose funding was double-spent, in blocks from this height on, or
-    in one that a reorg took out."""
+    in one that a reorg took out; and those that expired before a block had their deposit."""
     # Sets of txids, not joins: without statistics SQLite would begin at the channels, all there ever were.
     txid, height = paying_transactions.c.txid, paying_transactions.c.height
     recent = select(txid).where(height >= from_height)
@@ -193,8 +200,18 @@ async def _concerned(tx: Transaction, from_height: int, found: set[str]) -> list
         channels.c.close_reason == CloseReason.LOST,
         or_(channels.c.txid.in_(unconfirmed), channels.c.txid.in_(recent)),
     )
+    never = (
+        select(channels.c.id)
+        .join(channel_contracts, channel_contracts.c.script_pubkey == channels.c.script_pubkey)
+        .outerjoin(paying_transactions, txid == channels.c.txid)
+        .where(
+            channels.c.state.in_(channel_store.LIVE),
+            channel_contracts.c.expiry_height <= tip_height,
+            height.is_(None),
+        )
+    )
     ids = set[str]()
-    for chosen in (spent, lost, back):
+    for chosen in (spent, lost, back, never):
         ids |= set((await tx.scalars(chosen)).all())
     return sorted(ids)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from payments.channel import (
+    LOST_S,
     ChannelState,
     CloseReason,
     charged,
@@ -74,6 +75,7 @@ class LiveChannel:
         "funding_height",
         "id",
         "opened_at",
+        "out_since",
         "state",
         "unsaved",
     )
@@ -91,6 +93,8 @@ class LiveChannel:
         self.funding_height = record.funding_height
         self.exposed_sat = 0
         """What it has in `LiveChannels.unconfirmed_sat`."""
+        self.out_since: int | None = None
+        """When its deposit was first seen to be neither in a block nor in the mempool."""
         self.unsaved = 0
         """Batches under way that hold it: until they are written, the database knows less."""
 
@@ -159,10 +163,21 @@ class LiveChannels:
         for live in self:
             self._count(live)
 
-    def set_lost(self, lost_sat: int, *, still: Container[str]) -> None:
-        """The database has looked: so much was lost lately, and these channels are not closed."""
+    def set_lost(self, lost_sat: int, *, still: Container[str], now: int) -> None:
+        """All were compared with the database: so much was lost lately, and these channels are not closed.
+
+        A deposit that has been nowhere for so long counts as what was lost before: it must not take the place
+        of others until it expires.
+        """
         self._lost_sat = lost_sat
         self._gone_sat = {one: sat for one, sat in self._gone_sat.items() if one in still}
+        for live in self:
+            if live.funding in (Presence.BLOCK, Presence.MEMPOOL):
+                live.out_since = None
+            elif live.out_since is None or live.out_since > now:
+                live.out_since = now
+            elif live.exposed_sat and live.out_since <= now - LOST_S:
+                self._expose(live, 0)
 
     def drop(self, channel_ids: Iterable[str]) -> None:
         """Forget these: the database is read before they are used again."""
@@ -320,6 +335,8 @@ class LiveChannels:
             raise CloseRefused(f"{owed_sat:,} sat were spent in this channel: sign at least so much.")
 
     def _count(self, live: LiveChannel) -> None:
-        exposed_sat = live.balance.accepted_sat if live.confirmations(self.tip_height) == 0 else 0
+        self._expose(live, live.balance.accepted_sat if live.confirmations(self.tip_height) == 0 else 0)
+
+    def _expose(self, live: LiveChannel, exposed_sat: int) -> None:
         self.unconfirmed_sat += exposed_sat - live.exposed_sat
         live.exposed_sat = exposed_sat

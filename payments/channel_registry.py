@@ -8,6 +8,7 @@ A process without the lease (`payments.channel_host`) knows no channel, and says
 import asyncio
 import logging
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +16,7 @@ from typing import TypeVar
 from payments import channel_host, channel_places, channel_store
 from payments.chain_facts import BlockRef
 from payments.channel import LOST_S, Balance, ChannelState, CloseReason
-from payments.channel_commit import GroupCommit
+from payments.channel_commit import GroupCommit, Writing
 from payments.channel_errors import ChannelClosed, ChannelsElsewhere
 from payments.channel_exposure import Exposure
 from payments.channel_live import Charge, Decision, LiveChannel, LiveChannels, Voucher
@@ -23,7 +24,7 @@ from payments.channel_pages import PageKey, RetryKey, read_page
 from payments.channel_places import Place
 from payments.channel_record import Agreed
 from payments.money import Msat
-from payments.ports import Clock, Store, Transaction
+from payments.ports import Clock, Store, Transaction, WriteAtOnce
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +51,25 @@ class Paid:
 class ChannelRegistry:
     """Memory never says more than the disk to anybody: what is decided is written before it is told."""
 
-    def __init__(self, *, store: Store, exposure: Exposure, clock: Clock, holder: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        exposure: Exposure,
+        clock: Clock,
+        at_once: WriteAtOnce | None = None,
+        holder: str | None = None,
+    ) -> None:
+        """`at_once`: of the same database, where it has it; then vouchers are written by it."""
         self._store = store
+        self._at_once = at_once
         self._clock = clock
         self._name = holder or secrets.token_hex(16)
         self._holder = ""
         """Another one each time that the lease is taken: what was begun under an earlier one fails."""
         self._takes = 0
         self._live = LiveChannels(exposure)
-        self._commits = GroupCommit(self.write, self._forget, clock)
+        self._commits = GroupCommit(self._write_batch, self._forget, clock)
         self._in_doubt = False
         """A write failed: it may still be under way, and reads may miss it until another write has been."""
         self._hinted: set[str] = set()
@@ -119,6 +130,22 @@ class ChannelRegistry:
 
         try:
             return await self._store.write(fenced)
+        except ChannelsElsewhere:
+            if holder == self._holder:
+                self._lose()
+            raise
+
+    async def _write_batch(self, writing: Writing) -> set[str]:
+        if self._at_once is None:
+            return await self.write(writing.write)
+        holder, now = self._holder, self._clock()
+
+        def fenced(connection: sqlite3.Connection) -> set[str]:
+            channel_host.check_at_once(connection, holder, now)
+            return writing.write_at_once(connection)
+
+        try:
+            return await self._at_once(fenced)
         except ChannelsElsewhere:
             if holder == self._holder:
                 self._lose()
@@ -220,7 +247,7 @@ class ChannelRegistry:
         still = {place.id for place in found}
         self._drop_idle(expected - still)
         if everything:
-            self._live.set_lost(lost_sat, still=still)
+            self._live.set_lost(lost_sat, still=still, now=now)
         await self._bring(still)
 
     def _compare(self, found: Sequence[Place]) -> None:

@@ -39,12 +39,12 @@ from regtest.node import btc, sat
 from regtest.world import MINER, RegtestWorld
 from tests.channel_deposits import (
     CAPACITY_SAT,
-    CLOSE_FEE_SAT,
     Deposits,
     back_up_to,
     open_deposits,
     risen,
 )
+from tests.channel_parts import CLOSE_FEE_SAT
 from tests.functional_reconcile import found, look
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ async def states(shop: Deposits, record: ChannelRecord) -> tuple[ChannelState, C
 async def two_spends(shop: Deposits, address: str, amount_sat: int) -> tuple[bytes, bytes]:
     """One coin of the miner's sent to this address, and the same coin sent elsewhere; neither broadcast."""
     outside = shop.world.outside
-    coin = (await outside.rpc("listunspent", 1, wallet=MINER))[0]
+    coin = max(await outside.rpc("listunspent", 1, wallet=MINER), key=lambda one: one["amount"])
     inputs = [{"txid": coin["txid"], "vout": coin["vout"]}]
     whole_sat = sat(coin["amount"])
     both = []
@@ -115,7 +115,8 @@ async def test_every_deposit_to_a_contract_is_a_channel(shop: Deposits) -> None:
     live = await shop.services.database.read(channel_store.live)
     assert {record.id for record in live} == {first.id, second.id, third.id, fourth.id}
     of_payer = partial(channel_store.of_payer, payer_key=contract.payer_key)
-    assert [one.id for one in await shop.services.database.read(of_payer)] == [first.id, second.id]
+    # Seen within a second they are in any order.
+    assert {one.id for one in await shop.services.database.read(of_payer)} == {first.id, second.id}
     assert await explained(shop) == {}
 
 
@@ -347,6 +348,46 @@ async def test_one_close_of_two_channels_and_what_others_add(shop: Deposits) -> 
     await shop.world.faucet(address_of(script, "regtest"), 12_345)
     await shop.seen()
     assert (await explained(shop))["operator"] == after["operator"] + 12_345_000
+
+
+async def test_a_deposit_whose_parent_was_double_spent_is_lost_at_its_expiry(shop: Deposits) -> None:
+    """No block ever spends what it spends: nothing but the time says that it does not come."""
+    outside = shop.world.outside
+    contract = await shop.announce(life_blocks=4)
+    own = await outside.rpc("getnewaddress", address_type="bech32", wallet=MINER)
+    parent, rival = await two_spends(shop, own, 60_000)
+    paid = (await outside.rpc("decoderawtransaction", parent.hex()))["vout"][0]
+    previous = {"txid": parse_transaction(parent).txid, "vout": 0}
+    raw = await outside.rpc(
+        "createrawtransaction",
+        [previous],
+        [{address_of(contract.script_pubkey, "regtest"): btc(59_000)}],
+    )
+    spent = {**previous, "scriptPubKey": paid["scriptPubKey"]["hex"], "amount": btc(60_000)}
+    signed = await outside.rpc("signrawtransactionwithwallet", raw, [spent], wallet=MINER)
+    await shop.broadcast(parent)
+    txid = await shop.broadcast(bytes.fromhex(signed["hex"]))
+    await shop.world.mempool_wait(txid)
+    await shop.seen()
+    (record,) = await shop.of(contract)
+    await shop.charge(record, accepted_sat=500, spent_msat=500_000)
+    await shop.world.mine_exactly([rival.hex()])
+    await shop.mine(2)
+    assert await states(shop, record) == (ChannelState.OPEN, None, Presence.MISSING)
+    await shop.mine()
+    assert await states(shop, record) == (ChannelState.CLOSED, CloseReason.LOST, Presence.MISSING)
+    await shop.mine(DEPTH)
+    assert await shop.balances_msat() == {ledger.seller(shop.seller_id): 450_000, "operator": -450_000}
+    assert (await look(shop)).explained
+    # A reorg in which the parent is mined after all: what was signed is good again.
+    await shop.world.reorg(DEPTH + 4, keep_transactions=False)
+    await shop.world.mine_exactly([parent.hex(), signed["hex"]])
+    await shop.seen()
+    assert await states(shop, record) == (ChannelState.OPEN, None, Presence.BLOCK)
+    assert await explained(shop) == {
+        ledger.channel(record.id): -500_000,
+        ledger.pending(shop.seller_id): 500_000,
+    }
 
 
 async def test_a_refund_after_expiry_wins_over_the_close(shop: Deposits) -> None:

@@ -257,6 +257,27 @@ async def test_what_a_channel_may_lose_counts_though_it_is_forgotten(house: Hous
         await registry.pay(other.voucher(300), None)
 
 
+async def test_a_deposit_that_is_nowhere_does_not_count_for_ever(house: House) -> None:
+    """A parent of it that was double-spent leaves it in no block, and unspent."""
+    async with house.running() as registry:
+        payer, other = await opened(house, registry, height=None), await opened(house, registry, height=None)
+        await registry.pay(payer.voucher(500), None)
+        await house.set_presence(payer, Presence.MISSING)
+        for wait_s in (0, LOST_S - 1):
+            house.now += wait_s
+            await house.mine()
+            await registry.poll_once()
+            await refused(registry.pay(other.voucher(301), None), UnconfirmedCapReached)
+        house.now += 1
+        await house.mine()
+        await registry.poll_once()
+        await registry.pay(other.voucher(301), None)
+        # It is back, and may be lost again.
+        await house.set_presence(payer, Presence.MEMPOOL)
+        await registry.poll_once()
+        await refused(registry.pay(other.voucher(302), None), UnconfirmedCapReached)
+
+
 async def test_a_deposit_that_left_the_chain_pays_for_nothing(house: House) -> None:
     async with house.running() as registry:
         payer = await opened(house, registry)
