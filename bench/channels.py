@@ -138,7 +138,9 @@ async def _registry(closing: AsyncExitStack, channels: int) -> ChannelRegistry:
     folder = Path(closing.enter_context(TemporaryDirectory(prefix="bitcache-bench-")))
     database = Database(f"sqlite+aiosqlite:///{await _filled(channels, folder)}")
     closing.push_async_callback(database.close)
-    registry = ChannelRegistry(store=database, exposure=EXPOSURE, clock=lambda: int(time.time()))
+    registry = ChannelRegistry(
+        store=database, at_once=database.write_at_once, exposure=EXPOSURE, clock=lambda: int(time.time())
+    )
     await registry.poll_once()
     running = asyncio.create_task(registry.run())
 

@@ -7,6 +7,7 @@ from bitcache.channel_bookkeeping import TOPIC
 from bitcache.channel_desk import ChannelDesk
 from bitcache.channel_seed import read_channel_seed
 from bitcache.config import Config
+from bitcache.db.engine import Database
 from bitcache.events import Event
 from bitcache.grants import OFFER_TOPIC
 from bitcache.hosted_wallet import HostedWallet
@@ -24,7 +25,7 @@ from payments.channel_opening import ChannelOpening
 from payments.channel_registry import ChannelRegistry
 from payments.descriptors import DescriptorStore
 from payments.money import Sat
-from payments.ports import Clock, Store
+from payments.ports import Clock
 from payments.watcher import Watcher
 
 BUMP_AFTER_BLOCKS = 3
@@ -52,7 +53,7 @@ class Channels:
 def open_channels(
     *,
     config: Config,
-    store: Store,
+    store: Database,
     node: Bitcoind,
     watcher: Watcher,
     hosted: HostedWallet,
@@ -66,7 +67,9 @@ def open_channels(
 ) -> Channels:
     """Nothing is contacted, no loop runs. Raises ChannelSeedUnusable."""
     settings = config.channels
-    registry = ChannelRegistry(store=store, exposure=settings.exposure, clock=clock)
+    registry = ChannelRegistry(
+        store=store, at_once=store.write_at_once, exposure=settings.exposure, clock=clock
+    )
     opening = ChannelOpening(
         node=node,
         store=store,

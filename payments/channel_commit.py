@@ -5,7 +5,8 @@ nor anything that was decided since, on top of it: all who wait hear of it, and 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, Protocol
 
 from sqlalchemy import bindparam, literal_column, select, update
@@ -25,9 +26,9 @@ longer for a chunk than this."""
 
 
 class FencedWrite(Protocol):
-    """As `Store.write`; raises ChannelsElsewhere unless this process has the channels."""
+    """Writes a batch; raises ChannelsElsewhere unless this process has the channels."""
 
-    async def __call__(self, fn: Callable[[Transaction], Awaitable[set[str]]]) -> set[str]: ...
+    async def __call__(self, writing: "Writing") -> set[str]: ...
 
 
 class Forget(Protocol):
@@ -109,19 +110,39 @@ class Writing:
     async def write(self, tx: Transaction) -> set[str]:
         """The channels that the chain has closed meanwhile: nothing is written of them."""
         closed = set(self.refused)
-        kept = [row for row in self.balances if row["b_id"] not in closed]
+        kept = self._balances_but(closed)
         # A closed one takes no balance. How many took theirs, PostgreSQL's driver does not say.
         if kept and await _BALANCES.execute(tx, kept) != len(kept):
             for some in portions(row["b_id"] for row in kept):
                 closed |= set((await tx.scalars(_CLOSED, {"ids": some})).all())
+        for statement, rows in self._others_but(closed):
+            await statement.execute(tx, rows)
+        return closed
+
+    def write_at_once(self, connection: sqlite3.Connection) -> set[str]:
+        """As `write`, in the thread of this connection."""
+        closed = set(self.refused)
+        kept = self._balances_but(closed)
+        if kept and _BALANCES.execute_at_once(connection, kept) != len(kept):
+            found = "SELECT 1 FROM channels WHERE id = ? AND state = ?"
+            for row in kept:
+                if connection.execute(found, (row["b_id"], ChannelState.CLOSED)).fetchone():
+                    closed.add(row["b_id"])
+        for statement, rows in self._others_but(closed):
+            statement.execute_at_once(connection, rows)
+        return closed
+
+    def _balances_but(self, closed: Set[str]) -> list[Row]:
+        return [row for row in self.balances if row["b_id"] not in closed]
+
+    def _others_but(self, closed: Set[str]) -> Iterator[tuple[ManyRows, list[Row]]]:
         for statement, key, rows in (
             (_STATES, "b_id", self.states),
             (_SALES, "channel_id", self.sales),
             (SAVE_PAGES, "channel_id", self.pages),
         ):
             if kept := [row for row in rows if row[key] not in closed]:
-                await statement.execute(tx, kept)
-        return closed
+                yield statement, kept
 
 
 class GroupCommit:
@@ -161,7 +182,7 @@ class GroupCommit:
             return
         writing = Writing(batch)
         try:
-            closed = await self._write(writing.write)
+            closed = await self._write(writing)
         except BaseException as trouble:
             told = trouble if isinstance(trouble, Exception) else ChannelsElsewhere()
             self._fail([batch, self._take()], told)

@@ -1,5 +1,6 @@
 """What the shell of this package needs from whoever runs it."""
 
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -27,6 +28,12 @@ class Store(Protocol):
     async def write(self, fn: Callable[[Transaction], Awaitable[T]]) -> T: ...
 
     async def read(self, fn: Callable[[Transaction], Awaitable[T]]) -> T: ...
+
+
+class WriteAtOnce(Protocol):
+    """On SQLite: as `Store.write`, in one trip to its thread. `fn` gets sqlite3's own connection."""
+
+    async def __call__(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
 
 class OnChange(Protocol):

@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import event, make_url
@@ -24,7 +25,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.util import await_only
 
 from bitcache.db import sqlite_driver
+from bitcache.db.sqlite_at_once import AtOnce
 from bitcache.errors import DatabaseDamaged, DatabaseUnavailable
+from payments.ports import WriteAtOnce
 from storage.errors import DiskFull
 
 T = TypeVar("T")
@@ -40,6 +43,7 @@ TAKE_WRITER_LOCK = f"SELECT pg_advisory_xact_lock({WRITER_LOCK})"
 FROZEN_WRITER_S = 60
 """A process that stops in the middle of a write, frozen or cut off, holds up the others no longer."""
 READERS_MAX = 8
+SQLITE_SETTINGS = ("PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
 CONNECT_TIMEOUT_S = 10
 """For PostgreSQL: a host that is off says nothing, and requests wait."""
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -66,7 +70,9 @@ class Database:
         self.after_events: Callable[[Sequence[Any]], None] | None = None
         """Called after a commit with the events it appended."""
         self._running: set[asyncio.Future[Any]] = set()
+        self._at_once: AtOnce | None = None
         if self.is_sqlite:
+            self._at_once = AtOnce(partial(_sqlite_connection, self.url.database or ""))
             self._writer = _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, begin="BEGIN", pool_size=4)
         else:
@@ -88,6 +94,11 @@ class Database:
     async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn` on one consistent snapshot. It writes nothing. Raises DatabaseUnavailable."""
         return await self._to_its_end(self._read(fn))
+
+    @property
+    def write_at_once(self) -> WriteAtOnce | None:
+        """As `write`, with sqlite3's own connection and in one trip; None: not on this database."""
+        return None if self._at_once is None else self._write_at_once
 
     async def _to_its_end(self, transaction: Coroutine[Any, Any, T]) -> T:
         """Whoever is cancelled meanwhile, as all loops are at shutdown, leaves it to end by itself.
@@ -117,6 +128,14 @@ class Database:
             self.after_events(appended)
         return result
 
+    async def _write_at_once(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._at_once is not None
+        return await self._to_its_end(self._named(self._at_once.write(fn)))
+
+    async def _named(self, transaction: Coroutine[Any, Any, T]) -> T:
+        with trouble_named():
+            return await transaction
+
     async def _read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         with trouble_named():
             async with self._reader.begin() as tx:
@@ -126,6 +145,8 @@ class Database:
         """Waits for the transactions that are under way."""
         while self._running:
             await asyncio.wait(self._running)
+        if self._at_once is not None:
+            await self._at_once.close()
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -209,12 +230,20 @@ def _sqlite_engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         connection.isolation_level = None
         cursor = connection.cursor()
         _switch_to_wal(cursor)
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
+        for setting in SQLITE_SETTINGS:
+            cursor.execute(setting)
         cursor.close()
 
     _run_at_begin(engine, begin)
     return engine
+
+
+def _sqlite_connection(database: str) -> sqlite3.Connection:
+    """For `AtOnce`. Some other connection has switched the database to WAL."""
+    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    for setting in SQLITE_SETTINGS:
+        connection.execute(setting)
+    return connection
 
 
 def _switch_to_wal(cursor: Any) -> None:
