@@ -44,7 +44,7 @@ async def _restored(tx: Transaction) -> Finding | None:
     restored = (await tx.execute(select(restores))).one_or_none()
     if restored is None:
         return None
-    older = channels.c.opened_at < restored.restored_at
+    older = channels.c.opened_at <= restored.restored_at
     count = await tx.scalar(select(func.count()).where(channels.c.state.in_(LIVE), older))
     if not count:
         return None

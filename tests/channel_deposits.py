@@ -26,16 +26,14 @@ from bitcache.ids import new_id
 from bitcache.master_key import write_master_key
 from bitcache.restore import restore
 from bitcache.services import open_services
-from payments import books, channel_close_store, channel_store, restores
+from payments import channel_close_store, channel_store, restores
 from payments.channel import ChannelState, CloseReason
 from payments.channel_close import Claim, close_transaction, refund_transaction
 from payments.channel_close_plan import Planned
 from payments.channel_close_store import unused_address
 from payments.channel_follow import book_spending
-from payments.channel_keys import public_bytes
 from payments.channel_record import ChannelRecord
 from payments.channel_script import Channel, Contract
-from payments.money import Msat, Sat
 from payments.own_addresses import fresh_address
 from payments.ports import Transaction
 from payments.segwit_address import address_of
@@ -43,11 +41,11 @@ from payments.tables import channel_sales, channels
 from payments.unassigned import Purpose
 from regtest.node import wait_until
 from regtest.world import RegtestWorld
+from tests.channel_parts import contract, key
 from tests.hosted_shop import HostedShop, operator_wallet
 from tests.service import Clock, RunningServer, blank_database, test_config
 from tests.till import Till, node_config
 
-CLOSE_FEE_SAT = 1_000
 CAPACITY_SAT = 20_000
 FEE_PPM = 100_000
 CLOSE_FEERATE_SAT_KVB = 2_000
@@ -70,18 +68,16 @@ class Deposits(HostedShop):
         written: bool = True,
     ) -> Contract:
         """A contract; without `watch`, as another process would announce it."""
-        payer, payee = (PrivateKey((2**128 + next(_keys)).to_bytes(32, "big")) for _ in range(2))
+        payer, payee = (key(2**128 + next(_keys)) for _ in range(2))
         change = change or await self.new_script()
         tip_height = int(await self.world.outside.rpc("getblockcount"))
-        contract = Contract(
-            public_bytes(payer), public_bytes(payee), tip_height + life_blocks, change, Sat(CLOSE_FEE_SAT)
-        )
-        self.payers[contract.script_pubkey], self.payees[contract.script_pubkey] = payer, payee
+        agreed = contract(payer=payer, payee=payee, expiry_height=tip_height + life_blocks, change=change)
+        self.payers[agreed.script_pubkey], self.payees[agreed.script_pubkey] = payer, payee
         if written:
-            await self.write_contract(contract)
+            await self.write_contract(agreed)
         if written and watch:
-            self.services.watcher.watch(contract.script_pubkey, None)
-        return contract
+            self.services.watcher.watch(agreed.script_pubkey, None)
+        return agreed
 
     async def write_contract(self, contract: Contract) -> None:
         await self.services.database.write(
@@ -243,17 +239,6 @@ class Deposits(HostedShop):
         txid = str(await self.world.outside.rpc("sendrawtransaction", raw.hex()))
         await self.world.mempool_wait(txid)
         return txid
-
-    async def balances_msat(self) -> dict[str, int]:
-        """Account -> msat, of all that are not at zero; what is kept must be what the history says."""
-
-        async def read(tx: Transaction) -> dict[str, Msat]:
-            assert await books.wrong_balances(tx) == {}
-            return await books.balances_like(tx, "")
-
-        found = await self.services.database.read(read)
-        assert sum(found.values()) == 0
-        return {account: int(msat) for account, msat in found.items()}
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ Payers are a wallet of the outside node; the operator's wallet is on the server'
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -26,7 +25,6 @@ from typer.testing import CliRunner
 from bitcache.cli.main import app
 from bitcache.config import CONFIG_FILE_NAME, DATABASE_FILE_NAME
 from bitcache.db.engine import Database
-from bitcache.ids import new_id
 from payments import (
     batch_store,
     books,
@@ -46,7 +44,7 @@ from payments.channel_close_store import Close
 from payments.channel_closer import ChannelCloser
 from payments.channel_exposure import Exposure
 from payments.channel_follow import ChannelFollower
-from payments.channel_keys import payee_key, public_bytes
+from payments.channel_keys import payee_key
 from payments.channel_live import Charge, Voucher
 from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry
@@ -54,7 +52,7 @@ from payments.channel_script import Channel, Contract
 from payments.descriptors import DescriptorStore
 from payments.invoice import Standing, Term
 from payments.money import Sat
-from payments.payout import Kind, Payout, PayoutPolicy, State
+from payments.payout import Payout, PayoutPolicy
 from payments.payout_batches import PayoutBatches
 from payments.payout_follow import PayoutFollower
 from payments.ports import Transaction
@@ -67,6 +65,8 @@ from payments.watcher import Watcher
 from regtest.node import btc, sat, wait_until
 from regtest.wallet import OutsideWallet
 from regtest.world import MINER, RegtestWorld
+from tests.channel_parts import contract, key
+from tests.hosted_shop import approved_payout
 from tests.service import blank_database
 
 SEED = bytes(range(32))
@@ -77,8 +77,6 @@ CLOSE_FEE_SAT = 2_000
 LIFE_BLOCKS = 1_000
 DEPTH = 2
 UNWANTED_SAT = 10_000_000
-NOBODY = address_of(b"\x00\x20" + hashlib.sha256(b"\x51").digest(), "regtest")
-"""Blocks for a wallet cost it a hundred times what they cost the node."""
 POLICY = ClosePolicy(feerate_sat_kvb=2_000, feerate_max_sat_kvb=50_000, bump_after_blocks=3)
 PAYOUT_POLICY = PayoutPolicy(depth=DEPTH, feerate_max_sat_kvb=100_000, fee_share_percent_max=50)
 _numbers = itertools.count(1)
@@ -185,7 +183,7 @@ class ClosingShop:
         txid = await self.world.outside.rpc("sendmany", "", amounts, fee_rate=5, wallet=MINER)
         await self.world.mempool_wait(txid)
         if depth:
-            await self.world.mine(depth, to=NOBODY)
+            await self.world.mine(depth)
         await self.seen()
         for one in made:
 
@@ -200,18 +198,23 @@ class ClosingShop:
     async def _contract(self, expiry_height: int, *, close_fee_sat: int) -> Paying:
         number = next(_numbers)
         nonce = number.to_bytes(16, "big")
-        payer = PrivateKey(number.to_bytes(32, "big"))
+        payer = key(number)
         address = await self.payers.new_address()
         script = await self.node.validate_address(address)
         assert script is not None
-        payee = public_bytes(payee_key(SEED, nonce))
-        contract = Contract(public_bytes(payer), payee, expiry_height, script, Sat(close_fee_sat))
+        agreed = contract(
+            payer=payer,
+            payee=payee_key(SEED, nonce),
+            expiry_height=expiry_height,
+            change=script,
+            close_fee_sat=close_fee_sat,
+        )
 
         async def announce(tx: Transaction) -> None:
-            await channel_store.announce(tx, contract, nonce=nonce, now=clock(), contracts_max=1_000)
+            await channel_store.announce(tx, agreed, nonce=nonce, now=clock(), contracts_max=1_000)
 
         await self.database.write(announce)
-        return Paying(payer, contract, address, nonce)
+        return Paying(payer, agreed, address, nonce)
 
     def voucher(self, paying: Paying, paid_sat: int) -> Voucher:
         return Voucher(paying.id, Sat(paid_sat), paying.channel.sign(paying.payer, paid_sat))
@@ -265,19 +268,7 @@ class ClosingShop:
         script = await self.node.validate_address(address)
         assert script is not None
         now = clock()
-        payout = Payout(
-            id=new_id(),
-            kind=Kind.SELLER,
-            seller_id=SELLER,
-            invoice_id=None,
-            account=ledger.seller(SELLER),
-            amount_sat=Sat(amount_sat),
-            address=address,
-            script_pubkey=script,
-            state=State.APPROVED,
-            requested_at=now,
-            ready_at=now,
-        )
+        payout = approved_payout(SELLER, amount_sat, address=address, script_pubkey=script, now=now)
 
         async def request(tx: Transaction) -> Payout:
             return await payout_requests.request(tx, payout, depth=DEPTH, now=now)
@@ -314,7 +305,7 @@ class ClosingShop:
         await self.seen()
 
     async def mine(self, blocks: int = 1) -> None:
-        await self.world.mine(blocks, to=NOBODY)
+        await self.world.mine(blocks)
         await self.seen()
 
     async def empty_block(self, count: int = 1) -> None:
@@ -322,7 +313,7 @@ class ClosingShop:
         waiting = await self.world.outside.rpc("getrawmempool")
         for txid in waiting:
             await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=-UNWANTED_SAT)
-        await self.world.mine(count, to=NOBODY)
+        await self.world.mine(count)
         for txid in waiting:
             await self.world.outside.rpc("prioritisetransaction", txid=txid, fee_delta=UNWANTED_SAT)
         await self.seen()

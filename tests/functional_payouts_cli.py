@@ -11,6 +11,7 @@ import json
 import stat
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,17 @@ from typer.testing import CliRunner, Result
 from bitcache import payout_desk
 from bitcache.cli.main import app
 from bitcache.config import CONFIG_FILE_NAME, Config
-from bitcache.ids import new_id
 from bitcache.services import open_services
 from payments import ledger, payout_requests
 from payments.errors import PayoutConflict, PayoutRefused
-from payments.money import Sat
-from payments.payout import Kind, Payout, State
+from payments.payout import Payout, State
 from payments.ports import Transaction
 from payments.tables import address_searches, descriptors, restores
 from regtest.install import BitcoindInstallation
 from regtest.wallet import OutsideWallet
 from regtest.world import MINER, RegtestWorld
 from tests.functional_client_crash import bitcache
-from tests.hosted_shop import HostedShop, open_hosted_till
+from tests.hosted_shop import HostedShop, approved_payout, open_hosted_till
 
 NOBODY = "a" * 26
 
@@ -119,19 +118,8 @@ async def asked(shop: HostedShop, amount_sat: int) -> Payout:
     address, now = await shop.new_address(), shop.till.server.clock()
     script = await shop.services.node.validate_address(address)
     assert script is not None
-    payout = Payout(
-        id=new_id(),
-        kind=Kind.SELLER,
-        seller_id=shop.seller_id,
-        invoice_id=None,
-        account=ledger.seller(shop.seller_id),
-        amount_sat=Sat(amount_sat),
-        address=address,
-        script_pubkey=script,
-        state=State.REQUESTED,
-        requested_at=now,
-        ready_at=now,
-    )
+    approved = approved_payout(shop.seller_id, amount_sat, address=address, script_pubkey=script, now=now)
+    payout = replace(approved, state=State.REQUESTED)
 
     async def write(tx: Transaction) -> Payout:
         return await payout_requests.request(tx, payout, depth=1, now=now)

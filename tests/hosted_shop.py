@@ -90,18 +90,8 @@ class HostedShop:
         now = self.till.server.clock()
         script = await self.services.node.validate_address(address)
         assert script is not None
-        payout = Payout(
-            id=payout_id or new_id(),
-            kind=Kind.SELLER,
-            seller_id=self.seller_id,
-            invoice_id=None,
-            account=ledger.seller(self.seller_id),
-            amount_sat=Sat(amount_sat),
-            address=address,
-            script_pubkey=script,
-            state=State.APPROVED,
-            requested_at=now,
-            ready_at=now,
+        payout = approved_payout(
+            self.seller_id, amount_sat, address=address, script_pubkey=script, now=now, payout_id=payout_id
         )
         depth = self.services.config.hosted.depth
 
@@ -153,13 +143,18 @@ class HostedShop:
         return found
 
     async def balances_sat(self) -> dict[str, int]:
+        """As `balances_msat`, rounded down."""
+        return {account: msat // 1_000 for account, msat in (await self.balances_msat()).items()}
+
+    async def balances_msat(self) -> dict[str, int]:
         """Every account of the ledger that is not at zero; what is kept must be what the history says."""
 
         async def read(tx: Transaction) -> dict[str, int]:
             assert await books.wrong_balances(tx) == {}
-            return {account: msat // 1_000 for account, msat in (await books.balances_like(tx, "")).items()}
+            return {account: int(msat) for account, msat in (await books.balances_like(tx, "")).items()}
 
         found: dict[str, int] = await self.services.database.read(read)
+        assert sum(found.values()) == 0
         return found
 
     async def agree(self) -> int:
@@ -196,6 +191,31 @@ class HostedShop:
     async def received_sat(self, address: str) -> int:
         """What reached this address in the chain, by the outside node."""
         return await OutsideWallet(self.world.outside, MINER).received_sat(address, confirmations=1)
+
+
+def approved_payout(
+    seller_id: str,
+    amount_sat: int,
+    *,
+    address: str,
+    script_pubkey: bytes,
+    now: int,
+    payout_id: str | None = None,
+) -> Payout:
+    """A seller's, not written yet."""
+    return Payout(
+        id=payout_id or new_id(),
+        kind=Kind.SELLER,
+        seller_id=seller_id,
+        invoice_id=None,
+        account=ledger.seller(seller_id),
+        amount_sat=Sat(amount_sat),
+        address=address,
+        script_pubkey=script_pubkey,
+        state=State.APPROVED,
+        requested_at=now,
+        ready_at=now,
+    )
 
 
 @asynccontextmanager
