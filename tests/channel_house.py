@@ -9,10 +9,12 @@ async with house.running() as registry:
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import select, update
@@ -29,7 +31,7 @@ from payments.channel_registry import ChannelRegistry
 from payments.channel_script import Channel
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
-from payments.ports import Transaction
+from payments.ports import Transaction, WriteAtOnce
 from payments.tables import channel_pages, channel_sales, channels, paying_transactions
 from tests.channel_parts import EXPIRY_HEIGHT, contract, key
 
@@ -61,12 +63,24 @@ class FrailStore:
         self.writes = 0
 
     async def write(self, fn: Callable[[Transaction], Awaitable[T]]) -> T:
+        return await self._frail(partial(self._database.write, fn))
+
+    @property
+    def write_at_once(self) -> WriteAtOnce | None:
+        return None if self._database.write_at_once is None else self._write_at_once
+
+    async def _write_at_once(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        at_once = self._database.write_at_once
+        assert at_once is not None
+        return await self._frail(partial(at_once, fn))
+
+    async def _frail(self, write: Callable[[], Awaitable[T]]) -> T:
         await self.open.wait()
         self.writes += 1
         fails, self.fails = self.fails, None
         if fails == "before":
             raise WriteFailed
-        result = await self._database.write(fn)
+        result = await write()
         if fails == "after":
             raise WriteFailed
         return result
@@ -114,7 +128,13 @@ class House:
         return self.now
 
     def registry(self, holder: str | None = None) -> ChannelRegistry:
-        return ChannelRegistry(store=self.store, exposure=self.exposure, clock=self.clock, holder=holder)
+        return ChannelRegistry(
+            store=self.store,
+            at_once=self.store.write_at_once,
+            exposure=self.exposure,
+            clock=self.clock,
+            holder=holder,
+        )
 
     @asynccontextmanager
     async def running(self, holder: str | None = None) -> AsyncIterator[ChannelRegistry]:

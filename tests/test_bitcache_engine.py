@@ -1,6 +1,7 @@
 """`Database.write` serialises writers, on SQLite and on PostgreSQL; events keep the order of commits."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -53,6 +54,33 @@ async def test_two_processes_lose_no_increment_either(database: Database) -> Non
     await asyncio.gather(*(each.write(increment) for each in (database, other) for _ in range(25)))
     assert await other.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 50
     await other.close()
+
+
+async def test_what_is_written_at_once_loses_no_increment_of_others_nor_its_own(database: Database) -> None:
+    at_once = database.write_at_once
+    if at_once is None:
+        assert not database.is_sqlite
+        return
+    await database.write(lambda tx: tx.execute(insert(accounts).values(id="a", name="a", created_at=0)))
+
+    async def increment(tx: Transaction) -> None:
+        count = (await tx.scalars(select(accounts.c.created_at))).one()
+        await tx.execute(update(accounts).values(created_at=count + 1))
+
+    def increment_at_once(connection: sqlite3.Connection) -> None:
+        (count,) = connection.execute("SELECT created_at FROM accounts").fetchone()
+        connection.execute("UPDATE accounts SET created_at = ?", (count + 1,))
+
+    def increment_and_fail(connection: sqlite3.Connection) -> None:
+        increment_at_once(connection)
+        raise ZeroDivisionError
+
+    writes = [write for _ in range(50) for write in (database.write(increment), at_once(increment_at_once))]
+    await asyncio.gather(*writes)
+    with pytest.raises(ZeroDivisionError):
+        await at_once(increment_and_fail)
+    await at_once(increment_at_once)
+    assert await database.read(lambda tx: tx.scalar(select(accounts.c.created_at))) == 101
 
 
 async def test_an_error_does_not_tell_what_its_statement_was_about(database: Database) -> None:
