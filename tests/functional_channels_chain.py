@@ -18,7 +18,7 @@ from bitcache.channel_bookkeeping import TOPIC
 from bitcache.config import ChannelsConfig
 from bitcache.db.tables import events
 from bitcache.doctor import Verdict, recompute
-from bitcache.doctor_channel_books import check_channel_books
+from bitcache.doctor_channels import check_channel_books
 from bitcache.services import open_services
 from payments import chain_store, channel_store, ledger
 from payments.chain_facts import PaidOutput, PayingTransaction

@@ -13,7 +13,7 @@ from pytest_aiohttp.plugin import AiohttpClient
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from bitcache import VERSION, backup_checks, doctor, doctor_books, doctor_channel_books, doctor_channels
+from bitcache import VERSION, backup_checks, doctor, doctor_books, doctor_channels
 from bitcache.app import make_app
 from bitcache.cli.main import app as commands
 from bitcache.config import Config, known_keys, section_of
@@ -114,7 +114,7 @@ def test_every_alert_is_explained() -> None:
 def test_every_check_of_the_doctor_is_explained() -> None:
     made = {
         call.args[0].value
-        for module in (doctor, backup_checks, doctor_books, doctor_channel_books, doctor_channels)
+        for module in (doctor, backup_checks, doctor_books, doctor_channels)
         for call in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding"
         if isinstance(call.args[0], ast.Constant)

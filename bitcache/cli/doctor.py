@@ -105,7 +105,7 @@ def _show(found: Examination) -> None:
 
 async def _examine(data: Path, wanted: Wanted) -> Examination:
     # The whole server is imported here and not above: a buyer's command must not wait for it.
-    from bitcache import backup_checks, config_file, doctor_books, doctor_channel_books, doctor_channels
+    from bitcache import backup_checks, config_file, doctor_books, doctor_channels
     from bitcache import doctor as checks
     from bitcache.services import open_services
 
@@ -128,7 +128,7 @@ async def _examine(data: Path, wanted: Wanted) -> Examination:
         found.findings += await backup_checks.check_restore(services)
         found.findings += [finding async for finding in checks.check_node(services)]
         found.findings += [finding async for finding in doctor_books.check_books(services)]
-        found.findings += [f async for f in doctor_channel_books.check_channel_books(services)]
+        found.findings += [f async for f in doctor_channels.check_channel_books(services)]
         if all(finding.verdict == "ok" for finding in seed):
             found.findings += await doctor_channels.check_channels(services)
         if wanted.rescan:
