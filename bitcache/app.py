@@ -19,10 +19,11 @@ from bitcache.api.connections import Connections, count_max
 from bitcache.api.middleware import add_headers, guard
 from bitcache.api.routing import SERVICES, add_routes
 from bitcache.api.table import ROUTES
+from bitcache.channel_operations import unsettled
 from bitcache.channels import Channels
 from bitcache.config import Config
 from bitcache.db.engine import DATABASE_TROUBLE
-from bitcache.errors import ListenRefused, WrongNetwork
+from bitcache.errors import ConfigInvalid, ListenRefused, WrongNetwork
 from bitcache.role import Role
 from bitcache.services import Services, open_services
 from bitcache.setup import prepare_database
@@ -57,6 +58,12 @@ async def serve(config: Config, *, role: Role = Role.ALL, ready: Callable[[], No
         log.warning("%s", warning)
     async with open_services(config, with_channels=role is not Role.WATCHER) as services:
         await prepare_database(config, services.database)
+        if not config.metered_sales and await services.database.read(unsettled):
+            raise ConfigInvalid(
+                "[channels]: some payment channels are not closed, or their close is not deep yet, and "
+                "nobody would see to them: set `enabled = true`, and `descriptor` under [hosted]. "
+                "`bitcache channels close --all` closes them; `bitcache channels list` shows what is left."
+            )
         with _stop_on_signals(services.stopping):
             await run(services, role=role, ready=ready)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from payments import chain_facts, channel_close_store, channel_store
+from payments import books, chain_facts, channel_close_store, channel_store, ledger
 from payments.channel import ChannelState
 from payments.channel_close_store import Close
 from payments.channel_errors import ChannelClosed, ChannelNotFound, CloseRefused
@@ -159,6 +159,14 @@ async def figures(tx: Transaction) -> ChannelFigures:
         troubled=sum(row.troubled for row in rows.values()),
         blocks_left_min=await _blocks_left_min(tx),
     )
+
+
+async def unsettled(tx: Transaction) -> bool:
+    """Whether a channel is still to be closed, or its close is not deep: somebody has to see to it."""
+    kept = select(channels.c.id).where(channels.c.state.in_((ChannelState.OPEN, ChannelState.CLOSING)))
+    if (await tx.execute(kept.limit(1))).first() is not None:
+        return True
+    return bool(await books.balances_like(tx, ledger.pending("")))
 
 
 async def _blocks_left_min(tx: Transaction) -> int | None:

@@ -10,20 +10,26 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
+from sqlalchemy import insert
 from typer.testing import CliRunner
 
-from bitcache import doctor_channels
+from bitcache import channel_operations, doctor_channels
 from bitcache.app import serve
 from bitcache.channel_seed import copy_channel_seed, fingerprint, read_channel_seed, write_channel_seed
 from bitcache.cli.main import app
 from bitcache.config import ChannelsConfig, Config, HostedConfig
 from bitcache.config_file import load
+from bitcache.db.engine import Database
 from bitcache.doctor import Verdict
 from bitcache.errors import AlreadyInitialised, ConfigInvalid
 from bitcache.services import open_services
 from bitcache.setup import initialise
+from payments import ledger
 from payments.channel_errors import ChannelSeedUnusable
 from payments.channel_keys import payee_key
+from payments.ports import Transaction
+from payments.tables import balances
+from tests.channel_house import House
 from tests.kept_shop import open_kept
 from tests.service import test_config
 
@@ -106,6 +112,29 @@ async def test_the_server_does_not_start_without_the_wallet_that_closes_pay(tmp_
     config = structs.replace(metered(tmp_path), hosted=HostedConfig())
     with pytest.raises(ConfigInvalid, match=r"`enabled` needs hosted sales.*`descriptor`"):
         await serve(config)
+
+
+async def test_the_server_does_not_start_without_channels_while_some_are_open(tmp_path: Path) -> None:
+    """Nobody would close them, nor see them closed: their payers take everything back."""
+    await initialise(tmp_path / "served", network="regtest")
+    config = load(tmp_path / "served", {})
+    database = Database(config.database)
+    house = await House.build(database)
+    payer = await house.deposit()
+    assert not await database.read(channel_operations.unsettled), "nothing was signed in it"
+    async with house.running() as registry:
+        await registry.open(payer.id, payer.voucher(0))
+    with pytest.raises(ConfigInvalid, match=r"`enabled = true`.*bitcache channels close --all"):
+        await serve(config)
+    await house.lose(payer)
+    assert not await database.read(channel_operations.unsettled)
+
+    async def waits(tx: Transaction) -> None:
+        await tx.execute(insert(balances).values(account=ledger.pending("seller"), amount_msat=5_000))
+
+    await database.write(waits)
+    assert await database.read(channel_operations.unsettled), "its close is not deep yet"
+    await database.close()
 
 
 async def test_it_is_read_only_where_channels_are_enabled(tmp_path: Path) -> None:
