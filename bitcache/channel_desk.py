@@ -46,7 +46,7 @@ from payments.channel_errors import (
 from payments.channel_keys import public_key, sign, verified_der
 from payments.channel_live import Charge
 from payments.channel_opening import ChannelOpening
-from payments.channel_record import Agreed, ChannelRecord
+from payments.channel_record import ChannelRecord
 from payments.channel_registry import ChannelRegistry, Paid
 from payments.errors import NodeUnavailable
 from payments.money import Msat
@@ -227,12 +227,11 @@ class ChannelDesk:
             record = await self._store.read(lambda tx: channel_store.load(tx, action.channel_id))
             least_sat = close_fee_sat(record, await self._opening.feerate_sat_kvb())
             most_sat = record.channel.contract.close_fee_sat
-            if not least_sat <= action.fee_sat <= most_sat:
+            if not least_sat <= action.agreed.fee_sat <= most_sat:
                 raise CloseRefused(
                     f"A close takes {least_sat:,} sat of network fee now, and at most {most_sat:,} sat."
                 )
-            agreed = Agreed(action.paid_sat, action.fee_sat, action.signature)
-            await self._registry.ask_close(action.channel_id, CloseReason.PAYER, agreed)
+            await self._registry.ask_close(action.channel_id, CloseReason.PAYER, action.agreed)
         return await self.view(action.channel_id)
 
     async def refund(self, channel_id: str, transaction: str, *, client: str) -> str:

@@ -67,6 +67,7 @@ def open_channels(
 ) -> Channels:
     """Nothing is contacted, no loop runs. Raises ChannelSeedUnusable."""
     settings = config.channels
+    policy = _close_policy(config)
     registry = ChannelRegistry(
         store=store, at_once=store.write_at_once, exposure=settings.exposure, clock=clock
     )
@@ -79,8 +80,7 @@ def open_channels(
         life_blocks=settings.life_blocks,
         deposit_min_sat=Sat(settings.deposit_min_sat),
         contracts_max=settings.contracts_max,
-        feerate_sat_kvb=settings.close_feerate_sat_vb * 1_000,
-        feerate_max_sat_kvb=settings.close_feerate_max_sat_vb * 1_000,
+        policy=policy,
         clock=clock,
     )
     desk = ChannelDesk(
@@ -107,7 +107,7 @@ def open_channels(
         descriptors=descriptors,
         addresses=addresses,
         signer=signer,
-        policy=_close_policy(config),
+        policy=policy,
         clock=clock,
     )
     return Channels(registry=registry, opening=opening, desk=desk, sales=sales, closer=closer)

@@ -34,7 +34,7 @@ from bitcache.payment_scheme import (
     parse_credential,
     timestamp,
 )
-from payments.channel import ChannelTerms
+from payments.channel import Balance, ChannelTerms
 from payments.channel_errors import (
     ChangeScriptRefused,
     ChannelError,
@@ -42,6 +42,7 @@ from payments.channel_errors import (
     SignatureInvalid,
 )
 from payments.channel_live import Voucher
+from payments.channel_record import Agreed
 from payments.channel_script import parse_channel_id
 from payments.money import Msat, Sat, sat_rounded_up
 from storage import base64url
@@ -83,9 +84,7 @@ class VoucherAction:
 @dataclass(frozen=True, slots=True)
 class CloseAction:
     channel_id: str
-    paid_sat: Sat
-    fee_sat: Sat
-    signature: bytes
+    agreed: Agreed
 
 
 Action = OpenAction | VoucherAction | CloseAction
@@ -141,7 +140,7 @@ class SessionChallenger:
         signature = octets(payload.signature, SignatureInvalid())
         if isinstance(payload, _CloseWire):
             fee_sat = _sat(payload.close_fee, "closeFee")
-            return CloseAction(payload.channel_id, amount_sat, fee_sat, signature)
+            return CloseAction(payload.channel_id, Agreed(amount_sat, fee_sat, signature))
         voucher = Voucher(payload.channel_id, amount_sat, signature)
         if isinstance(payload, _VoucherWire):
             return VoucherAction(voucher)
@@ -161,15 +160,15 @@ def session_credential(authorization: str | None) -> Credential | None:
     return credential if credential.challenge.intent == INTENT else None
 
 
-def receipt_header(*, channel_id: str, accepted_sat: Sat, spent_msat: Msat, now: int) -> str:
+def receipt_header(channel_id: str, balance: Balance, *, now: int) -> str:
     """The value of `Payment-Receipt`: what the channel has signed away, and what of it is charged."""
     receipt: dict[str, CanonicalValue] = {
-        "acceptedCumulative": str(accepted_sat),
+        "acceptedCumulative": str(balance.accepted_sat),
         "intent": INTENT,
         "method": METHOD,
         "reference": channel_id,
-        "spent": str(sat_rounded_up(spent_msat)),
-        "spentMsat": str(spent_msat),
+        "spent": str(sat_rounded_up(balance.spent_msat)),
+        "spentMsat": str(balance.spent_msat),
         "status": "success",
         "timestamp": timestamp(now),
     }

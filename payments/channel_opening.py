@@ -16,7 +16,7 @@ from payments.bitcoind import Bitcoind
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelTerms, check_terms
 from payments.channel_close import CLOSE_VBYTES
-from payments.channel_close_plan import FEERATE_SAT_KVB_MIN
+from payments.channel_close_plan import FEERATE_SAT_KVB_MIN, ClosePolicy
 from payments.channel_errors import ChannelNotFound, DepositTooSmall, FundingNotFound
 from payments.channel_keys import NONCE_BYTES, payee_key, public_bytes
 from payments.channel_record import ChannelRecord
@@ -41,7 +41,7 @@ LOOK_AGAIN_S = 0.25
 
 
 class ChannelOpening:
-    """`feerate_sat_kvb`: fixed by the operator, 0 for the node's estimate; never above its maximum."""
+    """`policy`: of the closes for which new channels set a fee aside."""
 
     def __init__(
         self,
@@ -54,8 +54,7 @@ class ChannelOpening:
         life_blocks: int,
         deposit_min_sat: Sat,
         contracts_max: int,
-        feerate_sat_kvb: int,
-        feerate_max_sat_kvb: int,
+        policy: ClosePolicy,
         clock: Clock,
     ) -> None:
         self._node = node
@@ -66,8 +65,7 @@ class ChannelOpening:
         self._life_blocks = life_blocks
         self._deposit_min_sat = deposit_min_sat
         self._contracts_max = contracts_max
-        self._fixed_sat_kvb = feerate_sat_kvb
-        self._most_sat_kvb = feerate_max_sat_kvb
+        self._policy = policy
         self._clock = clock
         self._feerate_sat_kvb = 0
         self._feerate_at = 0
@@ -95,13 +93,13 @@ class ChannelOpening:
 
     async def feerate_sat_kvb(self) -> int:
         """What a close pays now, for which new channels set its fee aside. Raises NodeUnavailable."""
-        if self._fixed_sat_kvb:
-            return self._fixed_sat_kvb
+        if self._policy.feerate_sat_kvb:
+            return self._policy.feerate_sat_kvb
         now = self._clock()
         if abs(now - self._feerate_at) >= FEERATE_HELD_S:
             estimate = await self._node.estimate_feerate(FEERATE_BLOCKS)
             wanted = FEERATE_UNKNOWN_SAT_KVB if estimate is None else estimate
-            self._feerate_sat_kvb = max(FEERATE_SAT_KVB_MIN, min(wanted, self._most_sat_kvb))
+            self._feerate_sat_kvb = max(FEERATE_SAT_KVB_MIN, min(wanted, self._policy.feerate_max_sat_kvb))
             self._feerate_at = now
         return self._feerate_sat_kvb
 

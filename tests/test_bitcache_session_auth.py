@@ -24,7 +24,7 @@ from bitcache.session_auth import (
     VoucherAction,
     session_credential,
 )
-from payments.channel import ChannelTerms
+from payments.channel import Balance, ChannelTerms
 from payments.channel_errors import (
     ChangeScriptRefused,
     OutpointMalformed,
@@ -33,6 +33,7 @@ from payments.channel_errors import (
 )
 from payments.channel_keys import public_bytes
 from payments.channel_live import Voucher
+from payments.channel_record import Agreed
 from payments.money import Msat, Sat
 from storage import base64url
 from storage.stream import CHUNK_SIZE_BYTES as CHUNK
@@ -143,7 +144,7 @@ def test_each_action_is_read(challenger: SessionChallenger) -> None:
         OPEN["changeScript"],
     )
     closed = read(challenger, authorization(challenge, CLOSE))
-    assert closed == CloseAction(CHANNEL_ID, Sat(10), Sat(184), bytes.fromhex("cd" * 64))
+    assert closed == CloseAction(CHANNEL_ID, Agreed(Sat(10), Sat(184), bytes.fromhex("cd" * 64)))
 
 
 @pytest.mark.parametrize("payload", [VOUCHER, OPEN, CLOSE])
@@ -251,9 +252,7 @@ def test_only_the_session_intent_is_taken_for_one(challenger: SessionChallenger)
 
 
 def test_an_independent_client_reads_the_receipt() -> None:
-    header = session_auth.receipt_header(
-        channel_id=CHANNEL_ID, accepted_sat=Sat(20), spent_msat=Msat(10_001), now=NOW
-    )
+    header = session_auth.receipt_header(CHANNEL_ID, Balance(Sat(20), bytes(64), Msat(10_001)), now=NOW)
     assert mpp.Receipt.from_payment_receipt(header).reference == CHANNEL_ID
     assert json.loads(base64url.decode(header)) == {
         "acceptedCumulative": "20",

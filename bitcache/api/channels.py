@@ -82,12 +82,7 @@ async def use(call: Call) -> Answer:
     if isinstance(action, CloseAction):
         return Answer(202, await desk.close(action, client=call.client))
     paid = await desk.pay(action, None, client=call.client)
-    receipt = receipt_header(
-        channel_id=paid.channel_id,
-        accepted_sat=paid.balance.accepted_sat,
-        spent_msat=paid.balance.spent_msat,
-        now=call.services.clock(),
-    )
+    receipt = receipt_header(paid.channel_id, paid.balance, now=call.services.clock())
     return Answer(200, await desk.view(paid.channel_id), {RECEIPT.name: receipt})
 
 

@@ -46,8 +46,6 @@ CONTENT_TYPE = "application/octet-stream"
 ACCEL_REDIRECT_HEADER = "X-Accel-Redirect"
 CONTENT_CACHE_CONTROL = "private, no-transform"
 DIGESTS_CACHE_CONTROL = "public, max-age=31536000, immutable, no-transform"
-
-
 RELEASE_HEADER = "Bitcache-Release-Secret"
 
 
@@ -160,12 +158,7 @@ async def send_metered(call: Call, credential: Credential) -> web.StreamResponse
     source, for_nginx = await _open(call, file_id, chosen, paid_first=True)
     with sales.connection(action.voucher.channel_id):
         paid = await sales.pay(offer, action, file_id, chosen, client=call.client)
-        receipt = receipt_header(
-            channel_id=paid.channel_id,
-            accepted_sat=paid.balance.accepted_sat,
-            spent_msat=paid.balance.spent_msat,
-            now=services.clock(),
-        )
+        receipt = receipt_header(paid.channel_id, paid.balance, now=services.clock())
         return await _deliver(
             call,
             Delivery(
