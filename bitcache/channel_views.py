@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bitcache.api.wire_channels import ChannelCloseView, ChannelView, CloseQuoteView, ExposureView
 from payments import chain_facts, channel_close_store, channel_store
 from payments.channel import ChannelState, must_close, suspended
-from payments.channel_close import CLOSE_VBYTES
+from payments.channel_close import close_vbytes_max
 from payments.channel_exposure import Exposure
 from payments.channel_record import ChannelRecord
 from payments.money import NOTHING_SAT, Sat, sat_rounded_up
@@ -86,7 +86,8 @@ def channel_view(
 
 def close_fee_sat(record: ChannelRecord, feerate_sat_kvb: int) -> Sat:
     """What a cooperative close takes now: what the network takes, at most what was set aside. Pure."""
-    return min(fee_of(CLOSE_VBYTES, feerate_sat_kvb), record.channel.contract.close_fee_sat)
+    fee_sat = fee_of(close_vbytes_max(record.channel), feerate_sat_kvb)
+    return min(fee_sat, record.channel.contract.close_fee_sat)
 
 
 def _close_view(record: ChannelRecord, spend: Spend | None, tip_height: int) -> ChannelCloseView | None:

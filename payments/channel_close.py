@@ -40,6 +40,8 @@ from payments.transaction import parse_transaction
 CLOSE_VBYTES = 194
 """Of the close of one channel with change and output both P2TR or P2WSH, the longest: what the close fee is
 reserved for. With both P2WPKH it has 170."""
+SCRIPT_BYTES_LONGEST = 34
+"""Of such an output: P2TR or P2WSH."""
 CLOSE_VBYTES_PER_CHANNEL = 141
 """What one more channel with such change adds to a close; with change to P2WPKH 129, drained 98."""
 CHANNELS_PER_CLOSE_MAX = 70
@@ -137,6 +139,11 @@ def shared_out(amount_sat: Sat, brings_sat: Sequence[Sat]) -> tuple[Sat, ...]:
         shares.append(Sat(amount_sat * after // total - amount_sat * before // total) if one else NOTHING_SAT)
         before = after
     return tuple(shares)
+
+
+def close_vbytes_max(channel: Channel) -> int:
+    """Of the close of this one channel, whatever output of the payee's it has: its change may be short."""
+    return CLOSE_VBYTES - (SCRIPT_BYTES_LONGEST - len(channel.contract.change_script_pubkey))
 
 
 def refund_transaction(

@@ -319,6 +319,8 @@ async def test_a_cooperative_close_is_asked_for_and_ends_paying(shop: MeteredSho
     view = (await payer.mine()).json["channels"][0]
     quote = view["close_quote"]
     assert quote["paid_sat_min"] == 10
+    # 182 vB at 2 sat/vB, the change being P2WPKH: less than was set aside for the longest.
+    assert (quote["fee_sat"], view["close_fee_sat"]) == (364, 388)
 
     def closing(paid_sat: int, fee_sat: int) -> dict[str, Any]:
         signature = payer.channel.sign(payer.key, paid_sat, fee_sat).hex()

@@ -13,6 +13,7 @@ from payments.channel_close import (
     Claim,
     check_refund,
     close_transaction,
+    close_vbytes_max,
     refund_transaction,
     shared_out,
 )
@@ -210,7 +211,8 @@ def test_the_size_of_a_close(change: bytes, payee: bytes, first: int, more: int)
         ).vbytes
         for n in (1, 2, CHANNELS_PER_CLOSE_MAX)
     }
-    assert sizes[1] == first <= CLOSE_VBYTES
+    assert sizes[1] == first <= close_vbytes_max(channel(under=under)) <= CLOSE_VBYTES
+    assert len(payee) < 34 or first == close_vbytes_max(channel(under=under))
     assert sizes[2] == first + more <= CLOSE_VBYTES + CLOSE_VBYTES_PER_CHANNEL
     assert sizes[CHANNELS_PER_CLOSE_MAX] <= 10_000
 
