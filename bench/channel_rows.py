@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from coincurve import PrivateKey
 
 from bench.fill import RAW_BYTES, Row
-from payments.channel import ChannelState
+from payments.channel import ChannelState, Voucher
 from payments.channel_keys import payee_key, public_bytes
-from payments.channel_live import Voucher
 from payments.channel_script import Channel, Contract
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence

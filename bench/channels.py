@@ -24,9 +24,9 @@ from bench.processes import resident_mib, run
 from bench.report import Line
 from bitcache.config import DATABASE_FILE_NAME
 from bitcache.db.engine import Database
+from payments.channel import Charge, Voucher
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_exposure import Exposure
-from payments.channel_live import Charge, Voucher
 from payments.channel_registry import ChannelRegistry
 from payments.money import Sat
 

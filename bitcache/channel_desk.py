@@ -30,7 +30,7 @@ from bitcache.session_auth import (
 )
 from payments import channel_store
 from payments.bitcoind import Bitcoind, BroadcastOutcome
-from payments.channel import CloseReason
+from payments.channel import Charge, CloseReason
 from payments.channel_close import check_refund
 from payments.channel_errors import (
     ChangeScriptRefused,
@@ -44,7 +44,6 @@ from payments.channel_errors import (
     VoucherShort,
 )
 from payments.channel_keys import public_key, sign, verified_der
-from payments.channel_live import Charge
 from payments.channel_opening import ChannelOpening
 from payments.channel_record import ChannelRecord
 from payments.channel_registry import ChannelRegistry, Paid

@@ -21,7 +21,7 @@ from bitcache.errors import ChannelBusy, NotMetered
 from bitcache.on_sale import SaleOffer, selling_offer
 from bitcache.sealing import Sealer
 from bitcache.session_auth import OpenAction, VoucherAction
-from payments.channel_live import Charge
+from payments.channel import Charge
 from payments.channel_registry import Paid
 from payments.money import Msat
 from payments.ports import Clock, Store, Transaction

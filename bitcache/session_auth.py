@@ -34,14 +34,13 @@ from bitcache.payment_scheme import (
     parse_credential,
     timestamp,
 )
-from payments.channel import Balance, ChannelTerms
+from payments.channel import Balance, ChannelTerms, Voucher
 from payments.channel_errors import (
     ChangeScriptRefused,
     ChannelError,
     PayerKeyInvalid,
     SignatureInvalid,
 )
-from payments.channel_live import Voucher
 from payments.channel_record import Agreed
 from payments.channel_script import parse_channel_id
 from payments.money import Msat, Sat, sat_rounded_up

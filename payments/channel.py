@@ -7,6 +7,7 @@ order, and each of them is paid out of what the highest voucher covers.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from payments.channel_errors import (
     ChannelTermsRefused,
@@ -127,6 +128,32 @@ class Balance:
     """Over it: 64 bytes, compact. None before the first voucher."""
     spent_msat: Msat
     """What was charged: at most `accepted_sat`."""
+
+
+class Voucher(NamedTuple):
+    """What the payer signed: so much in all, over the channel's life."""
+
+    channel_id: str
+    cumulative_sat: int
+    signature: bytes
+    """64 bytes, compact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What is asked for: `units` of one item from `first_unit` on, each at the same price."""
+
+    subject: str
+    """Whose price it is: an offer's id."""
+    seller_id: str
+    fee_ppm: int
+    """The operator's part, in millionths."""
+    item: str
+    """A file's id."""
+    first_unit: int
+    units: int
+    price_msat: int
+    """Of one unit."""
 
 
 def charged(

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from sqlalchemy import bindparam, literal_column, select, update
 
-from payments.channel import ChannelState
+from payments.channel import ChannelState, Charge
 from payments.channel_errors import ChannelClosed, ChannelsElsewhere
-from payments.channel_live import Charge, Decision, LiveChannel
+from payments.channel_live import Decision, LiveChannel
 from payments.channel_pages import SAVE_PAGES, Page, PageKey, RetryKey, page_row
 from payments.many_rows import ManyRows, Row
 from payments.portions import portions

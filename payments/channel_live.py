@@ -7,12 +7,13 @@ is what the next commit must write. So no two requests ever count on the same sa
 import hmac
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from payments.channel import (
     LOST_S,
     ChannelState,
+    Charge,
     CloseReason,
+    Voucher,
     charged,
     check_life,
     must_close,
@@ -33,32 +34,6 @@ from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_script import Channel
 from payments.money import NOTHING_MSAT, Msat, Sat, sat_rounded_up
 from payments.outputs import Presence, block_depth
-
-
-class Voucher(NamedTuple):
-    """What the payer signed: so much in all, over the channel's life."""
-
-    channel_id: str
-    cumulative_sat: int
-    signature: bytes
-    """64 bytes, compact."""
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What is asked for: `units` of one item from `first_unit` on, each at the same price."""
-
-    subject: str
-    """Whose price it is: an offer's id."""
-    seller_id: str
-    fee_ppm: int
-    """The operator's part, in millionths."""
-    item: str
-    """A file's id."""
-    first_unit: int
-    units: int
-    price_msat: int
-    """Of one unit."""
 
 
 class LiveChannel:

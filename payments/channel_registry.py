@@ -15,11 +15,11 @@ from typing import TypeVar
 
 from payments import channel_host, channel_places, channel_store
 from payments.chain_facts import BlockRef
-from payments.channel import LOST_S, Balance, ChannelState, CloseReason
+from payments.channel import LOST_S, Balance, ChannelState, Charge, CloseReason, Voucher
 from payments.channel_commit import GroupCommit, Writing
 from payments.channel_errors import ChannelClosed, ChannelsElsewhere
 from payments.channel_exposure import Exposure
-from payments.channel_live import Charge, Decision, LiveChannel, LiveChannels, Voucher
+from payments.channel_live import Decision, LiveChannel, LiveChannels
 from payments.channel_pages import PageKey, RetryKey, read_page
 from payments.channel_places import Place
 from payments.channel_record import Agreed

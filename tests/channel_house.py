@@ -22,9 +22,8 @@ from sqlalchemy import select, update
 from bitcache.db.engine import Database
 from payments import chain_store, channel_store
 from payments.chain_facts import BlockRef, PaidOutput, PayingTransaction
-from payments.channel import ChannelState, CloseReason
+from payments.channel import ChannelState, Charge, CloseReason, Voucher
 from payments.channel_exposure import Exposure
-from payments.channel_live import Charge, Voucher
 from payments.channel_pages import UNITS_PER_PAGE
 from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from bitcache.db.engine import Database
-from payments.channel_live import Voucher
+from payments.channel import Voucher
 from payments.channel_registry import ChannelRegistry
 from tests.channel_house import EXPOSURE, FrailStore, charge
 

@@ -37,7 +37,7 @@ from payments import (
 from payments.addresses import AddressBook, PayoutDescriptor, normalise_descriptor
 from payments.bitcoind import Bitcoind
 from payments.bitcoind_wallet import PayoutWallet
-from payments.channel import CloseReason
+from payments.channel import Charge, CloseReason, Voucher
 from payments.channel_close import close_transaction, refund_transaction
 from payments.channel_close_plan import ClosePolicy, claim_of
 from payments.channel_close_store import Close
@@ -45,7 +45,6 @@ from payments.channel_closer import ChannelCloser
 from payments.channel_exposure import Exposure
 from payments.channel_follow import ChannelFollower
 from payments.channel_keys import payee_key
-from payments.channel_live import Charge, Voucher
 from payments.channel_record import Agreed, ChannelRecord
 from payments.channel_registry import ChannelRegistry
 from payments.channel_script import Channel, Contract

@@ -16,7 +16,7 @@ import pytest_asyncio
 from coincurve import PrivateKey
 
 from payments import channel_store
-from payments.channel import TERMS_STALE_BLOCKS, ChannelState, ChannelTerms
+from payments.channel import TERMS_STALE_BLOCKS, ChannelState, ChannelTerms, Voucher
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_errors import (
     ChangeScriptRefused,
@@ -29,7 +29,6 @@ from payments.channel_errors import (
     PayerKeyInvalid,
 )
 from payments.channel_keys import payee_key, public_bytes
-from payments.channel_live import Voucher
 from payments.channel_opening import FEERATE_UNKNOWN_SAT_KVB, ChannelOpening
 from payments.channel_record import ChannelRecord
 from payments.channel_script import Channel, Contract, parse_channel_id

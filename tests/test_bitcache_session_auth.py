@@ -24,7 +24,7 @@ from bitcache.session_auth import (
     VoucherAction,
     session_credential,
 )
-from payments.channel import Balance, ChannelTerms
+from payments.channel import Balance, ChannelTerms, Voucher
 from payments.channel_errors import (
     ChangeScriptRefused,
     OutpointMalformed,
@@ -32,7 +32,6 @@ from payments.channel_errors import (
     SignatureInvalid,
 )
 from payments.channel_keys import public_bytes
-from payments.channel_live import Voucher
 from payments.channel_record import Agreed
 from payments.money import Msat, Sat
 from storage import base64url

@@ -22,7 +22,14 @@ from sqlalchemy import update
 
 from bitcache.db.engine import Database
 from payments import channel_host
-from payments.channel import CLOSE_MARGIN_BLOCKS, OPEN_MARGIN_BLOCKS, RETRIES_FREE, ChannelState, CloseReason
+from payments.channel import (
+    CLOSE_MARGIN_BLOCKS,
+    OPEN_MARGIN_BLOCKS,
+    RETRIES_FREE,
+    ChannelState,
+    CloseReason,
+    Voucher,
+)
 from payments.channel_errors import (
     ChannelClosed,
     ChannelError,
@@ -38,7 +45,6 @@ from payments.channel_errors import (
     VoucherShort,
     VoucherStale,
 )
-from payments.channel_live import Voucher
 from payments.channel_registry import ChannelRegistry
 from payments.outputs import Presence
 from payments.ports import Transaction

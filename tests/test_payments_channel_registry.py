@@ -18,7 +18,7 @@ from sqlalchemy import update
 from bitcache.db.engine import Database
 from bitcache.db.migrate import upgrade
 from payments import channel_host
-from payments.channel import LOST_S, RETRIES_FREE, RETRIES_S, ChannelState, CloseReason
+from payments.channel import LOST_S, RETRIES_FREE, RETRIES_S, ChannelState, CloseReason, Voucher
 from payments.channel_errors import (
     ChannelClosed,
     ChannelNotFound,
@@ -36,7 +36,6 @@ from payments.channel_errors import (
     VoucherShort,
     VoucherStale,
 )
-from payments.channel_live import Voucher
 from payments.channel_pages import UNITS_PER_PAGE, Page, PageKey, Pages, Retries, RetryKey
 from payments.channel_registry import ChannelRegistry
 from payments.outputs import Presence
