@@ -139,6 +139,16 @@ def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_database"))
 
 
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """On SQLite, with the tables that the migrations make."""
+    file = tmp_path / "test.db"
+    file.write_bytes(await blank_database())
+    database = Database(f"sqlite+aiosqlite:///{file}")
+    yield database
+    await database.close()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     """One real browser for this worker; its tests share the session's loop."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest_asyncio
 
@@ -21,21 +20,11 @@ from payments.channel import ChannelState
 from payments.money import Msat
 from payments.ports import Transaction
 from tests.functional_statements import journal_totals
-from tests.service import blank_database
 from tests.statement_histories import CHUNKS, START, History, Step, put_channel
 
 ALWAYS = Period(0, START + 10**6, time_zone("UTC"))
 SPENT_SAT = 700
 """What `step("metered")` buys, and 1 msat: fractions of a sat are what these sales come in."""
-
-
-@pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    file = tmp_path / "test.db"
-    file.write_bytes(await blank_database())
-    database = Database(f"sqlite+aiosqlite:///{file}")
-    yield database
-    await database.close()
 
 
 async def new_seller(database: Database) -> str:

@@ -33,20 +33,10 @@ from payments.ledger import Transfer
 from payments.payout import Kind
 from payments.ports import Transaction
 from payments.tables import balances, transfers
-from tests.service import blank_database
 from tests.statement_histories import START, History, Step, steps
 from tests.till import Till, open_nodeless_till
 
 ZONES = ("UTC", "Europe/Paris", "Pacific/Kiritimati", "America/St_Johns")
-
-
-@pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    file = tmp_path / "test.db"
-    file.write_bytes(await blank_database())
-    database = Database(f"sqlite+aiosqlite:///{file}")
-    yield database
-    await database.close()
 
 
 async def all_transfers(tx: Transaction) -> list[Transfer]:

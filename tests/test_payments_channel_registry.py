@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,16 +42,11 @@ from payments.ports import Transaction
 from payments.tables import channels
 from tests.channel_house import NOW, PRICE_MSAT, TIP, House, Payer, WriteFailed, charge
 from tests.channel_parts import CLOSE_FEE_SAT
-from tests.service import blank_database
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    file = tmp_path / "house.db"
-    file.write_bytes(await blank_database())
-    database = Database(f"sqlite+aiosqlite:///{file}")
-    yield await House.build(database)
-    await database.close()
+async def house(database: Database) -> House:
+    return await House.build(database)
 
 
 @pytest_asyncio.fixture

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from sqlalchemy import insert
 
 from bitcache.db.engine import Database
@@ -24,18 +21,8 @@ from payments.ports import Transaction
 from payments.tables import channel_closes, channel_sales, paying_transactions
 from payments.watch_list import WatchList
 from tests.channel_parts import P2TR, contract, key
-from tests.service import blank_database
 
 NOW = 1_800_000_000
-
-
-@pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    file = tmp_path / "test.db"
-    file.write_bytes(await blank_database())
-    database = Database(f"sqlite+aiosqlite:///{file}")
-    yield database
-    await database.close()
 
 
 async def announce(tx: Transaction, one: Contract, *, contracts_max: int = 100) -> None:
