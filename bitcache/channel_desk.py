@@ -17,6 +17,7 @@ from bitcache.api.wire_channels import (
 from bitcache.channel_views import channel_views, close_fee_sat, exposure_view
 from bitcache.config import Config
 from bitcache.errors import ProofRefused
+from bitcache.node_state import node_state
 from bitcache.payment_scheme import METHOD, Challenge, Credential, EchoedChallenge
 from bitcache.rate_limits import Limits
 from bitcache.session_auth import (
@@ -89,8 +90,16 @@ class ChannelDesk:
         terms = await self._opening.terms()
         return self._challenger.challenge(terms, price_msat=price_msat, now=self._clock())
 
+    async def invitation(self, *, price_msat: Msat) -> Challenge:
+        """A challenge for who may have no channel yet. Raises NodeUnavailable, also while nobody would see a
+        deposit.
+        """
+        await self._check_node()
+        return await self.challenge(price_msat=price_msat)
+
     async def terms(self) -> ChannelTermsView:
-        """Fresh terms. Nothing is written. Raises NodeUnavailable."""
+        """Fresh terms. Nothing is written. Raises NodeUnavailable, also while nobody would see a deposit."""
+        await self._check_node()
         terms = await self._opening.terms()
         challenge = self._challenger.challenge(terms, price_msat=None, now=self._clock())
         return ChannelTermsView(
@@ -120,7 +129,7 @@ class ChannelDesk:
         """The address of a contract, watched from now on, and what has come to it.
 
         Raises CredentialInvalid, PayerKeyInvalid, ChangeScriptRefused, NetworkForeign, ChannelTermsStale,
-        ExpiryTooNear, TooManyRequests, ChannelsElsewhere.
+        ExpiryTooNear, TooManyRequests, ChannelsElsewhere; NodeUnavailable if nobody would see a deposit.
         """
         terms = self._challenger.terms(EchoedChallenge(**structs.asdict(challenge)))
         contract = terms.contract(
@@ -130,6 +139,7 @@ class ChannelDesk:
         # Whoever asks whether the deposit has come asks often, and costs a look.
         if known is None or known[0] != contract:
             self._limits.invoices.check(client)
+            await self._check_node()
             await self._opening.announce(terms, contract.payer_key, contract.change_script_pubkey)
         _, views = await self._seen(lambda tx: channel_store.of_script(tx, contract.script_pubkey))
         return DepositView(
@@ -169,7 +179,8 @@ class ChannelDesk:
     async def _open(self, action: OpenAction, client: str) -> Paid:
         """With the first voucher; a channel that is open stays so."""
         channel_id = action.voucher.channel_id
-        deposit_min_sat = self._config.channels.deposit_min_sat
+        # What was asked for when the buyer paid: the operator may ask for more by now.
+        deposit_min_sat = action.terms.deposit_min_sat
         try:
             return await self._registry.open(channel_id, action.voucher, deposit_min_sat=deposit_min_sat)
         except ChannelNotFound:
@@ -226,6 +237,11 @@ class ChannelDesk:
             record = await self._store.read(lambda tx: channel_store.load(tx, action.channel_id))
             least_sat = close_fee_sat(record, await self._opening.feerate_sat_kvb())
             most_sat = record.channel.contract.close_fee_sat
+            if least_sat is None:
+                raise CloseRefused(
+                    f"A close takes much more now than the {most_sat:,} sat that were set aside for it. Ask "
+                    "again when it takes less; before the channel expires it is closed in any case."
+                )
             if not least_sat <= action.agreed.fee_sat <= most_sat:
                 raise CloseRefused(
                     f"A close takes {least_sat:,} sat of network fee now, and at most {most_sat:,} sat."
@@ -245,6 +261,11 @@ class ChannelDesk:
         if broadcast.outcome not in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN):
             raise RefundRefused(f"The bitcoin node does not take it: {broadcast.message}.")
         return txid
+
+    async def _check_node(self) -> None:
+        state = await self._store.read(lambda tx: node_state(tx, self._clock()))
+        if state.trouble is not None:
+            raise NodeUnavailable(state.trouble)
 
     async def _seen(
         self, found: Callable[[Transaction], Awaitable[list[ChannelRecord]]]

@@ -13,6 +13,9 @@ from payments.outputs import block_depth
 from payments.payout import fee_of
 from payments.ports import Transaction
 
+SET_ASIDE_TIMES_MAX = 2
+"""A buyer may have a channel closed while the network takes up to so many times what was set aside for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spend:
@@ -84,10 +87,15 @@ def channel_view(
     )
 
 
-def close_fee_sat(record: ChannelRecord, feerate_sat_kvb: int) -> Sat:
-    """What a cooperative close takes now: what the network takes, at most what was set aside. Pure."""
+def close_fee_sat(record: ChannelRecord, feerate_sat_kvb: int) -> Sat | None:
+    """What a cooperative close takes now: what the network takes, at most what was set aside. Pure.
+
+    None: the network takes so much more than that that the payee waits, rather than pay it for a buyer whom
+    it costs nothing to ask.
+    """
     fee_sat = fee_of(close_vbytes_max(record.channel), feerate_sat_kvb)
-    return min(fee_sat, record.channel.contract.close_fee_sat)
+    set_aside_sat = record.channel.contract.close_fee_sat
+    return None if fee_sat > SET_ASIDE_TIMES_MAX * set_aside_sat else min(fee_sat, set_aside_sat)
 
 
 def _close_view(record: ChannelRecord, spend: Spend | None, tip_height: int) -> ChannelCloseView | None:
@@ -102,11 +110,10 @@ def _close_view(record: ChannelRecord, spend: Spend | None, tip_height: int) -> 
 
 def _close_quote(record: ChannelRecord, feerate_sat_kvb: int | None) -> CloseQuoteView | None:
     closable = record.state in (ChannelState.OPEN, ChannelState.CLOSING) and record.agreed is None
-    if feerate_sat_kvb is None or not closable:
+    fee_sat = None if feerate_sat_kvb is None else close_fee_sat(record, feerate_sat_kvb)
+    if fee_sat is None or not closable:
         return None
-    return CloseQuoteView(
-        fee_sat=close_fee_sat(record, feerate_sat_kvb), paid_sat_min=sat_rounded_up(record.balance.spent_msat)
-    )
+    return CloseQuoteView(fee_sat=fee_sat, paid_sat_min=sat_rounded_up(record.balance.spent_msat))
 
 
 def exposure_view(exposure: Exposure) -> ExposureView:

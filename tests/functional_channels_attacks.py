@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from coincurve import PrivateKey
+from msgspec import structs
 from sqlalchemy import select
 
 from payments.channel_keys import CURVE_ORDER
@@ -281,6 +282,19 @@ async def test_a_deposit_too_small_opens_nothing(shop: MeteredShop) -> None:
     answer = await payer.use(payer.opening(0))
     assert (answer.status, answer.problem) == (422, "deposit-too-small")
     assert (await payer.use(payer.voucher(0))).problem == "channel-not-found"
+
+
+async def test_a_deposit_that_its_terms_allowed_opens_though_more_is_asked_by_now(shop: MeteredShop) -> None:
+    """Else it would be locked until it expires."""
+    payer, desk = await shop.payer(confirmations=0), shop.services.channels.desk
+    before = desk._config
+    desk._config = structs.replace(
+        before, channels=structs.replace(before.channels, deposit_min_sat=payer.channel.capacity_sat + 1)
+    )
+    try:
+        assert (await payer.open()).status == 200
+    finally:
+        desk._config = before
 
 
 async def test_unconfirmed_channels_together_have_a_cap(shop: MeteredShop) -> None:

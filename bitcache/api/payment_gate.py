@@ -252,7 +252,7 @@ class PaymentGate:
         if self._channels is None or offer.metered_msat is None:
             return ()
         try:
-            return (await self._channels.desk.challenge(price_msat=offer.metered_msat),)
+            return (await self._channels.desk.invitation(price_msat=offer.metered_msat),)
         except NodeUnavailable:
             return ()
 
