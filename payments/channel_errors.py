@@ -75,7 +75,6 @@ class DepositTooSmall(ChannelError):
             f"The deposit of {capacity_sat:,} sat is below the least of {min_sat:,} sat: fees would eat it. "
             "It can be refunded by its owner after the channel's expiry."
         )
-        self.min_sat = min_sat
 
 
 class ExpiryTooNear(ChannelError):

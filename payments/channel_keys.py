@@ -5,8 +5,7 @@ that nobody makes a second one of it.
 Sources: BIP62 (low S), RFC 5869 (HKDF), Bitcoin's wallet import format.
 """
 
-import hashlib
-
+from bitcoin.base58 import Base58Error, CBase58Data
 from coincurve import PrivateKey, PublicKey
 from coincurve.ecdsa import cdata_to_der, der_to_cdata, deserialize_compact, serialize_compact
 from cryptography.hazmat.primitives import hashes
@@ -22,9 +21,6 @@ CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 CHANNEL_KEY_INFO = b"bitcache/v1/channel-key"
 WIF_MAINNET, WIF_TEST = 0x80, 0xEF
 WIF_COMPRESSED = b"\x01"
-WIF_CHARACTERS = 52
-"""Of a key whose public key is compressed."""
-BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def payee_key(seed: bytes, nonce: bytes) -> PrivateKey:
@@ -72,35 +68,24 @@ def verified_der(key: PublicKey, digest: bytes, signature: bytes) -> bytes:
 
 def wif_of(key: PrivateKey, network: str) -> str:
     """Wallet import format, for a compressed public key."""
-    version = WIF_MAINNET if network == "mainnet" else WIF_TEST
-    payload = bytes([version]) + key.secret + WIF_COMPRESSED
-    number = int.from_bytes(payload + _checksum(payload), "big")
-    text = ""
-    while number:
-        number, digit = divmod(number, 58)
-        text = BASE58[digit] + text
-    return text  # the version is not zero: no leading ones
+    return str(CBase58Data.from_bytes(key.secret + WIF_COMPRESSED, _wif_version(network)))
 
 
 def key_of_wif(wif: str, network: str) -> PrivateKey:
     """Raises BackupLineInvalid."""
     refusal = BackupLineInvalid(f"The key in the line is none of {network}: copy the whole line again.")
-    if len(wif) != WIF_CHARACTERS or not set(wif) <= set(BASE58):
-        raise refusal
-    number = 0
-    for character in wif:
-        number = number * 58 + BASE58.index(character)
-    octets = number.to_bytes(39, "big")  # 52 characters may say a bit more than the 38 bytes there are
-    payload, checksum = octets[1:-4], octets[-4:]
-    version = WIF_MAINNET if network == "mainnet" else WIF_TEST
-    whole = octets[:2] == bytes([0, version]) and payload[-1:] == WIF_COMPRESSED
-    if not whole or _checksum(payload) != checksum:
+    try:
+        data = CBase58Data(wif)
+    except Base58Error as exc:
+        raise refusal from exc
+    secret, compressed = data[:SECRET_BYTES], data[SECRET_BYTES:]
+    if data.nVersion != _wif_version(network) or compressed != WIF_COMPRESSED:
         raise refusal
     try:
-        return PrivateKey(payload[1:-1])
+        return PrivateKey(secret)
     except ValueError as exc:
         raise refusal from exc
 
 
-def _checksum(payload: bytes) -> bytes:
-    return hashlib.sha256(hashlib.sha256(payload).digest()).digest()[:4]
+def _wif_version(network: str) -> int:
+    return WIF_MAINNET if network == "mainnet" else WIF_TEST

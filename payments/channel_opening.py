@@ -17,9 +17,8 @@ from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelTerms, check_terms
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_close_plan import FEERATE_SAT_KVB_MIN, ClosePolicy
-from payments.channel_errors import ChannelNotFound, DepositTooSmall, FundingNotFound
+from payments.channel_errors import DepositTooSmall, FundingNotFound
 from payments.channel_keys import NONCE_BYTES, payee_key, public_bytes
-from payments.channel_record import ChannelRecord
 from payments.channel_script import Contract, parse_channel_id
 from payments.errors import NodeUnavailable
 from payments.money import Sat
@@ -134,11 +133,9 @@ class ChannelOpening:
         for look in range(LOOKS):
             if look:
                 await asyncio.sleep(LOOK_AGAIN_S)
-            known = await self._store.read(partial(_known, channel_id=channel_id))
-            if known is not None:
-                _check_deposit(
-                    known.channel.contract == contract, known.channel.capacity_sat, terms, channel_id
-                )
+            for known in await self._store.read(partial(channel_store.load_all, channel_ids=[channel_id])):
+                channel = known.channel
+                _check_deposit(channel.contract == contract, channel.capacity_sat, terms, channel_id)
                 return
             found = await self._payment(outpoint, contract, terms)
             if found is not None:
@@ -188,13 +185,6 @@ class ChannelOpening:
             coinbase=parsed.coinbase,
         )
         return payment, height, output.best_hash
-
-
-async def _known(tx: Transaction, *, channel_id: str) -> ChannelRecord | None:
-    try:
-        return await channel_store.load(tx, channel_id)
-    except ChannelNotFound:
-        return None
 
 
 async def _record(

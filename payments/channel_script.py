@@ -31,6 +31,7 @@ from payments.channel_errors import (
 from payments.channel_keys import key_of_wif, public_bytes, public_key, sign, verified_der, wif_of
 from payments.money import Sat
 from payments.outputs import OutPoint
+from payments.segwit_address import CHARACTERS
 
 VERSION = 3
 SEQUENCE = 0xFFFFFFFD
@@ -54,7 +55,6 @@ _BACKUP = re.compile(
 _DESCRIPTOR_CHARACTERS = (
     "0123456789()[],'/*abcdefgh@:$%{}IJKLMNOPQRSTUVWXYZ&+-.;<=>?!^_|~ijklmnopqrstuvwxyzABCDEFGH`#\"\\ "
 )
-_CHECKSUM_CHARACTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _CHECKSUM_GENERATOR = (0xF5DEE51989, 0xA9FDCA3312, 0x1BAB10E32D, 0x3706B1677A, 0x644D626FFD)
 
 
@@ -231,7 +231,7 @@ def parse_backup_line(line: str, network: str) -> Backup:
 
 
 def descriptor_checksum(descriptor: str) -> str:
-    """Eight characters (BIP380). `descriptor` has only characters that descriptors may have."""
+    """Eight characters of bech32 (BIP380). `descriptor` has only characters that descriptors may have."""
     symbols, groups = [], []
     for character in descriptor:
         place = _DESCRIPTOR_CHARACTERS.index(character)
@@ -249,7 +249,7 @@ def descriptor_checksum(descriptor: str) -> str:
         for n, generator in enumerate(_CHECKSUM_GENERATOR):
             checksum ^= generator if top >> n & 1 else 0
     checksum ^= 1
-    return "".join(_CHECKSUM_CHARACTERS[checksum >> 5 * (7 - n) & 31] for n in range(8))
+    return "".join(CHARACTERS[checksum >> 5 * (7 - n) & 31] for n in range(8))
 
 
 def _descriptor(payer_key: str, payee: bytes, expiry_height: int) -> str:
