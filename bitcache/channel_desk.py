@@ -30,7 +30,7 @@ from bitcache.session_auth import (
     octets,
 )
 from payments import channel_store
-from payments.bitcoind import Bitcoind, BroadcastOutcome
+from payments.bitcoind import Bitcoind
 from payments.channel import Charge, CloseReason
 from payments.channel_close import check_refund
 from payments.channel_errors import (
@@ -258,7 +258,7 @@ class ChannelDesk:
         record = await self._store.read(lambda tx: channel_store.load(tx, channel_id))
         txid = check_refund(raw, record.channel)
         broadcast = await self._node.send_raw_transaction(raw)
-        if broadcast.outcome not in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN):
+        if not broadcast.is_there:
             raise RefundRefused(f"The bitcoin node does not take it: {broadcast.message}.")
         return txid
 

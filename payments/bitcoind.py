@@ -156,6 +156,11 @@ class Broadcast:
     message: str = ""
     """The node's reason, empty when accepted."""
 
+    @property
+    def is_there(self) -> bool:
+        """Whether our node has it now, in its mempool or in a block."""
+        return self.outcome in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN)
+
 
 class Bitcoind:
     """Our node. Owns its connections: use `async with`, or `await close()` when done."""

@@ -25,7 +25,7 @@ from payments.channel_close_plan import ClosePolicy, Planned, claim_of, groups, 
 from payments.channel_close_store import unused_address
 from payments.channel_errors import ChannelError
 from payments.channel_record import Agreed, ChannelRecord
-from payments.channel_tending import CloseTender, Payee, Troubles, is_there, pace_of
+from payments.channel_tending import CloseTender, Payee, Troubles, pace_of
 from payments.descriptors import DescriptorStore
 from payments.errors import (
     AddressesInDoubt,
@@ -196,7 +196,7 @@ class ChannelCloser:
             return troubles
         answer = await self._node.send_raw_transaction(planned.close.raw)
         # Refused, it is tended by the next turn.
-        trouble = None if is_there(answer) else f"our node does not take it: {answer.message}"
+        trouble = None if answer.is_there else f"our node does not take it: {answer.message}"
         return troubles | {claim.channel.id: trouble for claim in planned.claims}
 
     async def _keep(self, tx: Transaction, *, planned: Planned, script: bytes, tip_height: int) -> bool:

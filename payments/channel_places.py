@@ -27,12 +27,9 @@ class Place(NamedTuple):
     """Of the block that has the deposit."""
 
 
-async def places(tx: Transaction, *, among: Iterable[str] | None) -> tuple[BlockRef | None, list[Place]]:
-    """The tip; and all channels that are not closed (None), or those of them that are among these or have no
-    confirmation."""
+async def places(tx: Transaction, *, among: Iterable[str]) -> tuple[BlockRef | None, list[Place]]:
+    """The tip; and of the channels that are not closed those that are among these or have no confirmation."""
     tip = await chain_facts.tip(tx)
-    if among is None:
-        return tip, await _places(tx, _LIVE_PLACES)
     found = await _places(tx, _LIVE_PLACES.where(_UNCONFIRMED))
     for some in portions(among):
         found += await _places(tx, _LIVE_PLACES.where(channels.c.id.in_(some), ~_UNCONFIRMED))
@@ -41,7 +38,8 @@ async def places(tx: Transaction, *, among: Iterable[str] | None) -> tuple[Block
 
 async def all_places(tx: Transaction, *, lost_since: int) -> tuple[BlockRef | None, list[Place], Sat]:
     """As `places`, of all; and what was charged to channels that ended by a double spend since then."""
-    tip, found = await places(tx, among=None)
+    tip = await chain_facts.tip(tx)
+    found = await _places(tx, _LIVE_PLACES)
     lost = select(func.sum(channels.c.spent_msat)).where(
         channels.c.close_reason == CloseReason.LOST, channels.c.closed_at > lost_since
     )

@@ -68,7 +68,7 @@ class CloseTender:
                 trouble = await self._bump(close, records, pace_now, look.tip_height)
         else:
             answer = await self._node.send_raw_transaction(newest.raw)
-            if not is_there(answer):
+            if not answer.is_there:
                 trouble = await self._answer_refusal(close, records, pace_now, look, answer)
         return {record.id: trouble for record in records}
 
@@ -87,7 +87,7 @@ class CloseTender:
             least_sat_kvb=feerate_sat_kvb,
         )
         answer = await self._node.send_raw_transaction(planned.close.raw)
-        if not is_there(answer):
+        if not answer.is_there:
             raise BumpRefused(f"our node does not take the new version: {answer.message}")
         return planned.close.txid
 
@@ -120,7 +120,7 @@ class CloseTender:
         except ChannelError as exc:
             return str(exc)
         answer = await self._node.send_raw_transaction(planned.close.raw)
-        if is_there(answer):
+        if answer.is_there:
             return None
         return await self._pay_by_child(close, pace_now, tip_height, answer.message)
 
@@ -155,7 +155,7 @@ class CloseTender:
         except (BumpRefused, *SIGNING_TROUBLE) as exc:
             return f"{exc} (our node: {refusal})"
         answer = await self._node.send_raw_transaction(child)
-        return None if is_there(answer) else f"our node does not take what pays for it: {answer.message}"
+        return None if answer.is_there else f"our node does not take what pays for it: {answer.message}"
 
     def _claims_of(self, records: Sequence[ChannelRecord], *, last: bool) -> list[Claim]:
         """Of channels that were closed before, so each has something that was signed."""
@@ -167,7 +167,3 @@ def pace_of(policy: ClosePolicy, records: Iterable[ChannelRecord], tip_height: i
     """Of these channels closed together: the first to expire sets it."""
     expiry_height = min(record.channel.contract.expiry_height for record in records)
     return pace(policy, expiry_height - tip_height)
-
-
-def is_there(answer: Broadcast) -> bool:
-    return answer.outcome in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN)

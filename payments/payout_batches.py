@@ -10,7 +10,7 @@ from functools import partial
 from payments import batch_store, chain_store, payable, payout_store
 from payments.addresses import AddressBook, PayoutDescriptor
 from payments.batch_store import Batch, Version
-from payments.bitcoind import Bitcoind, BroadcastOutcome
+from payments.bitcoind import Bitcoind
 from payments.bitcoind_coins import DescriptorRange
 from payments.bitcoind_psbt import PsbtNode
 from payments.bitcoind_wallet import PayoutWallet
@@ -222,7 +222,7 @@ class PayoutBatches:
         raw = signed[-1].raw
         assert raw is not None
         answer = await self._node.send_raw_transaction(raw)
-        if answer.outcome in (BroadcastOutcome.ACCEPTED, BroadcastOutcome.IN_CHAIN):
+        if answer.is_there:
             return None
         return answer.message
 
