@@ -26,6 +26,8 @@ from payments.tables import channel_contracts, channels, paying_inputs, paying_t
 DEPOSIT_SAT_MIN = CHANGE_SAT_MIN
 """Smaller outputs are not recorded: no node would relay their refund, and whoever sends a contract a thousand
 of them would have a thousand channels."""
+DEPOSITS_PER_CONTRACT_MAX = 100
+"""More are not recorded: whoever has the key takes them back with the refund of each."""
 LIVE = (ChannelState.FUNDED, ChannelState.OPEN, ChannelState.CLOSING)
 
 
@@ -79,8 +81,9 @@ async def newest_seq(tx: Transaction) -> int:
 
 
 async def record_deposit(tx: Transaction, txid: str, output: PaidOutput, first_seen_at: int) -> bool:
-    """Keep an output to the script of a contract as a channel; False: there is no such contract, or it is too
-    small, or newly mined coins, which cannot be spent for 100 blocks and vanish with their block.
+    """Keep an output to the script of a contract as a channel; False: there is no such contract, or it has
+    many already, or the output is too small, or newly mined coins, which cannot be spent for 100 blocks and
+    vanish with their block.
 
     Its transaction is recorded in `paying_transactions` already.
     """
@@ -88,6 +91,9 @@ async def record_deposit(tx: Transaction, txid: str, output: PaidOutput, first_s
         return False
     funding = select(paying_transactions.c.coinbase).where(paying_transactions.c.txid == txid)
     if await tx.scalar(funding):
+        return False
+    of_contract = select(func.count()).where(channels.c.script_pubkey == output.script_pubkey)
+    if (await tx.execute(of_contract)).scalar_one() >= DEPOSITS_PER_CONTRACT_MAX:
         return False
     await tx.execute(
         insert(channels).values(

@@ -15,6 +15,7 @@ from payments.channel import ChannelState, CloseReason
 from payments.channel_errors import ChangeScriptRefused, ChannelNotFound
 from payments.channel_follow import ChannelFollower
 from payments.channel_script import Contract
+from payments.channel_store import DEPOSITS_PER_CONTRACT_MAX
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
@@ -71,6 +72,22 @@ async def test_the_oldest_contracts_without_a_deposit_go(database: Database) -> 
         # Money to one that was dropped, and is watched in memory still, is nobody's here.
         await pay(tx, 2, by(2))
         assert await channel_store.of_payer(tx, by(2).payer_key) == []
+
+    await database.write(run)
+
+
+async def test_only_so_many_deposits_to_a_contract_are_channels(database: Database) -> None:
+    """Each costs whoever asks for all of them, and who pays a thousand in one transaction pays little."""
+
+    async def run(tx: Transaction) -> None:
+        await announce(tx, by(1))
+        await announce(tx, by(2))
+        txid = await pay(tx, 1, *[by(1)] * (DEPOSITS_PER_CONTRACT_MAX + 5), by(2))
+        await pay(tx, 2, by(1), by(2))
+        of_first = [one.id for one in await channel_store.of_payer(tx, by(1).payer_key)]
+        assert len(of_first) == DEPOSITS_PER_CONTRACT_MAX
+        assert set(of_first) == {f"{txid}:{vout}" for vout in range(DEPOSITS_PER_CONTRACT_MAX)}
+        assert len(await channel_store.of_payer(tx, by(2).payer_key)) == 2
 
     await database.write(run)
 
