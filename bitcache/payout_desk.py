@@ -18,7 +18,6 @@ from payments import batch_store, chain_facts, ledger, payable, payout_requests,
 from payments.batch_store import Version
 from payments.bitcoind_wallet import PayoutWallet
 from payments.errors import (
-    AddressesNotDerived,
     NodeMisconfigured,
     NodeRefused,
     NodeUnavailable,
@@ -27,11 +26,12 @@ from payments.errors import (
     PayoutsStopped,
 )
 from payments.money import Sat
+from payments.own_addresses import fresh_address
 from payments.payout import Kind, Payout, State
 from payments.payout_planning import BatchPlan
 from payments.ports import Transaction
 from payments.records import IssuedAddress
-from payments.unassigned import Purpose, add_own_address
+from payments.unassigned import Purpose
 
 OPERATOR = "operator"
 CHAIN_SEEN_S = 5.0
@@ -115,17 +115,9 @@ async def deposit_address(services: Services) -> IssuedAddress:
     Raises HostedSalesOff, AddressesInDoubt, NodeUnavailable.
     """
     wallet = await services.hosted.open()
-
-    async def issued(tx: Transaction) -> IssuedAddress:
-        address = await services.descriptors.issue(tx, wallet.id, services.addresses)
-        await add_own_address(tx, address, Purpose.DEPOSIT)
-        return address
-
-    while True:
-        try:
-            return await services.database.write(issued)
-        except AddressesNotDerived as missing:
-            await services.addresses.ensure(wallet, missing.index)
+    return await fresh_address(
+        services.database, services.descriptors, services.addresses, wallet, Purpose.DEPOSIT
+    )
 
 
 async def plan(services: Services, feerate_sat_kvb: int | None) -> BatchPlan | None:

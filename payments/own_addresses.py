@@ -1,4 +1,4 @@
-"""Addresses of the operator's wallet that it takes for itself: change, and what closes of channels pay."""
+"""Addresses of the operator's wallet that it takes for itself: for deposits, change, and what closes pay."""
 
 from collections.abc import Awaitable, Callable
 
