@@ -303,7 +303,8 @@ def _offered() -> ColumnElement[bool]:
     pays_us = or_(
         exists().where(received_outputs.c.txid == txid), exists().where(unassigned_outputs.c.txid == txid)
     )
-    funds = exists().where(channels.c.txid == txid)
+    # One that expired before a block had it may never come, its parents being double-spent.
+    funds = exists().where(channels.c.txid == txid, channels.c.state != "closed")
     close, newer = channel_closes.c, channel_closes.alias("newer_closes").c
     is_close = exists().where(close.txid == txid)
     replaced = exists().where(close.txid == txid, newer.close_id == close.close_id, newer.n > close.n)

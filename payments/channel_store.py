@@ -28,6 +28,8 @@ DEPOSIT_SAT_MIN = CHANGE_SAT_MIN
 of them would have a thousand channels."""
 DEPOSITS_PER_CONTRACT_MAX = 100
 """More are not recorded: whoever has the key takes them back with the refund of each."""
+OF_PAYER_MAX = 200
+"""So many channels of one key are told of, under however many contracts: clients make a key for each."""
 LIVE = (ChannelState.FUNDED, ChannelState.OPEN, ChannelState.CLOSING)
 
 
@@ -144,8 +146,10 @@ async def all_ids(tx: Transaction) -> list[str]:
 
 
 async def of_payer(tx: Transaction, payer_key: bytes) -> list[ChannelRecord]:
-    """Whatever became of them, the first seen first."""
-    found = await _records(tx, _channels().where(channel_contracts.c.payer_key == payer_key))
+    """The newest OF_PAYER_MAX, whatever became of them, the first seen first."""
+    of_key = _channels().where(channel_contracts.c.payer_key == payer_key)
+    newest = of_key.order_by(None).order_by(channels.c.seen_at.desc(), channels.c.id).limit(OF_PAYER_MAX)
+    found = await _records(tx, newest)
     return sorted(found, key=lambda record: (record.seen_at, record.id))
 
 

@@ -20,7 +20,7 @@ from bitcache.db.tables import events
 from bitcache.doctor import Verdict, recompute
 from bitcache.doctor_channels import check_channel_books
 from bitcache.services import open_services
-from payments import chain_store, channel_store, ledger
+from payments import chain_facts, chain_store, channel_store, ledger
 from payments.chain_facts import PaidOutput, PayingTransaction
 from payments.channel import ChannelState, CloseReason
 from payments.channel_follow import ChannelFollower
@@ -376,6 +376,8 @@ async def test_a_deposit_whose_parent_was_double_spent_is_lost_at_its_expiry(sho
     assert await states(shop, record) == (ChannelState.OPEN, None, Presence.MISSING)
     await shop.mine()
     assert await states(shop, record) == (ChannelState.CLOSED, CloseReason.LOST, Presence.MISSING)
+    unconfirmed = await shop.services.database.read(chain_facts.unconfirmed)
+    assert [one.offered for one in unconfirmed if one.txid == txid] == [False], "not for ever"
     await shop.mine(DEPTH)
     assert await shop.balances_msat() == {ledger.seller(shop.seller_id): 450_000, "operator": -450_000}
     assert (await look(shop)).explained

@@ -15,7 +15,7 @@ from payments.channel import ChannelState, CloseReason
 from payments.channel_errors import ChangeScriptRefused, ChannelNotFound
 from payments.channel_follow import ChannelFollower
 from payments.channel_script import Contract
-from payments.channel_store import DEPOSITS_PER_CONTRACT_MAX
+from payments.channel_store import DEPOSITS_PER_CONTRACT_MAX, OF_PAYER_MAX
 from payments.money import Sat
 from payments.outputs import OutPoint, Presence
 from payments.ports import Transaction
@@ -88,6 +88,12 @@ async def test_only_so_many_deposits_to_a_contract_are_channels(database: Databa
         assert len(of_first) == DEPOSITS_PER_CONTRACT_MAX
         assert set(of_first) == {f"{txid}:{vout}" for vout in range(DEPOSITS_PER_CONTRACT_MAX)}
         assert len(await channel_store.of_payer(tx, by(2).payer_key)) == 2
+        # The same key in other contracts.
+        for number in (3, 4):
+            other = contract(payer=key(1), payee=key(number))
+            await announce(tx, other)
+            await pay(tx, number, *[other] * DEPOSITS_PER_CONTRACT_MAX)
+        assert len(await channel_store.of_payer(tx, by(1).payer_key)) == OF_PAYER_MAX
 
     await database.write(run)
 
