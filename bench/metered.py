@@ -40,7 +40,11 @@ OVERHEAD_MAX = 1.25
 
 
 async def metered_download(size_bytes: int, rounds: int) -> list[Line]:
-    settings = {"DISK_RESERVE_BYTES": "0", "CHANNELS_ENABLED": "true"}
+    settings = {
+        "DISK_RESERVE_BYTES": "0",
+        "CHANNELS_ENABLED": "true",
+        "CHANNELS_CLOSE_FEERATE_SAT_VB": "1",
+    }
     with TemporaryDirectory(prefix="bitcache-bench-") as folder:
         async with open_server(settings) as server:
             operator = await OutsideWallet.create(server.world, "operator")
