@@ -66,7 +66,7 @@ async def _measured(stage: Stage, size_bytes: int, rounds: int) -> list[Line]:
     offer_id = offer_of(metered_link)
     offer = (await stage.server.http("GET", f"/offers/{offer_id}")).json()
     content = f"/api/v1/offers/{offer_id}/files/{offer['files'][0]['file_id']}/content"
-    deposit_sat = (size_bytes // MIB // BUYERS + 100) * PRICE_SAT
+    deposit_sat = max(10_000, (size_bytes // MIB // BUYERS + 100) * PRICE_SAT)
     payers = [[await _open(stage.server, deposit_sat) for _ in range(BUYERS)] for _ in range(rounds)]
     cost: dict[str, list[float]] = defaultdict(list)
 
