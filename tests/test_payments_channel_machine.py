@@ -388,7 +388,9 @@ class ChannelMachine(RuleBasedStateMachine):
             return
         except (ChannelClosed, CloseRefused) as refusal:
             nothing_signed = agreed is None and model.state is ChannelState.FUNDED
-            self.refused_as(CloseRefused if short or nothing_signed else ChannelClosed, refusal)
+            open_still = model.state is not ChannelState.CLOSED
+            ill_asked = open_still and (short or nothing_signed)
+            self.refused_as(CloseRefused if ill_asked else ChannelClosed, refusal)
             assert short or nothing_signed or model.state is ChannelState.CLOSED
             return
         finally:

@@ -5,6 +5,7 @@ chunk: whoever serves a wrong one has been paid for that chunk alone.
 """
 
 import functools
+import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -194,6 +195,6 @@ class MeteredDownload(ParcelDownload):
 
     def _learn_release_secret(self, secret: bytes) -> None:
         """Raises ReleaseSecretWrong unless it is the parcel's."""
-        if secret != self._secret:
+        if not hmac.compare_digest(secret, self._secret or b""):
             file_keys(self._parcel, link_secret=self._link_secret, release_secret=secret)
             self._secret = secret

@@ -57,7 +57,20 @@ def wrap_writes(doom: Doom) -> None:
         doom.reach()
         return result
 
+    at_once = Database._write_at_once
+
+    async def written_at_once(database: Database, fn: Callable[[Any], Any]) -> Any:
+        def watched(connection: Any) -> Any:
+            result = fn(connection)
+            doom.reach()
+            return result
+
+        result = await at_once(database, watched)
+        doom.reach()
+        return result
+
     Database.write = written  # type: ignore[method-assign,assignment]
+    Database._write_at_once = written_at_once  # type: ignore[method-assign,assignment]
 
 
 def wrap_calls(doom: Doom) -> None:
