@@ -21,7 +21,7 @@ from coincurve import PrivateKey
 
 from bitcache.api.wire_channels import ChallengeView
 from bitcache.client.channel_count import ChannelCount
-from bitcache.client.errors import ChannelUnknown
+from bitcache.client.errors import ChannelUnknown, DepositUnproven, ServerAnswerWrong
 from bitcache.client.places import make_private_folder, only_one, write_private
 from payments.channel_keys import public_bytes
 from payments.channel_script import CHANGE_SAT_MIN, Channel, Contract, parse_channel_id
@@ -44,6 +44,9 @@ class KeptContract(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     change_script: str
     close_fee_sat: int
     created_at: int
+    recovered: bool = False
+    """Out of a backup line: change script and close fee are the server's word, so that only deposits of which
+    it proved a signature of ours are channels of it."""
 
     @cached_property
     def payer(self) -> PrivateKey:
@@ -91,6 +94,17 @@ class OwnChannel:
         self.roof = roof
         self.channel = Channel(roof.contract, parse_channel_id(kept.channel_id), Sat(kept.capacity_sat))
 
+    @classmethod
+    def of(cls, roof: KeptContract, channel_id: str, capacity_sat: int) -> "OwnChannel":
+        """A deposit that no book has. Raises OutpointMalformed."""
+        kept = KeptChannel(
+            channel_id=channel_id,
+            payer_key=roof.payer_key,
+            capacity_sat=capacity_sat,
+            opened_at=int(time.time()),
+        )
+        return cls(kept, roof)
+
     @property
     def id(self) -> str:
         return self.kept.channel_id
@@ -117,8 +131,13 @@ class ChannelBook:
         self._folder = folder
 
     def keep_contract(self, kept: KeptContract) -> None:
-        """Durable when it returns."""
-        write_private(self._folder / f"{kept.payer_key}.json", msgspec.json.encode(kept))
+        """Durable when it returns. One that is here already stays as it is."""
+        if self.contract(kept.payer_key) is None:
+            write_private(self._contract_path(kept.payer_key), msgspec.json.encode(kept))
+
+    def contract(self, payer_key: str) -> KeptContract | None:
+        path = self._contract_path(payer_key)
+        return _read(path, KeptContract) if path.exists() else None
 
     def keep_channel(self, kept: KeptChannel) -> None:
         write_private(self._path(kept.channel_id, "json"), msgspec.json.encode(kept))
@@ -150,20 +169,28 @@ class ChannelBook:
                 return own
         raise ChannelUnknown(channel_id)
 
-    def add(self, roof: KeptContract, channel_id: str, capacity_sat: int) -> OwnChannel:
-        """The channel of this deposit, kept from now on."""
-        known = next((own for own in self.channels(roof.server) if own.id == channel_id), None)
+    def known(self, roof: KeptContract, channel_id: str) -> OwnChannel | None:
+        """The channel of this deposit, if it is here. Raises ServerAnswerWrong: of another contract."""
+        known = next((own for own in self.channels() if own.id == channel_id), None)
+        if known is not None and known.roof.payer_key != roof.payer_key:
+            raise ServerAnswerWrong(f"The server says that channel {channel_id} is of another contract.")
+        return known
+
+    def add(
+        self, roof: KeptContract, channel_id: str, capacity_sat: int, *, proven: bool = False
+    ) -> OwnChannel:
+        """The channel of this deposit, kept from now on. `proven`: by a signature of ours over its change.
+
+        Raises DepositUnproven, OutpointMalformed, ServerAnswerWrong.
+        """
+        known = self.known(roof, channel_id)
         if known is not None:
             return known
-        parse_channel_id(channel_id)
-        kept = KeptChannel(
-            channel_id=channel_id,
-            payer_key=roof.payer_key,
-            capacity_sat=capacity_sat,
-            opened_at=int(time.time()),
-        )
-        self.keep_channel(kept)
-        return OwnChannel(kept, roof)
+        if roof.recovered and not proven:
+            raise DepositUnproven(channel_id)
+        own = OwnChannel.of(roof, channel_id, capacity_sat)
+        self.keep_channel(own.kept)
+        return own
 
     def end(self, own: OwnChannel) -> None:
         if not own.kept.ended:
@@ -189,6 +216,9 @@ class ChannelBook:
     def glance(self, own: OwnChannel) -> ChannelCount:
         """The count as it is now, to look at. Close it."""
         return ChannelCount(self._path(own.id, "count"), writable=False)
+
+    def _contract_path(self, payer_key: str) -> Path:
+        return self._folder / f"{payer_key}.json"
 
     def _path(self, channel_id: str, ending: str) -> Path:
         outpoint = parse_channel_id(channel_id)

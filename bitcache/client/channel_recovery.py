@@ -4,9 +4,9 @@ import time
 
 from coincurve import PrivateKey
 
-from bitcache.client.channel_book import ChannelBook, KeptChannel, KeptContract, OwnChannel
-from bitcache.client.channels import ChannelServer, SeenChannel, check_view, read_record, reconcile
-from bitcache.client.errors import ServerAnswerWrong
+from bitcache.client.channel_book import ChannelBook, KeptContract
+from bitcache.client.channels import ChannelServer, SeenChannel, reconcile
+from bitcache.client.errors import DepositUnproven, ServerAnswerWrong
 from payments.channel_errors import AddressInvalid
 from payments.channel_script import Channel, Contract, parse_backup_line, parse_channel_id
 from payments.money import NOTHING_SAT, Sat
@@ -16,16 +16,16 @@ from payments.segwit_address import PREFIXES
 async def recovered(
     talk: ChannelServer, book: ChannelBook, base_url: str, backup_line: str
 ) -> list[SeenChannel]:
-    """The channels of this key that the server proves, kept from now on.
+    """The channels of this key, kept from now on.
 
-    Change script and close fee are the server's word until our own signature is found to be over them.
-    Raises BackupLineInvalid, ServerAnswerWrong.
+    By the contract that the book has; else only those that the server proves, by a contract of its word.
+    Raises BackupLineInvalid, ServerAnswerWrong, DepositUnproven.
     """
     offered = await talk.terms()
     backup = parse_backup_line(backup_line, offered.terms.network)
     seen, unproven = [], None
     for view in (await talk.ask_mine(backup.payer, offered.challenge.realm)).channels:
-        roof = KeptContract(
+        roof = book.contract(backup.payer.public_key.format().hex()) or KeptContract(
             server=base_url,
             network=offered.terms.network,
             challenge=offered.challenge,
@@ -35,30 +35,20 @@ async def recovered(
             change_script=view.change_script,
             close_fee_sat=view.close_fee_sat,
             created_at=int(time.time()),
+            recovered=True,
         )
-        kept = KeptChannel(
-            channel_id=view.channel_id,
-            payer_key=roof.payer_key,
-            capacity_sat=view.capacity_sat,
-            opened_at=int(time.time()),
-        )
-        own = OwnChannel(kept, roof)
-        check_view(own, view)
-        record = read_record(own, view.record)
-        if record is None:
-            unproven = own.id
+        try:
+            one = talk.seen(roof, view)
+        except ValueError as exc:
+            raise ServerAnswerWrong(f"The server's change script cannot be read ({exc}).") from exc
+        except DepositUnproven as error:
+            unproven = error
             continue
-        book.keep_contract(roof)
-        book.add(roof, own.id, own.channel.capacity_sat)
-        with book.counting(own) as count:
-            reconcile(own, count, view, record)
-        seen.append(SeenChannel(own, view, record))
+        with book.counting(one.own) as count:
+            reconcile(one.own, count, view, one.record)
+        seen.append(one)
     if unproven is not None and not seen:
-        raise ServerAnswerWrong(
-            f"Nothing was signed yet for the deposit {unproven}, so that nothing proves where its change "
-            "goes. Pay from it on the computer that opened it, or take it back after its expiry with "
-            "`bitcache channel refund`."
-        )
+        raise unproven
     return seen
 
 

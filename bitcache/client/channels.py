@@ -18,7 +18,7 @@ from bitcache.client.api import ServerApi
 from bitcache.client.channel_book import ChannelBook, KeptContract, OwnChannel
 from bitcache.client.channel_count import ChannelCount
 from bitcache.client.channel_terms import OfferedTerms, check_network, read_terms
-from bitcache.client.errors import CloseQuoteRefused, ServerAnswerWrong
+from bitcache.client.errors import CloseQuoteRefused, DepositUnproven, ServerAnswerWrong
 from bitcache.session_auth import proof_digest, record_digest
 from payments.channel_errors import ChannelError, SignatureInvalid
 from payments.channel_keys import public_key, sign, verified_der
@@ -108,11 +108,31 @@ class ChannelServer:
         """All channels of this payer's key, as the server has them, each with what it proves of them."""
         answer = await self.ask_mine(roof.payer, roof.challenge.realm)
         found = []
-        for one in answer.channels:
-            own = self._own(roof, one)
-            check_view(own, one)
-            found.append(SeenChannel(own, one, read_record(own, one.record)))
+        for view in answer.channels:
+            try:
+                found.append(self.seen(roof, view))
+            except DepositUnproven:
+                continue  # only a refund takes it back
         return found
+
+    def seen(self, roof: KeptContract, view: wire.OwnChannelView) -> "SeenChannel":
+        """Kept from now on. Raises ServerAnswerWrong, DepositUnproven."""
+        if not roof.recovered:
+            own = self._own(roof, view)
+        else:
+            known = self._book.known(roof, view.channel_id)
+            own = known or OwnChannel.of(roof, view.channel_id, view.capacity_sat)
+        check_view(own, view)
+        record = read_record(own, view.record)
+        if roof.recovered:
+            # What was signed is capacity, change and change script: the close fee may be a lie, so that what
+            # the server calls paid is, too, but no change is ever signed that is lower than this one less
+            # what is newly bought. Over a drained deposit nothing was signed but its capacity.
+            proven = record is not None and record.accepted_sat < own.channel.paid_sat_max
+            if proven:
+                self._book.keep_contract(roof)
+            own = self._book.add(roof, own.id, own.channel.capacity_sat, proven=proven)
+        return SeenChannel(own, view, record)
 
     async def ask_mine(self, payer: PrivateKey, realm: str) -> wire.OwnChannelsView:
         at = int(time.time())

@@ -137,6 +137,17 @@ class ChannelUnknown(ClientError):
         )
 
 
+class DepositUnproven(ClientError):
+    """A deposit under a contract out of a backup line, of which no signature of ours was found."""
+
+    def __init__(self, channel_id: str) -> None:
+        super().__init__(
+            f"Nothing proves where the change of the deposit {channel_id} goes, since nothing, or all of it, "
+            "was signed away. Pay from it on the computer that opened it, or take it back after its expiry "
+            "with `bitcache channel refund` and its backup line."
+        )
+
+
 class ChannelMissing(ClientError):
     """No open channel of this server has enough left; the message says how to open one."""
 
