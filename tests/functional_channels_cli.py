@@ -260,8 +260,16 @@ async def test_refunded_after_expiry_by_the_line_alone(clean: ChannelMarket, tmp
     channel_id = opened["channels"][0]["channel_id"]
     wallet = await OutsideWallet.create(world, "refunded")
     to = await wallet.new_address()
-    early = await market.command("channel", "refund", channel_id, "--to", to)
+    early = await market.command("channel", "refund", channel_id, "--to", to, "--yes")
     assert (early["sent"], early["expiry_height"]) == (False, opened["expiry_height"])
+    # Nobody said what it may cost: it is shown, and asked for.
+    code, error = await refused(market, "channel", "refund", channel_id, "--to", to)
+    assert (code, error["name"]) == (2, "UsageWrong")
+    process = await market.start("channel", "refund", channel_id, "--to", to, as_json=False)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert f"{early['fee_sat']:,} sat network fee" in err.decode()
+    assert f"{early['amount_sat']:,} sat to {to}" in err.decode()
     await market.server.stop()
     height = await world.outside.rpc("getblockcount")
     await world.mine(opened["expiry_height"] - height)

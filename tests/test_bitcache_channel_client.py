@@ -18,7 +18,7 @@ from bitcache.api import wire_channels as wire
 from bitcache.canonical_json import canonical_json
 from bitcache.client.channel_book import ChannelBook, KeptChannel, KeptContract, OwnChannel
 from bitcache.client.channel_count import RECORD, ChannelCount
-from bitcache.client.channel_recovery import network_of_address
+from bitcache.client.channel_refund import cheap_refund, network_of_address
 from bitcache.client.channel_terms import check_network, figures, read_terms
 from bitcache.client.channels import Quote, close_quote, voucher_header
 from bitcache.client.errors import (
@@ -35,7 +35,9 @@ from bitcache.ids import new_id
 from bitcache.payment_scheme import parse_credential
 from payments.channel_errors import AddressInvalid, ChannelTermsRefused
 from payments.channel_keys import public_bytes
+from payments.channel_script import Channel, parse_channel_id
 from payments.money import Sat
+from payments.transaction import parse_transaction
 from storage import base64url
 
 PRICE_MSAT = 10_000
@@ -322,6 +324,26 @@ def test_an_address_of_another_chain_is_refused() -> None:
     assert network_of_address("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx") in {"testnet4", "signet"}
     with pytest.raises(AddressInvalid):
         network_of_address("1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2")
+
+
+def test_the_server_does_not_say_what_a_refund_costs() -> None:
+    """A feerate of its own choosing would take the deposit, if not for itself."""
+    kept = contract()
+    script_pubkey = kept.contract.change_script_pubkey
+    for capacity_sat, told_sat_kvb, least_sat, most_sat in (
+        (20_000, 160_000, 1_900, 2_000),
+        (20_000, 3_000, 300, 500),
+        (20_000, None, 500, 800),
+        (20_000, 1, 100, 200),
+        (1_000, 160_000, 100, 200),
+        (10**9, 10**9, 100_000, 200_000),
+    ):
+        channel = Channel(kept.contract, parse_channel_id(f"{TXID}:0"), Sat(capacity_sat))
+        made = cheap_refund(channel, kept.payer, script_pubkey, told_sat_kvb=told_sat_kvb)
+        assert least_sat <= made.fee_sat <= most_sat, (capacity_sat, told_sat_kvb, made.fee_sat)
+        assert made.amount_sat + made.fee_sat == capacity_sat
+        (output,) = parse_transaction(made.raw).outputs
+        assert (output.amount_sat, output.script_pubkey) == (made.amount_sat, script_pubkey)
 
 
 def test_no_voucher_leaves_change_that_no_node_takes() -> None:

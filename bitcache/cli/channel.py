@@ -106,16 +106,25 @@ def refund_channel(
     outpoint: Annotated[
         str | None, typer.Option(metavar="TXID:N", help="With a backup line: the deposit.")
     ] = None,
-    amount: Annotated[str | None, typer.Option(help="With a backup line: of the deposit, in sats.")] = None,
+    amount: Annotated[
+        str | None, typer.Option(help="Of the deposit, in sats; of a channel here if it is not as listed.")
+    ] = None,
     server: Annotated[
         str | None, typer.Option(help="With a backup line: the server that may send it.")
     ] = None,
-    feerate: Annotated[int | None, typer.Option(min=1, max=10_000, help="sat/vB")] = None,
+    feerate: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="sat/vB. Without it as usual, but a tenth of the deposit at most."
+        ),
+    ] = None,
+    yes: YesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Take a deposit back after its channel has expired. Needs nobody: a transaction is made and sent.
 
-    Where the server does not send it, the transaction is printed for any node.
+    Shows the fee and asks, unless --feerate says what it may cost. Where the server does not send it, the
+    transaction is printed for any node.
     """
     if to is None:
         raise UsageWrong("Say where the deposit goes: --to ADDRESS")
@@ -126,6 +135,7 @@ def refund_channel(
         amount_sat=None if amount is None else parse_price(amount, what="amount"),
         server=server,
         feerate_sat_vb=feerate,
+        yes=yes,
         as_json=json_output,
     )
     run(refund.run())

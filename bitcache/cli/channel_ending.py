@@ -8,18 +8,17 @@ from bitcache.cli.price_words import show_msat
 from bitcache.client import places
 from bitcache.client.api import ServerApi
 from bitcache.client.channel_book import ChannelBook, OwnChannel
-from bitcache.client.channel_recovery import network_of_address, recovered, refund_of_backup
+from bitcache.client.channel_recovery import recovered
+from bitcache.client.channel_refund import Refund as MadeRefund
+from bitcache.client.channel_refund import cheap_refund, network_of_address, refund
 from bitcache.client.channels import OPEN_STATES, ChannelServer, SeenChannel, close_quote, reconcile
 from bitcache.client.errors import ServerAnswerWrong, ServerProblem, ServerUnreachable
 from bitcache.client.link import check_server
-from payments.channel_close import refund_transaction
 from payments.channel_errors import ChannelError, OutpointMalformed
-from payments.channel_script import parse_channel_id
+from payments.channel_script import Channel, parse_backup_line, parse_channel_id
 from payments.money import Sat
 from payments.segwit_address import address_of, script_pubkey_of
 
-FEERATE_SAT_VB = 5
-"""Of a refund, where no server says what is usual."""
 ASK_FOR_S = 5.0
 
 
@@ -105,14 +104,20 @@ class Refund:
         amount_sat: Sat | None,
         server: str | None,
         feerate_sat_vb: int | None,
+        yes: bool,
         as_json: bool,
     ) -> None:
+        if as_json and not yes and feerate_sat_vb is None:
+            raise UsageWrong(
+                "With --json nobody can be asked: add --yes, or say what it may cost: --feerate."
+            )
         self._which = which
         self._to = to
         self._outpoint = outpoint
         self._amount_sat = amount_sat
         self._server = None if server is None else check_server(server)
         self._feerate_sat_vb = feerate_sat_vb
+        self._yes = yes
         self._as_json = as_json
         self._book = ChannelBook(places.channels_folder())
 
@@ -122,6 +127,8 @@ class Refund:
             own = self._book.channel(self._which)
             channel, payer, network = own.channel, own.roof.payer, own.roof.network
             server: str | None = own.roof.server
+            if self._amount_sat is not None:
+                channel = Channel(channel.contract, channel.outpoint, self._amount_sat)
         else:
             network = network_of_address(self._to)
             if self._outpoint is None or self._amount_sat is None:
@@ -129,22 +136,38 @@ class Refund:
                     "With a backup line, say which deposit: --outpoint TXID:N --amount SATS, as your wallet "
                     "or an explorer shows it."
                 )
-            payer, channel = refund_of_backup(self._which, network, self._outpoint, self._amount_sat)
-            server = self._server
+            backup = parse_backup_line(self._which, network)
+            payer, server = backup.payer, self._server
+            channel = Channel(backup.contract, parse_channel_id(self._outpoint), self._amount_sat)
         script_pubkey = script_pubkey_of(self._to, network)
-        feerate_sat_kvb = await self._feerate_sat_kvb(server)
-        raw = refund_transaction(channel, payer, script_pubkey, feerate_sat_kvb=feerate_sat_kvb)
-        refusal = await self._send(server, channel.id, raw)
-        self._end(channel.id, channel.contract.expiry_height, raw, refusal, sent=refusal is None)
+        if self._feerate_sat_vb is not None:
+            made = refund(channel, payer, script_pubkey, feerate_sat_kvb=self._feerate_sat_vb * 1_000)
+        else:
+            told_sat_kvb = await self._told_sat_kvb(server)
+            made = cheap_refund(channel, payer, script_pubkey, told_sat_kvb=told_sat_kvb)
+            self._ask(channel, made, told_sat_kvb)
+        refusal = await self._send(server, channel.id, made.raw)
+        self._end(channel, made, refusal)
 
-    async def _feerate_sat_kvb(self, server: str | None) -> int:
-        if self._feerate_sat_vb is not None or server is None:
-            return (self._feerate_sat_vb or FEERATE_SAT_VB) * 1_000
+    async def _told_sat_kvb(self, server: str | None) -> int | None:
+        if server is None:
+            return None
         try:
             async with ServerApi(server, retry_for_s=ASK_FOR_S) as api:
-                return max(1_000, (await ChannelServer(api, self._book).terms()).feerate_sat_kvb)
+                return (await ChannelServer(api, self._book).terms()).feerate_sat_kvb
         except (ServerUnreachable, ServerProblem, ServerAnswerWrong, ChannelError):
-            return FEERATE_SAT_VB * 1_000
+            return None
+
+    def _ask(self, channel: Channel, made: MadeRefund, told_sat_kvb: int | None) -> None:
+        """Raises CommandFailed."""
+        if not self._as_json:
+            say(f"Deposit {channel.id}: {show_sat(channel.capacity_sat)}")
+            say(f"  {show_sat(made.fee_sat)} network fee, at {made.feerate_sat_kvb / 1_000:g} sat/vB")
+            say(f"  {show_sat(made.amount_sat)} to {printable(self._to)}")
+            if told_sat_kvb is not None and told_sat_kvb > made.feerate_sat_kvb:
+                say(f"  The server calls {told_sat_kvb / 1_000:g} sat/vB usual: to pay more, add --feerate.")
+        if not self._yes and not confirm("Take it back?"):
+            raise CommandFailed("Nothing was sent. Answer y, add --yes, or say what it may cost: --feerate.")
 
     async def _send(self, server: str | None, channel_id: str, raw: bytes) -> str | None:
         """None once it is sent; else why it is not."""
@@ -159,25 +182,27 @@ class Refund:
             return str(error)
         return None
 
-    def _end(
-        self, channel_id: str, expiry_height: int, raw: bytes, refusal: str | None, *, sent: bool
-    ) -> None:
+    def _end(self, channel: Channel, made: MadeRefund, refusal: str | None) -> None:
+        """`refusal`: why it was not sent."""
+        expiry_height = channel.contract.expiry_height
         if self._as_json:
             print_json(
                 {
-                    "channel_id": channel_id,
-                    "transaction": raw.hex(),
-                    "sent": sent,
+                    "channel_id": channel.id,
+                    "transaction": made.raw.hex(),
+                    "fee_sat": made.fee_sat,
+                    "amount_sat": made.amount_sat,
+                    "sent": refusal is None,
                     "reason": refusal,
                     "expiry_height": expiry_height,
                 }
             )
             return
-        print_text(raw.hex())
-        if sent:
+        print_text(made.raw.hex())
+        if refusal is None:
             say("Sent. Once a block has it, the deposit is yours again.")
             return
-        say(f"Not sent: {printable(refusal or '')}")
+        say(f"Not sent: {printable(refusal)}")
         say(f"No node takes it before block {expiry_height:,} is there. From then on any does:")
         say("  bitcoin-cli sendrawtransaction HEX")
 

@@ -1,16 +1,11 @@
-"""A channel out of its backup line: paid from again with the server's help, refunded without it."""
+"""A channel out of its backup line: paid from again with the server's help."""
 
 import time
-
-from coincurve import PrivateKey
 
 from bitcache.client.channel_book import ChannelBook, KeptContract
 from bitcache.client.channels import ChannelServer, SeenChannel, reconcile
 from bitcache.client.errors import DepositUnproven, ServerAnswerWrong
-from payments.channel_errors import AddressInvalid
-from payments.channel_script import Channel, Contract, parse_backup_line, parse_channel_id
-from payments.money import NOTHING_SAT, Sat
-from payments.segwit_address import PREFIXES
+from payments.channel_script import parse_backup_line
 
 
 async def recovered(
@@ -50,27 +45,3 @@ async def recovered(
     if unproven is not None and not seen:
         raise unproven
     return seen
-
-
-def refund_of_backup(
-    backup_line: str, network: str, outpoint: str, amount_sat: Sat
-) -> tuple[PrivateKey, Channel]:
-    """What a refund needs. Raises BackupLineInvalid, OutpointMalformed."""
-    backup = parse_backup_line(backup_line, network)
-    # Change and close fee are no part of a refund.
-    contract = Contract(
-        backup.payer.public_key.format(), backup.payee_key, backup.expiry_height, b"", NOTHING_SAT
-    )
-    return backup.payer, Channel(contract, parse_channel_id(outpoint), amount_sat)
-
-
-def network_of_address(address: str) -> str:
-    """A network that has such addresses: those that share a prefix share how keys are written.
-
-    Raises AddressInvalid.
-    """
-    prefix = address.lower().rpartition("1")[0]
-    for network, its_prefix in PREFIXES.items():
-        if prefix == its_prefix:
-            return network
-    raise AddressInvalid("Give a segwit address: bc1..., tb1... or bcrt1...")
