@@ -89,7 +89,7 @@ class ExpiryTooNear(ChannelError):
 class ChannelNotFound(ChannelError):
     def __init__(self, channel_id: str) -> None:
         super().__init__(
-            f"There is no channel {channel_id} here. Open it first, with the terms it was made on."
+            f"There is no channel {channel_id} here: it was not opened yet, or the id is not whole."
         )
 
 
@@ -210,7 +210,9 @@ class CloseUneconomic(ChannelError):
 
 class CloseNotFound(ChannelError):
     def __init__(self, close_id: str) -> None:
-        super().__init__(f"No close {close_id} is under way: `bitcache channels list` shows those that are.")
+        super().__init__(
+            f"No close {close_id} is under way: `bitcache channels show CHANNEL` names those of a channel."
+        )
 
 
 class BumpRefused(ChannelError):

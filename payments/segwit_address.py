@@ -36,11 +36,12 @@ def address_of(script_pubkey: bytes, network: str) -> str:
 def script_pubkey_of(address: str, network: str) -> bytes:
     """The scriptPubKey that a segwit address of this network stands for. Raises AddressInvalid."""
     text = address.lower()
-    if not address.isascii() or address not in (text, address.upper()):
-        raise AddressInvalid("An address is all in lower case or all in capitals: copy it again.")
     prefix, _, data = text.rpartition("1")
+    # First, since old addresses have both cases.
     if prefix != PREFIXES[network]:
         raise AddressInvalid(f"Give a segwit address of {network}: it begins with {PREFIXES[network]}1.")
+    if not address.isascii() or address not in (text, address.upper()):
+        raise AddressInvalid("An address is all in lower case or all in capitals: copy it again.")
     if (
         len(text) > ADDRESS_CHARACTERS_MAX
         or len(data) <= CHECKSUM_CHARACTERS

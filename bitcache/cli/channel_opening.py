@@ -18,6 +18,7 @@ from bitcache.client.errors import ServerProblem, WalletRefused
 from bitcache.client.meter import NOT_OPENED
 from bitcache.client.wallets import BitcoindWallet, WalletAddress
 from payments.money import Sat
+from payments.segwit_address import script_pubkey_of
 
 POLL_S = 2.0
 
@@ -60,6 +61,7 @@ class Open:
             talk = ChannelServer(api, self._book)
             offered = await talk.terms()
             check_network(offered, self._change_address)
+            script_pubkey_of(self._change_address, offered.terms.network)  # a typing error, before any figure
             costs = figures(offered, self._deposit_sat)
             self._show_figures(offered, costs)
             roof = talk.agree(offered, self._change_address)

@@ -47,9 +47,10 @@ def own_facts(own: OwnChannel, count: ChannelCount) -> dict[str, object]:
 def channel_lines(own: OwnChannel, count: ChannelCount, view: wire.ChannelView | None) -> Iterator[str]:
     yield own.id
     left_sat = max(0, own.channel.paid_sat_max - count.signed_sat)
+    over = own.kept.ended or (view is not None and view.state not in {"funded", "open"})
     yield (
         f"  {printable(own.roof.server)}  {show_sat(own.channel.capacity_sat)} in, "
-        f"{show_sat(count.signed_sat)} paid, {show_sat(left_sat)} left"
+        f"{show_sat(count.signed_sat)} paid" + ("" if over else f", {show_sat(left_sat)} left")
     )
     if count.outstanding:
         missing = show_count(count.outstanding, "chunk")

@@ -77,7 +77,7 @@ def channels_list(
     data: DataFolder = DATA_FOLDER,
     json_output: JsonFlag = False,
 ) -> None:
-    """List the channels, those that expire first first: what they hold, and why one is not closed yet."""
+    """List the channels, the soonest to expire first: what they hold, and why one is not closed yet."""
     found = run(_overview(data, everything=everything))
     if json_output:
         print_json(found)

@@ -56,8 +56,9 @@ class Get:
         async with ServerApi(where.server) as api:
             if isinstance(where, Link):
                 offer, parcel = await look(api, where)
-                self._show_offer(offer, parcel)
-                if self._pays_per_chunk(offer, where):
+                per_chunk = self._pays_per_chunk(offer, where)
+                self._show_offer(offer, parcel, per_chunk=per_chunk)
+                if per_chunk:
                     await self._get_metered(api, where, offer, parcel)
                     return
                 with choose_target(self._output, [file.path for file in parcel.files]) as target:
@@ -67,8 +68,8 @@ class Get:
                     _refuse_damaged(offer, purchase.invoice)
                     await self._finish(api, purchase, target)
             else:
-                if self._metered:
-                    raise UsageWrong("A receipt is paid already; --metered goes with a link.")
+                if self._metered or self._spend_max_sat is not None:
+                    raise UsageWrong("A receipt has its price; --metered and --max-spend go with a link.")
                 purchase = await recall(api, where)
                 self._say_parcel(purchase.parcel)
                 with choose_target(self._output, [file.path for file in purchase.parcel.files]) as target:
@@ -76,10 +77,13 @@ class Get:
 
     def _pays_per_chunk(self, offer: wire.OfferView, link: Link) -> bool:
         if offer.metered is None:
-            if self._metered:
-                raise UsageWrong("This offer is not sold per chunk: leave --metered out.")
+            if self._metered or self._spend_max_sat is not None:
+                raise UsageWrong("This offer is not sold per chunk: leave --metered and --max-spend out.")
             return False
-        return self._metered or (offer.price is None and self._book.newest(link) is None)
+        per_chunk = self._metered or (offer.price is None and self._book.newest(link) is None)
+        if not per_chunk and self._spend_max_sat is not None:
+            raise UsageWrong("--max-spend bounds what is paid per chunk: add --metered to pay so.")
+        return per_chunk
 
     async def _get_metered(
         self, api: ServerApi, link: Link, offer: wire.OfferView, parcel: OpenedParcel
@@ -189,14 +193,17 @@ class Get:
         for file in parcel.files:
             target.check_free(file.path)
 
-    def _show_offer(self, offer: wire.OfferView, parcel: OpenedParcel) -> None:
+    def _show_offer(self, offer: wire.OfferView, parcel: OpenedParcel, *, per_chunk: bool) -> None:
         self._say_parcel(parcel)
         price_sat = offer.price.amount_msat // 1000 if offer.price else 0
         self._say(f"Price   {show_prices(offer)}, from {printable(offer.seller_name)}")
-        if price_sat and offer.settlement == "hosted":
-            self._say("Goes to the operator of the server, who owes it to the seller")
-        if offer.price is not None:
-            self._say(f"Kept    {offer.paid_retention_days} days after payment")
+        if not per_chunk:
+            if price_sat and offer.settlement == "hosted":
+                self._say("Goes to the operator of the server, who owes it to the seller")
+            if offer.price is not None:
+                self._say(f"Kept    {offer.paid_retention_days} days after payment")
+            if offer.metered is not None:
+                self._say("You pay for the whole; --metered pays per chunk instead, while it downloads.")
         if offer.policy.bytes_at < offer.policy.key_at:
             self._say("Encrypted files are sent before the payment is confirmed, the key after.")
         if offer.state != "open":

@@ -146,10 +146,7 @@ class Meter:
             units = min(room, CHUNKS_PER_REQUEST, self._new_units(file_id, first, end))
             units = min(units, self._allowed_units())
             if not units:
-                self.stopped = SpendingLimitReached(
-                    f"Stopped before spending more than you allow: {_sat_words(self.spent_msat)} in this "
-                    "run. What came is kept. Run the same command again to go on."
-                )
+                self.stopped = self._limit_reached()
                 break
             purse = self._purse(units)
             if purse is None:
@@ -236,6 +233,16 @@ class Meter:
         while at < end and self._asked_before(file_id, at) is None:
             at += 1
         return at - first
+
+    def _limit_reached(self) -> SpendingLimitReached:
+        if self._spend_max_msat is not None and self._spend_max_msat < self.price_msat:
+            return SpendingLimitReached(
+                f"A chunk costs {_sat_words(self.price_msat)}, more than you allow: nothing was paid."
+            )
+        return SpendingLimitReached(
+            f"Stopped before spending more than you allow: {_sat_words(self.spent_msat)} in this "
+            "run. What came is kept. Run the same command again to go on."
+        )
 
     def _allowed_units(self) -> int:
         if self._spend_max_msat is None:
