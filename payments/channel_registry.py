@@ -17,7 +17,12 @@ from payments import channel_host, channel_places, channel_store
 from payments.chain_facts import BlockRef
 from payments.channel import LOST_S, Balance, ChannelState, Charge, CloseReason, Voucher
 from payments.channel_commit import GroupCommit, Writing
-from payments.channel_errors import ChannelClosed, ChannelsElsewhere
+from payments.channel_errors import (
+    ChannelClosed,
+    ChannelsElsewhere,
+    ChannelSuspended,
+    ConfirmationsNeeded,
+)
 from payments.channel_exposure import Exposure
 from payments.channel_live import Decision, LiveChannel, LiveChannels
 from payments.channel_pages import PageKey, RetryKey, read_page
@@ -93,8 +98,15 @@ class ChannelRegistry:
         SignatureInvalid, RetriesExhausted, ConfirmationsNeeded, UnconfirmedCapReached, VoucherShort,
         VoucherStale, and the database's trouble.
         """
-        live = await self._ready(voucher.channel_id, charge)
-        return await self._written(self._live.pay(live, voucher, charge, self._clock()))
+        try:
+            return await self._pay(voucher, charge)
+        except (ConfirmationsNeeded, ChannelSuspended):
+            # The payer may have seen the block before we looked.
+            if not await self._has_moved(voucher.channel_id):
+                raise
+            self._hinted.add(voucher.channel_id)
+            await self.poll_once()
+            return await self._pay(voucher, charge)
 
     async def open(self, channel_id: str, voucher: Voucher, *, deposit_min_sat: int = 0) -> Paid:
         """Open a channel whose deposit was recorded, with its first voucher; one that is open: as `pay`.
@@ -223,6 +235,20 @@ class ChannelRegistry:
         self.available = True
         log.info("this process has the channels: %d of them are not closed", len(self._live))
 
+    async def _pay(self, voucher: Voucher, charge: Charge | None) -> Paid:
+        live = await self._ready(voucher.channel_id, charge)
+        return await self._written(self._live.pay(live, voucher, charge, self._clock()))
+
+    async def _has_moved(self, channel_id: str) -> bool:
+        """Whether the chain, or the deposit in it, stands where memory does not have it."""
+        tip, found = await self._store.read(lambda tx: channel_places.places(tx, among=[channel_id]))
+        live = self._live.get(channel_id)
+        return tip != self._tip or any(
+            live is not None and (live.funding, live.funding_height) != (place.funding, place.height)
+            for place in found
+            if place.id == channel_id
+        )
+
     async def _settle(self) -> None:
         """Renew the lease; what was written before has been written when this returns, or never will be."""
         await self.write(_nothing)
@@ -231,6 +257,8 @@ class ChannelRegistry:
     async def _look(self) -> None:
         now, takes = self._clock(), self._takes
         hinted, self._hinted = self._hinted, set()
+        # One that was read before its block was recorded, and put here after: the database has it deep by now.
+        hinted |= {live.id for live in self._live if live.funding_height is None}
         tip, found = await self._store.read(lambda tx: channel_places.places(tx, among=hinted))
         everything, lost_sat = tip != self._tip or abs(now - self._all_looked_at) >= ALL_LOOKED_AT_S, 0
         if everything:
