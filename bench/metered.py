@@ -37,6 +37,9 @@ LANES = 4
 """Of each, as many as a grant may have."""
 PRICE_SAT = 10
 OVERHEAD_MAX = 1.25
+CHUNKS_PER_REQUEST = (1, 4)
+"""As few as can be, and as `bitcache get` asks for them."""
+Headers = Callable[[], Mapping[str, str]]
 
 
 async def metered_download(size_bytes: int, rounds: int) -> list[Line]:
@@ -66,8 +69,9 @@ async def _measured(stage: Stage, size_bytes: int, rounds: int) -> list[Line]:
     offer_id = offer_of(metered_link)
     offer = (await stage.server.http("GET", f"/offers/{offer_id}")).json()
     content = f"/api/v1/offers/{offer_id}/files/{offer['files'][0]['file_id']}/content"
+    # A channel pays for a chunk once: each time is another one.
     deposit_sat = max(10_000, (size_bytes // MIB // BUYERS + 100) * PRICE_SAT)
-    payers = [[await _open(stage.server, deposit_sat) for _ in range(BUYERS)] for _ in range(rounds)]
+    granted: list[Headers] = [_always(one.headers) for one in free]
     cost: dict[str, list[float]] = defaultdict(list)
 
     async def spend(name: str, jobs: list[Callable[[RawConnection], None]]) -> None:
@@ -75,24 +79,36 @@ async def _measured(stage: Stage, size_bytes: int, rounds: int) -> list[Line]:
         await asyncio.to_thread(in_lanes, stage.server.port, BUYERS * LANES, jobs)
         cost[name].append((cpu_s(stage.server.pid) - before) * GIB / size_bytes)
 
-    for number, buyers in enumerate(payers):
-        await spend("metered", _jobs(content, [buyer.headers for buyer in buyers], size_bytes))
-        granted: list[Callable[[], Mapping[str, str]]] = [partial(dict, one.headers) for one in free]
-        await spend("free", _jobs(free[0].content, granted, size_bytes))
+    groups = [
+        [await _open(stage.server, deposit_sat) for _ in range(BUYERS)]
+        for _ in range(rounds * len(CHUNKS_PER_REQUEST))
+    ]
+    for number in range(rounds):
+        for chunks in CHUNKS_PER_REQUEST:
+            buyers = groups.pop()
+            signed = [partial(buyer.headers, chunks) for buyer in buyers]
+            await spend(f"metered {chunks}", _jobs(content, signed, size_bytes, chunks * MIB))
+            await spend(f"free {chunks}", _jobs(free[0].content, granted, size_bytes, chunks * MIB))
         if number == 0 and rounds > 1:
             cost.clear()
     paid = {name: statistics.median(values) for name, values in cost.items()}
-    ratio = paid["metered"] / paid["free"]
-    return [
-        Line(
-            "metered download, a voucher for each 1 MiB, server, CPU",
-            f"{paid['metered']:.2f} s/GiB",
-            f"{paid['free']:.2f} s/GiB (the same, free)",
-            f"{ratio:.2f}",
-            f"<= {OVERHEAD_MAX:g}x",
-            ratio <= OVERHEAD_MAX,
-        )
-    ]
+    return [_line(paid[f"metered {chunks}"], paid[f"free {chunks}"], chunks) for chunks in CHUNKS_PER_REQUEST]
+
+
+def _line(metered: float, free: float, chunks: int) -> Line:
+    ratio = metered / free
+    return Line(
+        f"metered download, a voucher for each {chunks} MiB, server, CPU",
+        f"{metered:.2f} s/GiB",
+        f"{free:.2f} s/GiB (the same, free)",
+        f"{ratio:.2f}",
+        f"<= {OVERHEAD_MAX:g}x",
+        ratio <= OVERHEAD_MAX,
+    )
+
+
+def _always(headers: Mapping[str, str]) -> Headers:
+    return lambda: headers
 
 
 async def _sell_metered(stage: Stage, file: Path) -> str:
@@ -101,12 +117,12 @@ async def _sell_metered(stage: Stage, file: Path) -> str:
 
 
 def _jobs(
-    path: str, headers: Sequence[Callable[[], Mapping[str, str]]], size_bytes: int
+    path: str, headers: Sequence[Headers], size_bytes: int, range_bytes: int
 ) -> list[Callable[[RawConnection], None]]:
-    """The whole file, 1 MiB each, the buyers in turn."""
+    """The whole file in ranges of that size, the buyers in turn."""
 
-    def fetch(first: int, headers: Callable[[], Mapping[str, str]]) -> Callable[[RawConnection], None]:
-        last = min(first + MIB, size_bytes) - 1
+    def fetch(first: int, headers: Headers) -> Callable[[RawConnection], None]:
+        last = min(first + range_bytes, size_bytes) - 1
 
         def job(connection: RawConnection) -> None:
             received = connection.get(path, {**headers(), "Range": f"bytes={first}-{last}"})
@@ -114,7 +130,8 @@ def _jobs(
 
         return job
 
-    return [fetch(n * MIB, headers[n % len(headers)]) for n in range(-(-size_bytes // MIB))]
+    starts = range(0, size_bytes, range_bytes)
+    return [fetch(first, headers[n % len(headers)]) for n, first in enumerate(starts)]
 
 
 @dataclass
@@ -127,9 +144,10 @@ class _Payer:
     signed_sat: int = 0
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
-    def headers(self) -> Mapping[str, str]:
+    def headers(self, chunks: int) -> Mapping[str, str]:
+        """For so many chunks more."""
         with self._one_at_a_time:
-            self.signed_sat += PRICE_SAT
+            self.signed_sat += chunks * PRICE_SAT
             payload = self.payload("voucher", self.signed_sat)
         return {"Authorization": self.credential(payload)}
 
