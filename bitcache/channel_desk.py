@@ -138,7 +138,7 @@ class ChannelDesk:
         known = await self._store.read(lambda tx: channel_store.contract_of(tx, contract.script_pubkey))
         # Whoever asks whether the deposit has come asks often, and costs a look.
         if known is None or known[0] != contract:
-            self._limits.invoices.check(client)
+            self._limits.channel_contracts.check(client)
             await self._check_node()
             await self._opening.announce(terms, contract.payer_key, contract.change_script_pubkey)
         _, views = await self._seen(lambda tx: channel_store.of_script(tx, contract.script_pubkey))

@@ -83,6 +83,8 @@ class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """the least proof of work, in leading zero bits of a SHA-256; each bit doubles it"""
     work_bits_max: Annotated[int, Meta(ge=0, le=30)] = 26
     """the most; 0 never asks for any, and lets anybody use up sellers' addresses"""
+    channel_contracts_per_minute: Positive = 20
+    """addresses for deposits to channels that one client is told in a minute"""
     claims_per_minute: Positive = 300
     """claims from one client in a minute"""
     files_per_hour: Positive = 20_000

@@ -98,6 +98,8 @@ class Limits:
     reports: RateLimit
     invoices: RateLimit
     invoices_in_total: Pressure
+    channel_contracts: RateLimit
+    """New ones: each drives the oldest without a deposit out (`contracts_max`)."""
     claims: RateLimit
     files: RateLimit
     file_bytes: RateLimit
@@ -118,6 +120,7 @@ class Limits:
             invoices_in_total=Pressure(
                 amount=config.invoices_per_minute_in_total, period_s=MINUTE_S, monotonic=monotonic
             ),
+            channel_contracts=pace(config.channel_contracts_per_minute, MINUTE_S),
             claims=pace(config.claims_per_minute, MINUTE_S),
             files=pace(config.files_per_hour, HOUR_S),
             file_bytes=pace(config.file_bytes_per_hour, HOUR_S),

@@ -97,6 +97,7 @@ rpc_cookie_file = "{cookie_file}"
 # reports_per_hour = 10
 # reports_per_hour_in_total = 300
 # reports_kept_max = 10000
+# channel_contracts_per_minute = 20
 # claims_per_minute = 300
 # invoices_per_minute = 120
 # Beyond these buyers' programs are asked for a proof of work, of so many bits: nobody is refused.

@@ -131,6 +131,7 @@ async def open_channel_market(
         "HOSTED_DESCRIPTOR": await keys.descriptor("wpkh"),
         "CHANNELS_ENABLED": "true",
         "CHANNELS_CLOSE_FEERATE_SAT_VB": "2",
+        "LIMITS_CHANNEL_CONTRACTS_PER_MINUTE": "600",
         "LIMITS_INVOICES_PER_MINUTE": "600",
         **settings,
     }

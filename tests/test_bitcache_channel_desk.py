@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from coincurve import PrivateKey
 from msgspec import structs
 
 from bitcache.channel_seed import write_channel_seed
 from bitcache.channel_views import close_fee_sat
-from bitcache.config import ChannelsConfig, HostedConfig
+from bitcache.config import ChannelsConfig, HostedConfig, LimitsConfig
 from bitcache.db.engine import Database
+from bitcache.errors import TooManyRequests
 from bitcache.services import open_services
 from bitcache.setup import prepare_database
 from payments import chain_store
@@ -28,6 +30,7 @@ async def test_nobody_is_told_to_pay_in_while_the_node_sees_nothing(tmp_path: Pa
         test_config(tmp_path),
         channels=ChannelsConfig(enabled=True, close_feerate_sat_vb=2),
         hosted=HostedConfig(descriptor="wpkh(of nobody)"),
+        limits=LimitsConfig(channel_contracts_per_minute=2),
     )
     (tmp_path / "master.key").write_bytes(bytes(32))
     (tmp_path / "master.key").chmod(0o600)
@@ -50,6 +53,14 @@ async def test_nobody_is_told_to_pay_in_while_the_node_sees_nothing(tmp_path: Pa
         shown = await desk.terms()
         assert shown.tip_height == house.tip
         assert (await desk.invitation(price_msat=Msat(1_000))).request
+        # Each new contract drives out the oldest: one client makes few of them, and may ask again often.
+        script = (b"\x00\x14" + bytes(20)).hex()
+        keys = [PrivateKey().public_key.format().hex() for _ in range(3)]
+        for key in (*keys[:2], *keys[:2]):
+            await desk.announce(shown.challenge, key, script, client="greedy")
+        with pytest.raises(TooManyRequests):
+            await desk.announce(shown.challenge, keys[2], script, client="greedy")
+        await desk.announce(shown.challenge, keys[2], script, client="another")
         # Whoever is told an address pays.
         await beat("no answer")
         payer = await house.deposit()

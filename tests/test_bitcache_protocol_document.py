@@ -63,6 +63,7 @@ def test_every_problem_named_in_the_text_exists() -> None:
         ("held request of a paid challenge", f"{payment_gate.HOLD_S:.0f} s"),
         ("pace of a client", f"{LIMITS.accounts_per_hour} accounts an hour"),
         ("pace of a client", f"{LIMITS.invoices_per_minute} requests"),
+        ("pace of a client", f"{LIMITS.channel_contracts_per_minute} new deposits announced"),
         ("pace of a client", f"{LIMITS.claims_per_minute} claims"),
         ("connections of a grant", f"{CONNECTIONS_MAX}"),
         ("bytes of a grant", f"{PARCELS_SERVED_MAX} times"),

@@ -25,6 +25,7 @@ class ChannelServer(ServedBitcache):
             "DISK_RESERVE_BYTES": "0",
             # All payers come from one address.
             "LIMITS_CLAIMS_PER_MINUTE": "100000",
+            "LIMITS_CHANNEL_CONTRACTS_PER_MINUTE": "100000",
             "LIMITS_INVOICES_PER_MINUTE": "100000",
             "LIMITS_INVOICES_PER_MINUTE_IN_TOTAL": "100000",
             "HOSTED_DESCRIPTOR": descriptor,
