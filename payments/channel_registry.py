@@ -257,7 +257,7 @@ class ChannelRegistry:
     async def _look(self) -> None:
         now, takes = self._clock(), self._takes
         hinted, self._hinted = self._hinted, set()
-        # One that was read before its block was recorded, and put here after: the database has it deep by now.
+        # One that was read before its block was recorded, and put here after: the database has it deep now.
         hinted |= {live.id for live in self._live if live.funding_height is None}
         tip, found = await self._store.read(lambda tx: channel_places.places(tx, among=hinted))
         everything, lost_sat = tip != self._tip or abs(now - self._all_looked_at) >= ALL_LOOKED_AT_S, 0
