@@ -47,6 +47,7 @@ async def metered_download(size_bytes: int, rounds: int) -> list[Line]:
         "DISK_RESERVE_BYTES": "0",
         "CHANNELS_ENABLED": "true",
         "CHANNELS_CLOSE_FEERATE_SAT_VB": "1",
+        "LIMITS_CHANNEL_CONTRACTS_PER_MINUTE": "1000",
     }
     with TemporaryDirectory(prefix="bitcache-bench-") as folder:
         async with open_server(settings) as server:

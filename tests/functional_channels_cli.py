@@ -29,7 +29,11 @@ async def market(
     bitcoind: BitcoindInstallation, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ChannelMarket]:
     folder = tmp_path_factory.mktemp("channels")
-    settings = {"CHANNELS_UNCONFIRMED_SAT": str(UNCONFIRMED_SAT), "CHANNELS_LIFE_BLOCKS": "290"}
+    settings = {
+        "CHANNELS_UNCONFIRMED_SAT": str(UNCONFIRMED_SAT),
+        "CHANNELS_LIFE_BLOCKS": "290",
+        "CHANNELS_CONTRACTS_MAX": "1",
+    }
     async with (
         RegtestWorld(installation=bitcoind) as world,
         open_channel_market(world, folder, **settings) as market,
@@ -154,6 +158,22 @@ async def test_max_spend_stops_before_and_goes_on_later(clean: ChannelMarket, tm
     assert (await market.standing(channel["channel_id"]))["spent_msat"] == CHUNKS * PRICE_SAT * 1_000
 
 
+async def test_max_spend_bounds_chunks_and_says_so(clean: ChannelMarket, tmp_path: Path) -> None:
+    market, file = clean, clean.goods(1)
+    await market.server.command_json("settlement", "hosted", "--yes", home=market.seller)
+    link = await market.sell(file, "--price", "2000sat")
+    await market.open_channel()
+    get = ("get", link, "--yes", "-o", str(tmp_path / "out"), "--max-spend", f"{PRICE_SAT - 1}sat")
+    # The whole has a price that no --max-spend would stop.
+    code, error = await refused(market, *get)
+    assert (code, error["name"]) == (2, "UsageWrong")
+    assert "add --metered" in error["detail"]
+    # The same command would never go on.
+    code, error = await refused(market, *get, "--metered")
+    assert (code, error["name"]) == (3, "SpendingLimitReached")
+    assert f"A chunk costs {PRICE_SAT} sat" in error["detail"]
+
+
 async def test_unconfirmed_it_pays_a_little_and_waits_for_the_block(
     clean: ChannelMarket, tmp_path: Path
 ) -> None:
@@ -219,9 +239,33 @@ async def test_a_risen_price_is_asked_for_and_not_paid(clean: ChannelMarket, tmp
     assert process.returncode == 1
     assert "20 sat/chunk" in err.decode()
     assert "180 sat" in err.decode()
-    done = await market.get(link, "-o", str(out))
+    # Where nobody looks at it, the price of then holds, or a limit.
+    _, error = await refused(market, "get", link, "--yes", "-o", str(out))
+    assert error["name"] == "PriceRose"
+    done = await market.get(link, "-o", str(out), "--max-spend", "1000sat")
     assert out.read_bytes() == file.read_bytes()
     assert done["metered"]["spent_msat"] == (CHUNKS - 3) * 20_000
+
+
+async def test_a_deposit_that_the_server_forgot_is_opened_by_its_outpoint(clean: ChannelMarket) -> None:
+    market = clean
+    change = await market.buyer_wallet.new_address()
+    words = ("channel", "open", market.server.url, "--deposit", "20000sat", "--change", change, "--no-wait")
+    # One contract without a deposit is remembered here: the second drives the first out.
+    address, _ = [(await market.command(*words))["address"] for _ in range(2)]
+    txid = await market.world.faucet(address, 7_000, confirmations=0)
+    listed = await market.command("channel", "list")
+    assert (listed["channels"], len(listed["awaiting_deposit"])) == ([], 2)
+    outputs = (await market.world.outside.rpc("getrawtransaction", txid, 1))["vout"]
+    (vout,) = [one["n"] for one in outputs if one["scriptPubKey"]["address"] == address]
+    deposit = f"{txid}:{vout}"
+    found = ("channel", "found", deposit, "--amount")
+    code, error = await refused(market, *found, "7000sat")
+    assert (code, error["name"]) == (2, "UsageWrong")
+    await refused(market, *found, "7001sat", "--address", address)
+    (channel,) = (await market.command(*found, "7000sat", "--address", address))["channels"]
+    assert (channel["channel_id"], channel["state"], channel["capacity_sat"]) == (deposit, "open", 7_000)
+    assert (await market.channel(deposit))["left_sat"] > 0
 
 
 async def test_lost_with_the_computer_and_recovered_with_the_backup_line(
@@ -262,6 +306,10 @@ async def test_refunded_after_expiry_by_the_line_alone(clean: ChannelMarket, tmp
     to = await wallet.new_address()
     early = await market.command("channel", "refund", channel_id, "--to", to, "--yes")
     assert (early["sent"], early["expiry_height"]) == (False, opened["expiry_height"])
+    for command in (("refund", channel_id[:12], "--to", to, "--yes"), ("close", channel_id[:64], "--yes")):
+        code, error = await refused(market, "channel", *command)
+        assert code == 2
+        assert "no whole channel id" in error["detail"]
     # Nobody said what it may cost: it is shown, and asked for.
     code, error = await refused(market, "channel", "refund", channel_id, "--to", to)
     assert (code, error["name"]) == (2, "UsageWrong")

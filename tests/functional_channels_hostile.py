@@ -31,6 +31,7 @@ from bitcache.client.errors import (
 from bitcache.client.meter import WINDOW_CHUNKS
 from bitcache.session_auth import record_digest
 from payments.channel_keys import sign
+from regtest.served import CommandFailed
 from regtest.world import RegtestWorld
 from storage import base64url
 from storage.errors import ReleaseSecretWrong
@@ -229,6 +230,19 @@ async def test_a_wrong_release_secret_costs_one_chunk(
         with pytest.raises(ReleaseSecretWrong):
             await buyer.get(at(buyer, link))
     assert buyer.count(own).signed_sat == PRICE_SAT
+
+
+async def test_a_whole_that_is_less_than_its_chunks_is_not_paid_for(
+    market: ChannelMarket, buyer: ChannelBuyer, lies: dict[str, Lie], link: str, tmp_path: Path
+) -> None:
+    """Nobody is shown the one and pays the other."""
+
+    def cheap(document: Any) -> None:
+        document["metered"]["whole_msat"] = 1_000
+
+    lies["offer"] = altered(cheap)
+    with pytest.raises(CommandFailed, match="Nothing was paid"):
+        await market.get(at(buyer, link), "-o", str(tmp_path / "out"))
 
 
 def receipt(change: Callable[[dict[str, Any]], None]) -> Lie:

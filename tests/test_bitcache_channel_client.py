@@ -137,6 +137,17 @@ def test_a_contract_is_kept_for_the_user_alone_and_comes_back_whole(tmp_path: Pa
         book.channel(f"{TXID}:2")
 
 
+def test_a_capacity_is_put_right_while_nothing_is_signed(tmp_path: Path) -> None:
+    book, kept = ChannelBook(tmp_path), contract()
+    book.keep_contract(kept)
+    book.add(kept, f"{TXID}:0", 1)
+    own = book.add(kept, f"{TXID}:0", 20_000)
+    assert own.channel.capacity_sat == book.channel(own.id).channel.capacity_sat == 20_000
+    with book.counting(own) as count:
+        count.ask(FILE, 0, 1, PRICE_MSAT)
+    assert book.add(kept, f"{TXID}:0", 30_000).channel.capacity_sat == 20_000
+
+
 def test_two_do_not_sign_for_one_channel(tmp_path: Path) -> None:
     book, roof = ChannelBook(tmp_path), contract()
     book.keep_contract(roof)

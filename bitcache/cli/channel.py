@@ -1,4 +1,4 @@
-"""A buyer's payment channels: `channel open | list | close | refund | recover`."""
+"""A buyer's payment channels: `channel open | found | list | close | refund | recover`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +65,23 @@ def open_channel(
         as_json=json_output,
     )
     run(opening.run())
+
+
+@group.command("found", epilog="Example: bitcache channel found TXID:0 --amount 20000sat")
+@expected_errors
+def found_channel(
+    outpoint: Annotated[str, typer.Argument(metavar="TXID:N", help="Of the deposit, as your wallet shows.")],
+    amount: Annotated[str, typer.Option(help="How much it is, such as 20000sat.")],
+    address: Annotated[
+        str | None, typer.Option(help="To which it was paid, if several addresses wait for a deposit.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Open the channel of a deposit that you know of and its server does not: it forgot the address, or came
+    back from a backup.
+    """
+    amount_sat = parse_price(amount, what="amount")
+    run(channel_opening.Found(outpoint, amount_sat=amount_sat, address=address, as_json=json_output).run())
 
 
 @group.command("list", epilog="Example: bitcache channel list --json")

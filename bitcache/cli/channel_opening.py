@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitcache.api import wire_channels as wire
 from bitcache.cli.channel_words import view_facts
 from bitcache.cli.common import confirm, show_count, show_sat, tell_event
-from bitcache.cli.output import console, print_json, print_text, printable, say
+from bitcache.cli.output import UsageWrong, console, print_json, print_text, printable, say
 from bitcache.cli.payment_words import amount_lines, deposit_uri, qr_lines
 from bitcache.client import places
 from bitcache.client.api import ServerApi
@@ -19,6 +19,7 @@ from bitcache.client.meter import NOT_OPENED
 from bitcache.client.wallets import BitcoindWallet, WalletAddress
 from payments.money import Sat
 from payments.segwit_address import script_pubkey_of
+from payments.transaction import parse_transaction
 
 POLL_S = 2.0
 
@@ -69,9 +70,8 @@ class Open:
             self._show_backup(roof)
             await talk.announce(roof)
             self._show_address(roof)
-            if self._wallet is not None:
-                await self._pay(roof)
-            opened = await self._opened(talk, roof) if self._wait else []
+            paid = None if self._wallet is None else await self._pay(self._wallet, roof)
+            opened = await self._opened(talk, roof, paid) if self._wait else []
         self._end(roof, opened)
 
     def _show_figures(self, offered: OfferedTerms, costs: Figures) -> None:
@@ -124,11 +124,11 @@ class Open:
                 say(line)
         say("Another deposit to the same address is another channel with the same backup.")
 
-    async def _pay(self, roof: KeptContract) -> None:
-        assert self._wallet is not None
+    async def _pay(self, where: WalletAddress, roof: KeptContract) -> str:
+        """The outpoint of the deposit."""
         if not self._yes and not confirm(f"Pay {show_sat(self._deposit_sat)} and the fee to {roof.address}?"):
             raise WalletRefused(f"Nothing was paid. Answer y, add --yes, or pay to {roof.address} by hand.")
-        wallet = BitcoindWallet(self._wallet, roof.network)
+        wallet = BitcoindWallet(where, roof.network)
         deposit = Deposit(roof.payer_key, roof.address, self._deposit_sat)
         payment = await wallet.prepare(deposit, self._book.payment_path(roof.payer_key))
         await wallet.broadcast(payment)
@@ -136,19 +136,25 @@ class Open:
             tell_event("paid", txid=payment.txid, amount_sat=payment.amount_sat, fee_sat=payment.fee_sat)
         else:
             say(f"Paid {show_sat(payment.amount_sat)} and {show_sat(payment.fee_sat)} fee: {payment.txid}")
+        outputs = parse_transaction(bytes.fromhex(payment.transaction)).outputs
+        (vout,) = (one.vout for one in outputs if one.script_pubkey == roof.contract.script_pubkey)
+        return f"{payment.txid}:{vout}"
 
     async def _opened(
-        self, talk: ChannelServer, roof: KeptContract
+        self, talk: ChannelServer, roof: KeptContract, paid: str | None
     ) -> list[tuple[OwnChannel, wire.ChannelView]]:
-        """The channels of the deposits that came, as soon as one has."""
+        """The channels of the deposits that came, as soon as one has. `paid`: one of which we know."""
         if not self._as_json:
             say("Waiting for the deposit. `bitcache channel list` goes on if you stop here.")
         told = ""
         while True:
             opened = []
-            for own in await talk.announce(roof):
+            deposits = {own.id: own.kept.capacity_sat for own in await talk.announce(roof)}
+            if paid is not None:
+                deposits.setdefault(paid, self._deposit_sat)
+            for channel_id, capacity_sat in deposits.items():
                 try:
-                    opened.append((own, await talk.open(own)))
+                    opened.append(await talk.found(roof, channel_id, capacity_sat))
                 except ServerProblem as problem:
                     if problem.name not in NOT_OPENED:
                         raise
@@ -175,12 +181,52 @@ class Open:
             )
             return
         for own, view in opened:
-            print_text(own.id)
-            say(
-                f"Open, with {show_count(view.confirmations, 'confirmation')}: it pays up to "
-                f"{show_sat(min(view.payable_sat_max, own.channel.paid_sat_max))} now"
-                + ("." if view.payable_sat_max >= own.channel.paid_sat_max else ", and more with each block.")
-            )
+            _show_opened(own, view)
         if not opened:
             print_text(roof.address)
             say(f"Once it is paid: bitcache channel list {shlex.quote(roof.server)}")
+
+
+class Found:
+    """`await run()` once: a deposit that its payer knows of. `address`: of its contract, if several wait."""
+
+    def __init__(self, channel_id: str, *, amount_sat: Sat, address: str | None, as_json: bool) -> None:
+        self._channel_id = channel_id
+        self._amount_sat = amount_sat
+        self._address = address
+        self._as_json = as_json
+        self._book = ChannelBook(places.channels_folder())
+
+    async def run(self) -> None:
+        """Raises OutpointMalformed, DepositUnproven, UsageWrong, and as ChannelServer's calls."""
+        roof = self._contract()
+        async with ServerApi(roof.server) as api:
+            own, view = await ChannelServer(api, self._book).found(roof, self._channel_id, self._amount_sat)
+        if self._as_json:
+            print_json({"channels": [view_facts(view)]})
+        else:
+            _show_opened(own, view)
+
+    def _contract(self) -> KeptContract:
+        paid = {own.roof.payer_key for own in self._book.channels()}
+        fit = [
+            roof
+            for roof in self._book.contracts()
+            if (roof.address == self._address if self._address else roof.payer_key not in paid)
+        ]
+        if len(fit) != 1:
+            raise UsageWrong(
+                "Say to which address it was paid: --address, as `bitcache channel open` showed it. Those "
+                "without a deposit are in `bitcache channel list`."
+            )
+        return fit[0]
+
+
+def _show_opened(own: OwnChannel, view: wire.ChannelView) -> None:
+    print_text(own.id)
+    all_now = view.payable_sat_max >= own.channel.paid_sat_max
+    say(
+        f"Open, with {show_count(view.confirmations, 'confirmation')}: it pays up to "
+        f"{show_sat(min(view.payable_sat_max, own.channel.paid_sat_max))} now"
+        + ("." if all_now else ", and more with each block.")
+    )

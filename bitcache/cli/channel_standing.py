@@ -84,6 +84,8 @@ class List:
         for roof in empty:
             print_text(f"{roof.address}\n  {printable(roof.server)}  no deposit there yet")
             self._print_backup(roof)
+        if empty:
+            say("Paid, and not seen after a minute? bitcache channel found TXID:N --amount SATS")
 
     def _facts(self, own: OwnChannel, view: wire.ChannelView | None) -> dict[str, object]:
         count = self._book.glance(own)

@@ -13,7 +13,14 @@ from bitcache.client.api import ServerApi
 from bitcache.client.channel_book import ChannelBook
 from bitcache.client.channel_terms import low_fee_deposit_sat
 from bitcache.client.channels import ChannelServer
-from bitcache.client.errors import ChannelMissing, ClientError, SpendingLimitReached, WalletRefused
+from bitcache.client.errors import (
+    ChannelMissing,
+    ClientError,
+    PriceRose,
+    ServerAnswerWrong,
+    SpendingLimitReached,
+    WalletRefused,
+)
 from bitcache.client.link import Link
 from bitcache.client.meter import Meter, Purse, open_purses
 from bitcache.client.metered_download import MeteredDownload
@@ -59,10 +66,11 @@ class MeteredGet:
         self._server = ChannelServer(api, self._book)
 
     async def run(self) -> None:
-        """Raises ChannelMissing, SpendingLimitReached, and as `MeteredDownload.run`."""
+        """Raises ChannelMissing, SpendingLimitReached, PriceRose, and as `MeteredDownload.run`."""
         file_ids = [file.file_id for file in self._parcel.files]
         with ExitStack() as stack:
             purses = await open_purses(stack, self._server, self._book, self._api.base_url, file_ids)
+            self._check_price(purses)
             to_pay_msat = self._to_pay_msat(purses)
             await self._check_left(purses, to_pay_msat)
             self._ask(purses, to_pay_msat)
@@ -104,6 +112,25 @@ class MeteredGet:
         for path in paths:
             print_text(printable(str(path)))
         say("Downloaded, verified and decrypted.")
+
+    def _check_price(self, purses: list[Purse]) -> None:
+        """Raises PriceRose, ServerAnswerWrong."""
+        assert self._offer.metered is not None
+        chunks = sum(file.chunk_count for file in self._parcel.files)
+        if chunks * self._price_msat > self._offer.metered.whole_msat:
+            raise ServerAnswerWrong(
+                f"The whole costs {show_msat(self._offer.metered.whole_msat)}, says the server, and its "
+                f"{show_count(chunks, 'chunk')} come to {show_msat(chunks * self._price_msat)}. Nothing was "
+                "paid."
+            )
+        if self._yes and self._spend_max_msat is None:
+            # Nobody looks at the price: the one that was agreed to first holds.
+            agreed_msat = max(
+                (purse.count.price_msat_max(file.file_id) for purse in purses for file in self._parcel.files),
+                default=0,
+            )
+            if 0 < agreed_msat < self._price_msat:
+                raise PriceRose(agreed_msat=agreed_msat, asked_msat=self._price_msat)
 
     def _to_pay_msat(self, purses: list[Purse]) -> Msat:
         """What is not paid yet, less what --max-spend forbids."""

@@ -181,9 +181,18 @@ class ChannelBook:
     ) -> OwnChannel:
         """The channel of this deposit, kept from now on. `proven`: by a signature of ours over its change.
 
+        Another capacity than was said at first is taken while nothing was signed away: a signature over a
+        wrong one is worth nothing.
         Raises DepositUnproven, OutpointMalformed, ServerAnswerWrong.
         """
         known = self.known(roof, channel_id)
+        if (
+            known is not None
+            and capacity_sat != known.kept.capacity_sat
+            and not self.glance(known).signed_sat
+        ):
+            known = OwnChannel(msgspec.structs.replace(known.kept, capacity_sat=capacity_sat), roof)
+            self.keep_channel(known.kept)
         if known is not None:
             return known
         if roof.recovered and not proven:
@@ -214,7 +223,7 @@ class ChannelBook:
                 count.close()
 
     def glance(self, own: OwnChannel) -> ChannelCount:
-        """The count as it is now, to look at. Close it."""
+        """The count as it is now, to look at."""
         return ChannelCount(self._path(own.id, "count"), writable=False)
 
     def _contract_path(self, payer_key: str) -> Path:

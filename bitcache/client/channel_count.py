@@ -80,6 +80,10 @@ class ChannelCount:
     def has_outstanding(self, file_id: str) -> bool:
         return Kind.ASKED in self._states.get(file_id, b"")
 
+    def price_msat_max(self, file_id: str) -> int:
+        """The most that was agreed to for a chunk of it; 0: none was asked for."""
+        return max(self._prices.get(file_id, ()), default=0)
+
     def ask(self, file_id: str, first: int, units: int, price_msat: int) -> None:
         """These chunks are about to be asked for, none of them before."""
         self._write(file_id, first, units, Kind.ASKED, price_msat)

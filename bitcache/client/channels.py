@@ -100,6 +100,18 @@ class ChannelServer:
         """With a voucher of 0, if it is not open already."""
         return await self._act(own, "open", 0)
 
+    async def found(
+        self, roof: KeptContract, channel_id: str, capacity_sat: int
+    ) -> tuple[OwnChannel, wire.ChannelView]:
+        """Open the deposit that its payer knows of, though the server may not have seen it come.
+
+        Raises DepositUnproven, OutpointMalformed; ServerProblem if it is not there, or of another amount.
+        """
+        if roof.recovered:
+            raise DepositUnproven(channel_id)
+        view = await self.open(OwnChannel.of(roof, channel_id, capacity_sat))
+        return self._book.add(roof, channel_id, capacity_sat), view
+
     async def voucher(self, own: OwnChannel, cumulative_sat: int) -> wire.ChannelView:
         """The server holds a voucher of at least so much afterwards."""
         return await self._act(own, "voucher", cumulative_sat)

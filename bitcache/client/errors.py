@@ -162,10 +162,9 @@ class PriceRose(ClientError):
     def __init__(self, *, agreed_msat: int, asked_msat: int) -> None:
         super().__init__(
             f"A chunk costs {asked_msat:,} msat now, and {agreed_msat:,} msat when you agreed. What came is "
-            "kept: run the same command again to see the new price and go on."
+            "kept: to go on, run the same command without --yes, which shows the new price, or say with "
+            "--max-spend how much it may cost."
         )
-        self.agreed_msat = agreed_msat
-        self.asked_msat = asked_msat
 
 
 class ChunksWithheld(ClientError):

@@ -1,8 +1,9 @@
 """What a download pays, chunk by chunk: which channel signs, how much, and when to stop.
 
 The bound that limits what a hostile server can take: chunks signed for that have not arrived and been
-proven are never more than WINDOW_CHUNKS, over all open channels of the server and all runs of the client. A
-chunk that was asked for before is asked for again with what is signed already.
+proven are never more than WINDOW_CHUNKS, over all open channels of the server and all runs of the client. Of
+a channel that the server ended they are lost, so that it may take as many of each. A chunk that was asked for
+before is asked for again with what is signed already.
 """
 
 import asyncio
