@@ -131,3 +131,8 @@ def test_one_to_four_wrong_characters_are_found(program: tuple[int, bytes], data
         characters[place] = data.draw(st.sampled_from(others))
     with pytest.raises(AddressInvalid):
         script_pubkey_of("".join(characters), "mainnet")
+
+
+def test_an_address_of_the_old_kind_is_told_which_kind_is_wanted() -> None:
+    with pytest.raises(AddressInvalid, match="Give a segwit address of mainnet: it begins with bc1"):
+        script_pubkey_of("1BgGZ9tcN4rm9KBzDn7KprQz87SZ26SAMH", "mainnet")

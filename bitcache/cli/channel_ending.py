@@ -50,6 +50,8 @@ class Close:
             return live
         if _is_channel_id(self._which):
             return [self._book.channel(self._which)]
+        if "://" not in self._which:
+            raise _no_channel_id(self._which, "server")
         server = check_server(self._which)
         chosen = [own for own in live if own.roof.server == server]
         if not chosen:
@@ -130,6 +132,8 @@ class Refund:
             if self._amount_sat is not None:
                 channel = Channel(channel.contract, channel.outpoint, self._amount_sat)
         else:
+            if not self._which.strip().startswith("wsh("):
+                raise _no_channel_id(self._which, "backup line")
             network = network_of_address(self._to)
             if self._outpoint is None or self._amount_sat is None:
                 raise UsageWrong(
@@ -203,7 +207,14 @@ class Refund:
             say("Sent. Once a block has it, the deposit is yours again.")
             return
         say(f"Not sent: {printable(refusal)}")
-        say(f"No node takes it before block {expiry_height:,} is there. From then on any does:")
+        if "missingorspent" in refusal:
+            say("A close spent it, which brings your change, or a refund; or there is no such deposit.")
+            return
+        if "insufficient fee" in refusal:
+            say("A close or a refund of it waits for a block already: let it be, or give more --feerate.")
+            return
+        say(f"No node takes it before block {expiry_height:,} is there. From then on run this again, or any")
+        say("node takes it, unless a close by the server has spent the deposit:")
         say("  bitcoin-cli sendrawtransaction HEX")
 
 
@@ -244,6 +255,12 @@ async def _seen(talk: ChannelServer, own: OwnChannel) -> SeenChannel:
         if one.own.id == own.id:
             return one
     raise ServerAnswerWrong(f"The server does not know the channel {own.id} any more.")
+
+
+def _no_channel_id(text: str, other: str) -> UsageWrong:
+    return UsageWrong(
+        f"{printable(text)!r} is no {other} and no whole channel id: `bitcache channel list` shows those."
+    )
 
 
 def _is_channel_id(text: str) -> bool:
