@@ -122,7 +122,7 @@ class SessionChallenger:
 
     def terms(self, echo: EchoedChallenge) -> ChannelTerms:
         """Those of a challenge of ours. Raises CredentialInvalid."""
-        return _terms(self._writer.recognise(echo))
+        return terms_of(self._writer.recognise(echo).request)
 
     def action(self, credential: Credential) -> Action:
         """What the payer does.
@@ -147,7 +147,7 @@ class SessionChallenger:
             voucher,
             octets(payload.payer_key, PayerKeyInvalid()),
             octets(payload.change_script, ChangeScriptRefused()),
-            _terms(challenge),
+            terms_of(challenge.request),
         )
 
 
@@ -255,9 +255,9 @@ class _CloseWire(Struct, frozen=True, rename="camel", tag_field="action", tag="c
 _Payload = _OpenWire | _VoucherWire | _CloseWire
 
 
-def _terms(challenge: Challenge) -> ChannelTerms:
-    """Of a challenge of our own words."""
-    details = msgspec.json.decode(base64url.decode(challenge.request), type=_RequestWire).details
+def terms_of(request: str) -> ChannelTerms:
+    """Those in a challenge's `request`. Raises ValueError, RecursionError if nobody of us wrote it."""
+    details = msgspec.json.decode(base64url.decode(request), type=_RequestWire).details
     return ChannelTerms(
         network=details.network,
         nonce=base64url.decode(details.nonce),

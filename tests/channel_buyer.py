@@ -12,9 +12,10 @@ from bitcache.client.channel_book import ChannelBook, OwnChannel
 from bitcache.client.channel_count import ChannelCount
 from bitcache.client.channels import ChannelServer
 from bitcache.client.link import Link, parse
-from bitcache.client.meter import Meter, open_purses
+from bitcache.client.meter import Meter
 from bitcache.client.metered_download import MeteredDownload
 from bitcache.client.purchase import look
+from bitcache.client.purses import open_purses
 from bitcache.client.target import choose_target
 from regtest.world import MINER, RegtestWorld
 from tests.client_shop import CountingProgress

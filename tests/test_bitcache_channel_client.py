@@ -30,7 +30,8 @@ from bitcache.client.errors import (
     ServerAnswerWrong,
     SpendingLimitReached,
 )
-from bitcache.client.meter import WINDOW_CHUNKS, Meter, Purse, Ticket
+from bitcache.client.meter import WINDOW_CHUNKS, Meter, Ticket
+from bitcache.client.purses import Purse
 from bitcache.ids import new_id
 from bitcache.payment_scheme import parse_credential
 from payments.channel_errors import AddressInvalid, ChannelTermsRefused
@@ -237,7 +238,7 @@ async def test_never_more_than_the_window_is_signed_ahead(tmp_path: Path) -> Non
     again = meter(Purse(one.own, ChannelCount(tmp_path / "0.count"), 100_000))
     retry = await again.reserve(FILE, 1, 2)
     assert retry is not None
-    with again.paying(retry):
+    with again.paying():
         pass
     assert again.spent_msat == 0
     with pytest.raises(ChunksWithheld):
@@ -363,9 +364,13 @@ def test_no_voucher_leaves_change_that_no_node_takes() -> None:
         KeptChannel(channel_id=f"{TXID}:0", payer_key="", capacity_sat=20_000, opened_at=0), roof
     )
     whole_sat = 20_000 - 388
-    assert own.may_sign(whole_sat)
-    assert own.may_sign(whole_sat - 330)
-    assert not any(own.may_sign(whole_sat - rest_sat) for rest_sat in (-1, 1, 329))
+    assert [own.signable_sat(sat) for sat in (0, whole_sat - 330, whole_sat)] == [
+        0,
+        whole_sat - 330,
+        whole_sat,
+    ]
+    assert [own.signable_sat(whole_sat - rest_sat) for rest_sat in (1, 329)] == [whole_sat - 330] * 2
+    assert own.signable_sat(whole_sat + 1) == whole_sat
 
 
 def view_with(own: OwnChannel, *, fee_sat: int, paid_sat_min: int) -> wire.ChannelView:

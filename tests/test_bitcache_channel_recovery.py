@@ -15,7 +15,7 @@ from bitcache.client.channel_book import ChannelBook, KeptContract
 from bitcache.client.channel_recovery import recovered
 from bitcache.client.channels import ChannelServer
 from bitcache.client.errors import DepositUnproven, ServerAnswerWrong
-from bitcache.client.meter import Purse, open_purses
+from bitcache.client.purses import Purse, open_purses
 from bitcache.payment_scheme import parse_credential
 from bitcache.session_auth import record_digest, record_json
 from payments.channel_errors import ChangeScriptRefused

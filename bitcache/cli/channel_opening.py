@@ -15,7 +15,7 @@ from bitcache.client.channel_book import ChannelBook, KeptContract, OwnChannel
 from bitcache.client.channel_terms import Figures, OfferedTerms, check_network, figures
 from bitcache.client.channels import ChannelServer
 from bitcache.client.errors import ServerProblem, WalletRefused
-from bitcache.client.meter import NOT_OPENED
+from bitcache.client.purses import NOT_OPENED
 from bitcache.client.wallets import BitcoindWallet, WalletAddress
 from payments.money import Sat
 from payments.segwit_address import script_pubkey_of

@@ -26,7 +26,6 @@ class List:
     async def run(self) -> None:
         views: dict[str, wire.ChannelView] = {}
         roofs = self._book.contracts(self._server)
-        ended = {own.id for own in self._book.channels(self._server) if own.kept.ended}
         for server in dict.fromkeys(roof.server for roof in roofs):
             async with ServerApi(server, retry_for_s=RETRY_FOR_S) as api:
                 talk = ChannelServer(api, self._book)
@@ -36,7 +35,7 @@ class List:
                             views |= await self._look(talk, roof)
                 except (ServerUnreachable, ServerProblem) as error:
                     self._say(printable(str(error)))
-        self._end(roofs, views, ended)
+        self._end(roofs, views)
 
     async def _look(self, talk: ChannelServer, roof: KeptContract) -> dict[str, wire.ChannelView]:
         return {one.own.id: await self._standing(talk, one) for one in await talk.mine(roof)}
@@ -56,7 +55,7 @@ class List:
             self._say(f"{one.own.id}: {printable(problem.detail)}")
             return one.view
 
-    def _end(self, roofs: list[KeptContract], views: dict[str, wire.ChannelView], ended: set[str]) -> None:
+    def _end(self, roofs: list[KeptContract], views: dict[str, wire.ChannelView]) -> None:
         owns = self._book.channels(self._server)
         empty = [roof for roof in roofs if all(own.roof.payer_key != roof.payer_key for own in owns)]
         if self._as_json:

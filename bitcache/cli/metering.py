@@ -22,9 +22,10 @@ from bitcache.client.errors import (
     WalletRefused,
 )
 from bitcache.client.link import Link
-from bitcache.client.meter import Meter, Purse, open_purses
+from bitcache.client.meter import Meter
 from bitcache.client.metered_download import MeteredDownload
 from bitcache.client.parcel import OpenedParcel
+from bitcache.client.purses import Purse, open_purses
 from bitcache.client.target import Target
 from payments.channel_errors import ChannelError
 from payments.channel_script import CHANGE_SAT_MIN

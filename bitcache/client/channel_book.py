@@ -23,8 +23,9 @@ from bitcache.api.wire_channels import ChallengeView
 from bitcache.client.channel_count import ChannelCount
 from bitcache.client.errors import ChannelUnknown, DepositUnproven, ServerAnswerWrong
 from bitcache.client.places import make_private_folder, only_one, write_private
+from payments.channel_errors import VoucherDustChange, VoucherOverDeposit
 from payments.channel_keys import public_bytes
-from payments.channel_script import CHANGE_SAT_MIN, Channel, Contract, parse_channel_id
+from payments.channel_script import Channel, Contract, parse_channel_id
 from payments.money import Sat
 from payments.segwit_address import address_of
 
@@ -113,15 +114,13 @@ class OwnChannel:
         """The voucher's signature. Raises VoucherOverDeposit, VoucherDustChange."""
         return self.channel.sign(self.roof.payer, cumulative_sat)
 
-    @property
-    def below_dust_sat(self) -> int:
-        """The most that leaves change which the network takes."""
-        return max(0, self.channel.paid_sat_max - CHANGE_SAT_MIN)
-
-    def may_sign(self, cumulative_sat: int) -> bool:
-        """Whether there is a voucher for so much: none leaves change too small for the network."""
-        rest_sat = self.channel.paid_sat_max - cumulative_sat
-        return rest_sat == 0 or rest_sat >= CHANGE_SAT_MIN
+    def signable_sat(self, cumulative_sat: int) -> int:
+        """The most up to `cumulative_sat` that a voucher can be for: none leaves change that is dust."""
+        try:
+            self.channel.state(cumulative_sat)
+        except (VoucherOverDeposit, VoucherDustChange) as refusal:
+            return max(0, refusal.max_sat)
+        return cumulative_sat
 
 
 class ChannelBook:

@@ -6,39 +6,23 @@ must say the same.
 
 from dataclasses import dataclass
 
-import msgspec
-
 from bitcache.api.wire_channels import ChallengeView, ChannelTermsView
 from bitcache.client.errors import ServerAnswerWrong
 from bitcache.payment_scheme import METHOD
-from bitcache.session_auth import INTENT
+from bitcache.session_auth import INTENT, terms_of
 from payments.channel import LIFE_BLOCKS_MIN, ChannelTerms, check_terms_as_payer, deposit_for_fees_under
 from payments.channel_close import CLOSE_VBYTES
 from payments.channel_errors import ChannelTermsRefused
 from payments.channel_keys import NONCE_BYTES
 from payments.money import Sat
+from payments.payout import fee_of
 from payments.segwit_address import PREFIXES
-from storage import base64url
 
 CLOSE_FEERATE_SAT_VB_MAX = 1_000
 FUNDING_VBYTES = 153
 """One P2WPKH input, the channel's output, change to P2WPKH: together with the close about 323 vB."""
 FEE_SHARE_PERCENT = 10
 BLOCKS_PER_DAY = 144
-
-
-class _Details(msgspec.Struct, frozen=True, rename="camel"):
-    network: str
-    nonce: str
-    payee_key: str
-    expiry: int
-    close_fee: int
-    min_deposit: int
-    issued: int
-
-
-class _Request(msgspec.Struct, frozen=True):
-    details: _Details = msgspec.field(name="methodDetails")
 
 
 @dataclass(frozen=True)
@@ -73,16 +57,7 @@ def read_terms(view: ChannelTermsView) -> OfferedTerms:
     """Raises ChannelTermsRefused, ServerAnswerWrong."""
     challenge = view.challenge
     try:
-        details = msgspec.json.decode(base64url.decode(challenge.request), type=_Request).details
-        terms = ChannelTerms(
-            network=details.network,
-            nonce=base64url.decode(details.nonce),
-            payee_key=bytes.fromhex(details.payee_key),
-            expiry_height=details.expiry,
-            close_fee_sat=Sat(details.close_fee),
-            deposit_min_sat=Sat(details.min_deposit),
-            issued_height=details.issued,
-        )
+        terms = terms_of(challenge.request)
     except (ValueError, RecursionError) as exc:
         raise ServerAnswerWrong(f"The server's channel terms cannot be read ({exc}).") from exc
     shown = (view.network, view.payee_key, view.expiry_height, view.close_fee_sat, view.deposit_min_sat)
@@ -129,7 +104,7 @@ def figures(offered: OfferedTerms, deposit_sat: Sat) -> Figures:
             f"The server sets aside {terms.close_fee_sat:,} sat for closing, more than half of the deposit. "
             "Deposit more, or wait until feerates are lower."
         )
-    funding_fee_sat = _funding_fee_sat(offered)
+    funding_fee_sat = fee_of(FUNDING_VBYTES, offered.feerate_sat_kvb)
     fees_sat = funding_fee_sat + terms.close_fee_sat
     return Figures(
         deposit_sat=deposit_sat,
@@ -147,7 +122,7 @@ def low_fee_deposit_sat(offered: OfferedTerms) -> Sat:
     """The least deposit of which fees take less than FEE_SHARE_PERCENT."""
     return deposit_for_fees_under(
         FEE_SHARE_PERCENT,
-        funding_fee_sat=_funding_fee_sat(offered),
+        funding_fee_sat=fee_of(FUNDING_VBYTES, offered.feerate_sat_kvb),
         close_fee_sat=offered.terms.close_fee_sat,
     )
 
@@ -155,10 +130,6 @@ def low_fee_deposit_sat(offered: OfferedTerms) -> Sat:
 def days(blocks: int) -> int:
     """About; rounded up."""
     return -(-max(0, blocks) // BLOCKS_PER_DAY)
-
-
-def _funding_fee_sat(offered: OfferedTerms) -> Sat:
-    return Sat(-(-FUNDING_VBYTES * offered.feerate_sat_kvb // 1_000))
 
 
 def _check(offered: OfferedTerms) -> None:

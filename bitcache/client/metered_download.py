@@ -68,7 +68,7 @@ class MeteredTransfer(ChunkTransfer):
             if ticket is None:
                 return False
             try:
-                with self._meter.paying(ticket):
+                with self._meter.paying():
                     async for index, chunk in self._chunks(
                         file,
                         ticket.first,
