@@ -177,7 +177,7 @@ class ChannelsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     life_blocks: Annotated[int, Meta(ge=288, le=52_560)] = 2_016
     """blocks from the terms of a channel to its expiry, when its buyer may take back what is left"""
     deposit_min_sat: Annotated[int, Meta(ge=1_000)] = 2_000
-    """the least deposit"""
+    """the least deposit; never less than 2 times what is set aside for its close"""
     close_feerate_sat_vb: Count = 0
     """for which feerate channels set aside the network fee of their close, sat/vB; 0: the node's estimate"""
     close_feerate_max_sat_vb: Positive = 100
