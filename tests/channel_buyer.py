@@ -38,11 +38,11 @@ class ChannelBuyer:
         change = await self.world.outside.rpc("getnewaddress", address_type="bech32", wallet=MINER)
         async with ServerApi(self.url) as api:
             talk = ChannelServer(api, self.book)
-            roof = talk.agree(await talk.terms(), change)
-            await talk.announce(roof)
-            await self.world.faucet(roof.address, deposit_sat, confirmations=0)
+            contract = talk.agree(await talk.terms(), change)
+            await talk.announce(contract)
+            await self.world.faucet(contract.address, deposit_sat, confirmations=0)
             async with asyncio.timeout(30):
-                while not (owns := await talk.announce(roof)):
+                while not (owns := await talk.announce(contract)):
                     await asyncio.sleep(0.05)
             await talk.open(owns[0])
             return owns[0]

@@ -108,8 +108,8 @@ class ChannelMarket:
         """As `channel list --json` shows it, without a process for each look."""
         book = ChannelBook((home or self.buyer) / "data-home" / "bitcache" / "channels")
         own = book.channel(channel_id)
-        async with ServerApi(own.roof.server) as api:
-            (one,) = [s for s in await ChannelServer(api, book).mine(own.roof) if s.own.id == channel_id]
+        async with ServerApi(own.contract.server) as api:
+            (one,) = [s for s in await ChannelServer(api, book).mine(own.contract) if s.own.id == channel_id]
         facts = {**own_facts(own, book.glance(own)), "server_view": view_facts(one.view)}
         return msgspec.to_builtins(facts)
 

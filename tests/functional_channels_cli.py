@@ -94,11 +94,11 @@ async def test_from_the_deposit_to_the_close_every_sat_is_where_it_belongs(
     await wait_until(spent, "the close to reach the network")
     await market.mine()
     kept = ChannelBook(market.channels_folder).channel(channel["channel_id"])
-    change = kept.roof.contract.change_script_pubkey
+    change = kept.channel.contract.change_script_pubkey
     received = await market.world.outside.rpc("scantxoutset", "start", [f"raw({change.hex()})"])
     (coin,) = received["unspents"]
     # Two sat/vB were set aside for 194 vB, and a close with P2WPKH change has fewer.
-    back_sat = DEPOSIT_SAT - CHUNKS * PRICE_SAT - kept.roof.close_fee_sat
+    back_sat = DEPOSIT_SAT - CHUNKS * PRICE_SAT - kept.contract.close_fee_sat
     assert back_sat <= sat(coin["amount"]) <= DEPOSIT_SAT - CHUNKS * PRICE_SAT
 
     async def closed() -> bool:
@@ -127,7 +127,7 @@ async def test_the_backup_is_shown_and_kept_before_the_server_hears_of_the_addre
     listed = await market.command("channel", "list", "--backup")
     assert [one["backup"] for one in listed["awaiting_deposit"]] == [document["backup"]]
 
-    # Any wallet pays, twice: two channels under one roof, which the list opens.
+    # Any wallet pays, twice: two channels under one contract, which the list opens.
     for amount_sat in (5_000, 6_000):
         await market.world.faucet(document["address"], amount_sat, confirmations=0)
 

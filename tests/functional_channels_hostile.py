@@ -97,7 +97,7 @@ async def test_a_close_is_signed_for_what_was_agreed_only(
     def swell(document: Any) -> None:
         for channel in document["channels"]:
             quote = channel["close_quote"]
-            quote["fee_sat"] += own.roof.close_fee_sat if swollen != "paid" else 0
+            quote["fee_sat"] += own.contract.close_fee_sat if swollen != "paid" else 0
             quote["paid_sat_min"] += 1 if swollen != "fee" else 0
 
     async def note(request: web.Request, answered: Answered) -> None:
@@ -105,16 +105,16 @@ async def test_a_close_is_signed_for_what_was_agreed_only(
 
     lies |= {"mine": altered(swell), "channels": note}
     async with ServerApi(buyer.url) as api:
-        (one,) = await ChannelServer(api, buyer.book).mine(own.roof)
+        (one,) = await ChannelServer(api, buyer.book).mine(own.contract)
         with buyer.book.counting(own) as count, pytest.raises(CloseQuoteRefused):
             close_quote(own, count, one.view)
         assert not asked
         del lies["mine"]
-        (one,) = await ChannelServer(api, buyer.book).mine(own.roof)
+        (one,) = await ChannelServer(api, buyer.book).mine(own.contract)
         with buyer.book.counting(own) as count:
             quote = close_quote(own, count, one.view)
         assert quote is not None
-        assert (quote.paid_sat, quote.fee_sat <= own.roof.close_fee_sat) == (CHUNKS * PRICE_SAT, True)
+        assert (quote.paid_sat, quote.fee_sat <= own.contract.close_fee_sat) == (CHUNKS * PRICE_SAT, True)
 
 
 def forged(change: Callable[[dict[str, Any]], None], key: PrivateKey) -> Lie:
@@ -149,13 +149,13 @@ async def test_nothing_is_believed_of_what_was_signed_but_our_own_signature(
         for lie in (forged(lambda record: None, stranger), forged(more, stranger), forged(others, stranger)):
             lies["mine"] = lie
             with pytest.raises(ServerAnswerWrong):
-                await talk.mine(own.roof)
+                await talk.mine(own.contract)
 
         def higher(document: Any) -> None:
             document["channels"][0]["accepted_sat"] = 5_000
 
         lies["mine"] = altered(higher)
-        (one,) = await talk.mine(own.roof)
+        (one,) = await talk.mine(own.contract)
         with buyer.book.counting(own) as count, pytest.raises(ServerAnswerWrong, match="shows nothing else"):
             reconcile(own, count, one.view, one.record)
 

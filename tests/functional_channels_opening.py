@@ -155,7 +155,7 @@ async def test_a_deposit_after_the_announcement_needs_no_more(shop: Deposits) ->
     one, other = await payer.pay(), await payer.pay(DEPOSIT_SAT + 1)
     await shop.seen()
     found = await channels_of(shop, payer)
-    assert {record.id for record in found} == {one, other}, "several deposits under one roof"
+    assert {record.id for record in found} == {one, other}, "several deposits under one contract"
     await payer.adopt(one)
 
     channels = shop.services.channels

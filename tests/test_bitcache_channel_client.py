@@ -101,16 +101,16 @@ def contract(server: str = "https://files.example.org") -> KeptContract:
 
 def purse(folder: Path, *, capacity_sat: int = 20_000, payable_sat: int = 100_000, vout: int = 0) -> Purse:
     book = ChannelBook(folder)
-    roof = contract()
-    book.keep_contract(roof)
-    own = book.add(roof, f"{TXID}:{vout}", capacity_sat)
+    kept = contract()
+    book.keep_contract(kept)
+    own = book.add(kept, f"{TXID}:{vout}", capacity_sat)
     return Purse(own, ChannelCount(folder / f"{vout}.count"), payable_sat)
 
 
 class NoServer:
     """Nothing here asks it."""
 
-    async def mine(self, roof: KeptContract) -> list[Any]:
+    async def mine(self, kept: KeptContract) -> list[Any]:
         raise AssertionError("nobody is asked")
 
 
@@ -122,18 +122,18 @@ def meter(*purses: Purse, **settings: Any) -> Meter:
 
 
 def test_a_contract_is_kept_for_the_user_alone_and_comes_back_whole(tmp_path: Path) -> None:
-    book, roof = ChannelBook(tmp_path / "channels"), contract()
-    book.keep_contract(roof)
-    own = book.add(roof, f"{TXID}:1", 20_000)
+    book, kept = ChannelBook(tmp_path / "channels"), contract()
+    book.keep_contract(kept)
+    own = book.add(kept, f"{TXID}:1", 20_000)
     for path in (tmp_path / "channels").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    (kept,) = book.channels("https://files.example.org")
-    assert (kept.id, kept.roof, kept.channel.capacity_sat) == (own.id, roof, 20_000)
-    assert kept.roof.backup_line == roof.backup_line
-    assert kept.roof.address.startswith("bcrt1q")
+    (found,) = book.channels("https://files.example.org")
+    assert (found.id, found.contract, found.channel.capacity_sat) == (own.id, kept, 20_000)
+    assert found.contract.backup_line == kept.backup_line
+    assert found.contract.address.startswith("bcrt1q")
     assert book.channels("https://elsewhere.example.org") == []
-    book.end(kept)
-    assert book.channel(kept.id).kept.ended
+    book.end(found)
+    assert book.channel(found.id).kept.ended
     with pytest.raises(ChannelUnknown):
         book.channel(f"{TXID}:2")
 
@@ -150,9 +150,9 @@ def test_a_capacity_is_put_right_while_nothing_is_signed(tmp_path: Path) -> None
 
 
 def test_two_do_not_sign_for_one_channel(tmp_path: Path) -> None:
-    book, roof = ChannelBook(tmp_path), contract()
-    book.keep_contract(roof)
-    own = book.add(roof, f"{TXID}:0", 20_000)
+    book, kept = ChannelBook(tmp_path), contract()
+    book.keep_contract(kept)
+    own = book.add(kept, f"{TXID}:0", 20_000)
     with book.counting(own) as count:
         count.ask(FILE, 0, 1, PRICE_MSAT)
         with pytest.raises(AlreadyRunning), book.counting(own):
@@ -359,9 +359,9 @@ def test_the_server_does_not_say_what_a_refund_costs() -> None:
 
 
 def test_no_voucher_leaves_change_that_no_node_takes() -> None:
-    roof = contract()
+    kept = contract()
     own = OwnChannel(
-        KeptChannel(channel_id=f"{TXID}:0", payer_key="", capacity_sat=20_000, opened_at=0), roof
+        KeptChannel(channel_id=f"{TXID}:0", payer_key="", capacity_sat=20_000, opened_at=0), kept
     )
     whole_sat = 20_000 - 388
     assert [own.signable_sat(sat) for sat in (0, whole_sat - 330, whole_sat)] == [
@@ -383,8 +383,8 @@ def view_with(own: OwnChannel, *, fee_sat: int, paid_sat_min: int) -> wire.Chann
         accepted_sat=40,
         spent_msat=40_000,
         payable_sat_max=100_000,
-        expiry_height=own.roof.expiry_height,
-        close_fee_sat=own.roof.close_fee_sat,
+        expiry_height=own.contract.expiry_height,
+        close_fee_sat=own.contract.close_fee_sat,
         close=None,
         close_quote=wire.CloseQuoteView(fee_sat=fee_sat, paid_sat_min=paid_sat_min),
         tip_height=TIP,
@@ -403,7 +403,7 @@ async def test_a_close_never_signs_more_than_the_vouchers_did(tmp_path: Path) ->
             one.own, one.count, view_with(one.own, fee_sat=fee_sat, paid_sat_min=paid_sat_min)
         )
         assert quote is not None
-        assert quote.paid_sat + quote.fee_sat - one.own.roof.close_fee_sat <= one.count.signed_sat
+        assert quote.paid_sat + quote.fee_sat - one.own.contract.close_fee_sat <= one.count.signed_sat
         assert quote.paid_sat + quote.fee_sat + quote.change_sat == one.own.channel.capacity_sat
 
     # Change of 1 to 329 sat is none: the network gets it, out of what was set aside, or nothing is agreed.

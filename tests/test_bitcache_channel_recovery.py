@@ -186,4 +186,4 @@ async def test_a_deposit_does_not_change_its_contract(tmp_path: Path) -> None:
     book.keep_contract(other)
     with pytest.raises(ServerAnswerWrong, match="another contract"):
         book.add(other, PAID.id, PAID.capacity_sat)
-    assert book.channel(PAID.id).roof.payer_key == TRUE.payer_key.hex()
+    assert book.channel(PAID.id).contract.payer_key == TRUE.payer_key.hex()

@@ -35,7 +35,7 @@ class Close:
         """Raises CloseQuoteRefused, AlreadyRunning, CommandFailed, and as ChannelServer's calls."""
         closed = []
         for own in self._chosen():
-            async with ServerApi(own.roof.server) as api:
+            async with ServerApi(own.contract.server) as api:
                 closed.append(await self._close(ChannelServer(api, self._book), own))
         if self._as_json:
             print_json({"channels": [view_facts(view) for view in closed]})
@@ -53,7 +53,7 @@ class Close:
         if "://" not in self._which:
             raise _no_channel_id(self._which, "server")
         server = check_server(self._which)
-        chosen = [own for own in live if own.roof.server == server]
+        chosen = [own for own in live if own.contract.server == server]
         if not chosen:
             raise CommandFailed(f"You have no open channel of {server}.")
         return chosen
@@ -71,10 +71,10 @@ class Close:
             if quote is None:
                 raise CommandFailed(
                     f"The server agrees to no close of {own.id} now. It closes it alone before block "
-                    f"{own.roof.expiry_height:,}, with what you signed; if it never does, `bitcache channel "
-                    "refund` takes the deposit back from then on. Or try again later."
+                    f"{own.contract.expiry_height:,}, with what you signed; if it never does, `bitcache "
+                    "channel refund` takes the deposit back from then on. Or try again later."
                 )
-            change_address = address_of(own.roof.contract.change_script_pubkey, own.roof.network)
+            change_address = address_of(own.channel.contract.change_script_pubkey, own.contract.network)
             self._say(f"Channel {own.id}: {show_sat(own.channel.capacity_sat)}")
             if count.outstanding:
                 self._say(f"  {show_count(count.outstanding, 'chunk')} asked for did not come")
@@ -127,8 +127,8 @@ class Refund:
         """Raises AddressInvalid, RefundTooSmall, BackupLineInvalid, ChannelUnknown, CommandFailed."""
         if _is_channel_id(self._which):
             own = self._book.channel(self._which)
-            channel, payer, network = own.channel, own.roof.payer, own.roof.network
-            server: str | None = own.roof.server
+            channel, payer, network = own.channel, own.contract.payer, own.contract.network
+            server: str | None = own.contract.server
             if self._amount_sat is not None:
                 channel = Channel(channel.contract, channel.outpoint, self._amount_sat)
         else:
@@ -251,7 +251,7 @@ class Recover:
 
 
 async def _seen(talk: ChannelServer, own: OwnChannel) -> SeenChannel:
-    for one in await talk.mine(own.roof):
+    for one in await talk.mine(own.contract):
         if one.own.id == own.id:
             return one
     raise ServerAnswerWrong(f"The server does not know the channel {own.id} any more.")

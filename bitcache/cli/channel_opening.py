@@ -65,14 +65,14 @@ class Open:
             script_pubkey_of(self._change_address, offered.terms.network)  # a typing error, before any figure
             costs = figures(offered, self._deposit_sat)
             self._show_figures(offered, costs)
-            roof = talk.agree(offered, self._change_address)
+            contract = talk.agree(offered, self._change_address)
             # Whoever pays must already hold what takes the deposit back; the server hears of it after that.
-            self._show_backup(roof)
-            await talk.announce(roof)
-            self._show_address(roof)
-            paid = None if self._wallet is None else await self._pay(self._wallet, roof)
-            opened = await self._opened(talk, roof, paid) if self._wait else []
-        self._end(roof, opened)
+            self._show_backup(contract)
+            await talk.announce(contract)
+            self._show_address(contract)
+            paid = None if self._wallet is None else await self._pay(self._wallet, contract)
+            opened = await self._opened(talk, contract, paid) if self._wait else []
+        self._end(contract, opened)
 
     def _show_figures(self, offered: OfferedTerms, costs: Figures) -> None:
         if self._as_json:
@@ -104,44 +104,48 @@ class Open:
         )
         say(f"Change  what is left goes to {printable(self._change_address)}")
 
-    def _show_backup(self, roof: KeptContract) -> None:
+    def _show_backup(self, contract: KeptContract) -> None:
         if self._as_json:
-            tell_event("backup", backup=roof.backup_line)
+            tell_event("backup", backup=contract.backup_line)
             return
         say("\nBackup, one line. It holds your key: keep it, and keep it secret. This computer has it, too.")
-        say(roof.backup_line)
+        say(contract.backup_line)
 
-    def _show_address(self, roof: KeptContract) -> None:
-        uri = deposit_uri(roof.address, self._deposit_sat)
+    def _show_address(self, contract: KeptContract) -> None:
+        uri = deposit_uri(contract.address, self._deposit_sat)
         if self._as_json:
-            tell_event("address", address=roof.address, amount_sat=self._deposit_sat, uri=uri)
+            tell_event("address", address=contract.address, amount_sat=self._deposit_sat, uri=uri)
             return
         say("")
-        for line in amount_lines(self._deposit_sat, roof.address, uri):
+        for line in amount_lines(self._deposit_sat, contract.address, uri):
             say(line)
         if console.is_terminal:
             for line in qr_lines(uri):
                 say(line)
         say("Another deposit to the same address is another channel with the same backup.")
 
-    async def _pay(self, where: WalletAddress, roof: KeptContract) -> str:
+    async def _pay(self, where: WalletAddress, contract: KeptContract) -> str:
         """The outpoint of the deposit."""
-        if not self._yes and not confirm(f"Pay {show_sat(self._deposit_sat)} and the fee to {roof.address}?"):
-            raise WalletRefused(f"Nothing was paid. Answer y, add --yes, or pay to {roof.address} by hand.")
-        wallet = BitcoindWallet(where, roof.network)
-        deposit = Deposit(roof.payer_key, roof.address, self._deposit_sat)
-        payment = await wallet.prepare(deposit, self._book.payment_path(roof.payer_key))
+        if not self._yes and not confirm(
+            f"Pay {show_sat(self._deposit_sat)} and the fee to {contract.address}?"
+        ):
+            raise WalletRefused(
+                f"Nothing was paid. Answer y, add --yes, or pay to {contract.address} by hand."
+            )
+        wallet = BitcoindWallet(where, contract.network)
+        deposit = Deposit(contract.payer_key, contract.address, self._deposit_sat)
+        payment = await wallet.prepare(deposit, self._book.payment_path(contract.payer_key))
         await wallet.broadcast(payment)
         if self._as_json:
             tell_event("paid", txid=payment.txid, amount_sat=payment.amount_sat, fee_sat=payment.fee_sat)
         else:
             say(f"Paid {show_sat(payment.amount_sat)} and {show_sat(payment.fee_sat)} fee: {payment.txid}")
         outputs = parse_transaction(bytes.fromhex(payment.transaction)).outputs
-        (vout,) = (one.vout for one in outputs if one.script_pubkey == roof.contract.script_pubkey)
+        (vout,) = (one.vout for one in outputs if one.script_pubkey == contract.script_pubkey)
         return f"{payment.txid}:{vout}"
 
     async def _opened(
-        self, talk: ChannelServer, roof: KeptContract, paid: str | None
+        self, talk: ChannelServer, contract: KeptContract, paid: str | None
     ) -> list[tuple[OwnChannel, wire.ChannelView]]:
         """The channels of the deposits that came, as soon as one has. `paid`: one of which we know."""
         if not self._as_json:
@@ -149,12 +153,12 @@ class Open:
         told = ""
         while True:
             opened = []
-            deposits = {own.id: own.kept.capacity_sat for own in await talk.announce(roof)}
+            deposits = {own.id: own.kept.capacity_sat for own in await talk.announce(contract)}
             if paid is not None:
                 deposits.setdefault(paid, self._deposit_sat)
             for channel_id, capacity_sat in deposits.items():
                 try:
-                    opened.append(await talk.found(roof, channel_id, capacity_sat))
+                    opened.append(await talk.found(contract, channel_id, capacity_sat))
                 except ServerProblem as problem:
                     if problem.name not in NOT_OPENED:
                         raise
@@ -165,17 +169,17 @@ class Open:
                 return opened
             await asyncio.sleep(POLL_S)
 
-    def _end(self, roof: KeptContract, opened: list[tuple[OwnChannel, wire.ChannelView]]) -> None:
+    def _end(self, contract: KeptContract, opened: list[tuple[OwnChannel, wire.ChannelView]]) -> None:
         if self._as_json:
             print_json(
                 {
-                    "server": roof.server,
-                    "network": roof.network,
-                    "address": roof.address,
+                    "server": contract.server,
+                    "network": contract.network,
+                    "address": contract.address,
                     "amount_sat": self._deposit_sat,
-                    "uri": deposit_uri(roof.address, self._deposit_sat),
-                    "backup": roof.backup_line,
-                    "expiry_height": roof.expiry_height,
+                    "uri": deposit_uri(contract.address, self._deposit_sat),
+                    "backup": contract.backup_line,
+                    "expiry_height": contract.expiry_height,
                     "channels": [view_facts(view) for _, view in opened],
                 }
             )
@@ -183,8 +187,8 @@ class Open:
         for own, view in opened:
             _show_opened(own, view)
         if not opened:
-            print_text(roof.address)
-            say(f"Once it is paid: bitcache channel list {shlex.quote(roof.server)}")
+            print_text(contract.address)
+            say(f"Once it is paid: bitcache channel list {shlex.quote(contract.server)}")
 
 
 class Found:
@@ -199,20 +203,22 @@ class Found:
 
     async def run(self) -> None:
         """Raises OutpointMalformed, DepositUnproven, UsageWrong, and as ChannelServer's calls."""
-        roof = self._contract()
-        async with ServerApi(roof.server) as api:
-            own, view = await ChannelServer(api, self._book).found(roof, self._channel_id, self._amount_sat)
+        contract = self._contract()
+        async with ServerApi(contract.server) as api:
+            own, view = await ChannelServer(api, self._book).found(
+                contract, self._channel_id, self._amount_sat
+            )
         if self._as_json:
             print_json({"channels": [view_facts(view)]})
         else:
             _show_opened(own, view)
 
     def _contract(self) -> KeptContract:
-        paid = {own.roof.payer_key for own in self._book.channels()}
+        paid = {own.contract.payer_key for own in self._book.channels()}
         fit = [
-            roof
-            for roof in self._book.contracts()
-            if (roof.address == self._address if self._address else roof.payer_key not in paid)
+            contract
+            for contract in self._book.contracts()
+            if (contract.address == self._address if self._address else contract.payer_key not in paid)
         ]
         if len(fit) != 1:
             raise UsageWrong(

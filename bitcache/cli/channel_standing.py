@@ -25,20 +25,20 @@ class List:
 
     async def run(self) -> None:
         views: dict[str, wire.ChannelView] = {}
-        roofs = self._book.contracts(self._server)
-        for server in dict.fromkeys(roof.server for roof in roofs):
+        contracts = self._book.contracts(self._server)
+        for server in dict.fromkeys(contract.server for contract in contracts):
             async with ServerApi(server, retry_for_s=RETRY_FOR_S) as api:
                 talk = ChannelServer(api, self._book)
                 try:
-                    for roof in roofs:
-                        if roof.server == server:
-                            views |= await self._look(talk, roof)
+                    for contract in contracts:
+                        if contract.server == server:
+                            views |= await self._look(talk, contract)
                 except (ServerUnreachable, ServerProblem) as error:
                     self._say(printable(str(error)))
-        self._end(roofs, views)
+        self._end(contracts, views)
 
-    async def _look(self, talk: ChannelServer, roof: KeptContract) -> dict[str, wire.ChannelView]:
-        return {one.own.id: await self._standing(talk, one) for one in await talk.mine(roof)}
+    async def _look(self, talk: ChannelServer, contract: KeptContract) -> dict[str, wire.ChannelView]:
+        return {one.own.id: await self._standing(talk, one) for one in await talk.mine(contract)}
 
     async def _standing(self, talk: ChannelServer, one: SeenChannel) -> wire.ChannelView:
         """Opened, if it only waited for that."""
@@ -55,21 +55,25 @@ class List:
             self._say(f"{one.own.id}: {printable(problem.detail)}")
             return one.view
 
-    def _end(self, roofs: list[KeptContract], views: dict[str, wire.ChannelView]) -> None:
+    def _end(self, contracts: list[KeptContract], views: dict[str, wire.ChannelView]) -> None:
         owns = self._book.channels(self._server)
-        empty = [roof for roof in roofs if all(own.roof.payer_key != roof.payer_key for own in owns)]
+        empty = [
+            contract
+            for contract in contracts
+            if all(own.contract.payer_key != contract.payer_key for own in owns)
+        ]
         if self._as_json:
             print_json(
                 {
                     "channels": [self._facts(own, views.get(own.id)) for own in owns],
                     "awaiting_deposit": [
                         {
-                            "server": roof.server,
-                            "address": roof.address,
-                            "expiry_height": roof.expiry_height,
-                            **self._backup_facts(roof),
+                            "server": contract.server,
+                            "address": contract.address,
+                            "expiry_height": contract.expiry_height,
+                            **self._backup_facts(contract),
                         }
-                        for roof in empty
+                        for contract in empty
                     ],
                 }
             )
@@ -79,10 +83,10 @@ class List:
         for own in owns:
             for line in channel_lines(own, self._book.glance(own), views.get(own.id)):
                 print_text(line)
-            self._print_backup(own.roof)
-        for roof in empty:
-            print_text(f"{roof.address}\n  {printable(roof.server)}  no deposit there yet")
-            self._print_backup(roof)
+            self._print_backup(own.contract)
+        for contract in empty:
+            print_text(f"{contract.address}\n  {printable(contract.server)}  no deposit there yet")
+            self._print_backup(contract)
         if empty:
             say("Paid, and not seen after a minute? bitcache channel found TXID:N --amount SATS")
 
@@ -90,16 +94,16 @@ class List:
         count = self._book.glance(own)
         return {
             **own_facts(own, count),
-            **self._backup_facts(own.roof),
+            **self._backup_facts(own.contract),
             "server_view": None if view is None else view_facts(view),
         }
 
-    def _backup_facts(self, roof: KeptContract) -> dict[str, str]:
-        return {"backup": roof.backup_line} if self._backup else {}
+    def _backup_facts(self, contract: KeptContract) -> dict[str, str]:
+        return {"backup": contract.backup_line} if self._backup else {}
 
-    def _print_backup(self, roof: KeptContract) -> None:
+    def _print_backup(self, contract: KeptContract) -> None:
         if self._backup:
-            print_text(f"  {roof.backup_line}")
+            print_text(f"  {contract.backup_line}")
 
     def _say(self, words: str) -> None:
         if not self._as_json:

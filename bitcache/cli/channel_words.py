@@ -31,15 +31,15 @@ def own_facts(own: OwnChannel, count: ChannelCount) -> dict[str, object]:
     """What this computer knows."""
     return {
         "channel_id": own.id,
-        "server": own.roof.server,
-        "network": own.roof.network,
+        "server": own.contract.server,
+        "network": own.contract.network,
         "capacity_sat": own.channel.capacity_sat,
-        "close_fee_sat": own.roof.close_fee_sat,
+        "close_fee_sat": own.contract.close_fee_sat,
         "signed_sat": count.signed_sat,
         "arrived_msat": count.arrived_msat + count.unlisted_msat,
         "chunks_outstanding": count.outstanding,
         "left_sat": max(0, own.channel.paid_sat_max - count.signed_sat),
-        "expiry_height": own.roof.expiry_height,
+        "expiry_height": own.contract.expiry_height,
         "ended": own.kept.ended,
     }
 
@@ -49,7 +49,7 @@ def channel_lines(own: OwnChannel, count: ChannelCount, view: wire.ChannelView |
     left_sat = max(0, own.channel.paid_sat_max - count.signed_sat)
     over = own.kept.ended or (view is not None and view.state not in {"funded", "open"})
     yield (
-        f"  {printable(own.roof.server)}  {show_sat(own.channel.capacity_sat)} in, "
+        f"  {printable(own.contract.server)}  {show_sat(own.channel.capacity_sat)} in, "
         f"{show_sat(count.signed_sat)} paid" + ("" if over else f", {show_sat(left_sat)} left")
     )
     if count.outstanding:
@@ -57,7 +57,7 @@ def channel_lines(own: OwnChannel, count: ChannelCount, view: wire.ChannelView |
         yield f"  {missing} paid for and not here yet: the same `bitcache get` brings them, for nothing"
     if view is None:
         ended = "  closed" if own.kept.ended else "  the server did not say how it stands"
-        yield f"{ended}; refundable from block {own.roof.expiry_height:,} on"
+        yield f"{ended}; refundable from block {own.contract.expiry_height:,} on"
         return
     yield f"  {standing_words(own, view)}"
     if view.state in {"funded", "open"}:

@@ -68,9 +68,13 @@ class KeptContract(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.contract.payer_key.hex()
 
     @property
+    def script_pubkey(self) -> bytes:
+        return self.contract.script_pubkey
+
+    @property
     def address(self) -> str:
         """Computed here: the server is not believed which address is the channel's."""
-        return address_of(self.contract.script_pubkey, self.network)
+        return address_of(self.script_pubkey, self.network)
 
     @property
     def backup_line(self) -> str:
@@ -90,21 +94,21 @@ class KeptChannel(msgspec.Struct, frozen=True, kw_only=True):
 class OwnChannel:
     """A deposit with its contract: what this side signs for it."""
 
-    def __init__(self, kept: KeptChannel, roof: KeptContract) -> None:
+    def __init__(self, kept: KeptChannel, contract: KeptContract) -> None:
         self.kept = kept
-        self.roof = roof
-        self.channel = Channel(roof.contract, parse_channel_id(kept.channel_id), Sat(kept.capacity_sat))
+        self.contract = contract
+        self.channel = Channel(contract.contract, parse_channel_id(kept.channel_id), Sat(kept.capacity_sat))
 
     @classmethod
-    def of(cls, roof: KeptContract, channel_id: str, capacity_sat: int) -> "OwnChannel":
+    def of(cls, contract: KeptContract, channel_id: str, capacity_sat: int) -> "OwnChannel":
         """A deposit that no book has. Raises OutpointMalformed."""
         kept = KeptChannel(
             channel_id=channel_id,
-            payer_key=roof.payer_key,
+            payer_key=contract.payer_key,
             capacity_sat=capacity_sat,
             opened_at=int(time.time()),
         )
-        return cls(kept, roof)
+        return cls(kept, contract)
 
     @property
     def id(self) -> str:
@@ -112,7 +116,7 @@ class OwnChannel:
 
     def signed(self, cumulative_sat: int) -> bytes:
         """The voucher's signature. Raises VoucherOverDeposit, VoucherDustChange."""
-        return self.channel.sign(self.roof.payer, cumulative_sat)
+        return self.channel.sign(self.contract.payer, cumulative_sat)
 
     def signable_sat(self, cumulative_sat: int) -> int:
         """The most up to `cumulative_sat` that a voucher can be for: none leaves change that is dust."""
@@ -152,14 +156,14 @@ class ChannelBook:
 
     def channels(self, server: str | None = None) -> list[OwnChannel]:
         """Oldest first."""
-        roofs = {contract.payer_key: contract for contract in self.contracts(server)}
+        contracts = {contract.payer_key: contract for contract in self.contracts(server)}
         kept = [
             channel
             for path in self._files("?" * 64 + "-*.json")
-            if (channel := _read(path, KeptChannel)) is not None and channel.payer_key in roofs
+            if (channel := _read(path, KeptChannel)) is not None and channel.payer_key in contracts
         ]
         kept.sort(key=lambda channel: (channel.opened_at, channel.channel_id))
-        return [OwnChannel(channel, roofs[channel.payer_key]) for channel in kept]
+        return [OwnChannel(channel, contracts[channel.payer_key]) for channel in kept]
 
     def channel(self, channel_id: str) -> OwnChannel:
         """Raises ChannelUnknown."""
@@ -168,15 +172,15 @@ class ChannelBook:
                 return own
         raise ChannelUnknown(channel_id)
 
-    def known(self, roof: KeptContract, channel_id: str) -> OwnChannel | None:
+    def known(self, contract: KeptContract, channel_id: str) -> OwnChannel | None:
         """The channel of this deposit, if it is here. Raises ServerAnswerWrong: of another contract."""
         known = next((own for own in self.channels() if own.id == channel_id), None)
-        if known is not None and known.roof.payer_key != roof.payer_key:
+        if known is not None and known.contract.payer_key != contract.payer_key:
             raise ServerAnswerWrong(f"The server says that channel {channel_id} is of another contract.")
         return known
 
     def add(
-        self, roof: KeptContract, channel_id: str, capacity_sat: int, *, proven: bool = False
+        self, contract: KeptContract, channel_id: str, capacity_sat: int, *, proven: bool = False
     ) -> OwnChannel:
         """The channel of this deposit, kept from now on. `proven`: by a signature of ours over its change.
 
@@ -184,19 +188,19 @@ class ChannelBook:
         wrong one is worth nothing.
         Raises DepositUnproven, OutpointMalformed, ServerAnswerWrong.
         """
-        known = self.known(roof, channel_id)
+        known = self.known(contract, channel_id)
         if (
             known is not None
             and capacity_sat != known.kept.capacity_sat
             and not self.glance(known).signed_sat
         ):
-            known = OwnChannel(msgspec.structs.replace(known.kept, capacity_sat=capacity_sat), roof)
+            known = OwnChannel(msgspec.structs.replace(known.kept, capacity_sat=capacity_sat), contract)
             self.keep_channel(known.kept)
         if known is not None:
             return known
-        if roof.recovered and not proven:
+        if contract.recovered and not proven:
             raise DepositUnproven(channel_id)
-        own = OwnChannel.of(roof, channel_id, capacity_sat)
+        own = OwnChannel.of(contract, channel_id, capacity_sat)
         self.keep_channel(own.kept)
         return own
 

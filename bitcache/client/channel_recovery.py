@@ -20,7 +20,7 @@ async def recovered(
     backup = parse_backup_line(backup_line, offered.terms.network)
     seen, unproven = [], None
     for view in (await talk.ask_mine(backup.payer, offered.challenge.realm)).channels:
-        roof = book.contract(backup.payer.public_key.format().hex()) or KeptContract(
+        contract = book.contract(backup.payer.public_key.format().hex()) or KeptContract(
             server=base_url,
             network=offered.terms.network,
             challenge=offered.challenge,
@@ -33,7 +33,7 @@ async def recovered(
             recovered=True,
         )
         try:
-            one = talk.seen(roof, view)
+            one = talk.seen(contract, view)
         except ValueError as exc:
             raise ServerAnswerWrong(f"The server's change script cannot be read ({exc}).") from exc
         except DepositUnproven as error:

@@ -80,70 +80,70 @@ class ChannelServer:
         self._book.keep_contract(kept)
         return kept
 
-    async def announce(self, roof: KeptContract) -> list[OwnChannel]:
+    async def announce(self, contract: KeptContract) -> list[OwnChannel]:
         """The deposits that the server sees at the contract's address, from now on watched. Repeatable.
 
         Raises ServerAnswerWrong if the server would watch another address than ours.
         """
         request = wire.DepositRequest(
-            challenge=roof.challenge, payer_key=roof.payer_key, change_script=roof.change_script
+            challenge=contract.challenge, payer_key=contract.payer_key, change_script=contract.change_script
         )
         answer = await self._api.post("/channels/deposits", request, wire.DepositView, repeatable=True)
-        if answer.address != roof.address or answer.script_pubkey != roof.contract.script_pubkey.hex():
+        if answer.address != contract.address or answer.script_pubkey != contract.script_pubkey.hex():
             raise ServerAnswerWrong(
-                f"The server names the address {answer.address} for this channel, and it is {roof.address}. "
-                "Do not pay, and tell its operator."
+                f"The server names the address {answer.address} for this channel, and it is "
+                f"{contract.address}. Do not pay, and tell its operator."
             )
-        return [self._own(roof, view) for view in answer.channels]
+        return [self._own(contract, view) for view in answer.channels]
 
     async def open(self, own: OwnChannel) -> wire.ChannelView:
         """With a voucher of 0, if it is not open already."""
         return await self._act(own, "open", 0)
 
     async def found(
-        self, roof: KeptContract, channel_id: str, capacity_sat: int
+        self, contract: KeptContract, channel_id: str, capacity_sat: int
     ) -> tuple[OwnChannel, wire.ChannelView]:
         """Open the deposit that its payer knows of, though the server may not have seen it come.
 
         Raises DepositUnproven, OutpointMalformed; ServerProblem if it is not there, or of another amount.
         """
-        if roof.recovered:
+        if contract.recovered:
             raise DepositUnproven(channel_id)
-        view = await self.open(OwnChannel.of(roof, channel_id, capacity_sat))
-        return self._book.add(roof, channel_id, capacity_sat), view
+        view = await self.open(OwnChannel.of(contract, channel_id, capacity_sat))
+        return self._book.add(contract, channel_id, capacity_sat), view
 
     async def voucher(self, own: OwnChannel, cumulative_sat: int) -> wire.ChannelView:
         """The server holds a voucher of at least so much afterwards."""
         return await self._act(own, "voucher", cumulative_sat)
 
-    async def mine(self, roof: KeptContract) -> list["SeenChannel"]:
+    async def mine(self, contract: KeptContract) -> list["SeenChannel"]:
         """All channels of this payer's key, as the server has them, each with what it proves of them."""
-        answer = await self.ask_mine(roof.payer, roof.challenge.realm)
+        answer = await self.ask_mine(contract.payer, contract.challenge.realm)
         found = []
         for view in answer.channels:
             try:
-                found.append(self.seen(roof, view))
+                found.append(self.seen(contract, view))
             except DepositUnproven:
                 continue  # only a refund takes it back
         return found
 
-    def seen(self, roof: KeptContract, view: wire.OwnChannelView) -> "SeenChannel":
+    def seen(self, contract: KeptContract, view: wire.OwnChannelView) -> "SeenChannel":
         """Kept from now on. Raises ServerAnswerWrong, DepositUnproven."""
-        if not roof.recovered:
-            own = self._own(roof, view)
+        if not contract.recovered:
+            own = self._own(contract, view)
         else:
-            known = self._book.known(roof, view.channel_id)
-            own = known or OwnChannel.of(roof, view.channel_id, view.capacity_sat)
+            known = self._book.known(contract, view.channel_id)
+            own = known or OwnChannel.of(contract, view.channel_id, view.capacity_sat)
         check_view(own, view)
         record = read_record(own, view.record)
-        if roof.recovered:
+        if contract.recovered:
             # What was signed is capacity, change and change script: the close fee may be a lie, so that what
             # the server calls paid is, too, but no change is ever signed that is lower than this one less
             # what is newly bought. Over a drained deposit nothing was signed but its capacity.
             proven = record is not None and record.accepted_sat < own.channel.paid_sat_max
             if proven:
-                self._book.keep_contract(roof)
-            own = self._book.add(roof, own.id, own.channel.capacity_sat, proven=proven)
+                self._book.keep_contract(contract)
+            own = self._book.add(contract, own.id, own.channel.capacity_sat, proven=proven)
         return SeenChannel(own, view, record)
 
     async def ask_mine(self, payer: PrivateKey, realm: str) -> wire.OwnChannelsView:
@@ -157,7 +157,7 @@ class ChannelServer:
 
     async def close(self, own: OwnChannel, quote: Quote) -> wire.ChannelView:
         """Sign what `close_quote` agreed to."""
-        signature = own.channel.sign(own.roof.payer, quote.paid_sat, quote.fee_sat)
+        signature = own.channel.sign(own.contract.payer, quote.paid_sat, quote.fee_sat)
         payload: dict[str, CanonicalValue] = {
             "action": "close",
             "channelId": own.id,
@@ -180,7 +180,7 @@ class ChannelServer:
             "signature": own.signed(cumulative_sat).hex(),
         }
         if action == "open":
-            payload |= {"changeScript": own.roof.change_script, "payerKey": own.roof.payer_key}
+            payload |= {"changeScript": own.contract.change_script, "payerKey": own.contract.payer_key}
         view = await self._post(own, payload)
         if view.accepted_sat < cumulative_sat:
             raise ServerAnswerWrong(
@@ -190,15 +190,15 @@ class ChannelServer:
         return view
 
     async def _post(self, own: OwnChannel, payload: dict[str, CanonicalValue]) -> wire.ChannelView:
-        header = credential(own.roof.challenge, payload)
+        header = credential(own.contract.challenge, payload)
         view = await self._api.post(
             "/channels", Request(), wire.ChannelView, repeatable=True, authorization=header
         )
         check_view(own, view)
         return view
 
-    def _own(self, roof: KeptContract, view: wire.ChannelView) -> OwnChannel:
-        return self._book.add(roof, view.channel_id, view.capacity_sat)
+    def _own(self, contract: KeptContract, view: wire.ChannelView) -> OwnChannel:
+        return self._book.add(contract, view.channel_id, view.capacity_sat)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class SeenChannel:
 def voucher_header(own: OwnChannel, cumulative_sat: int) -> str:
     """The value of `Authorization` that pays with a voucher. Raises as `OwnChannel.signed`."""
     return credential(
-        own.roof.challenge,
+        own.contract.challenge,
         {
             "action": "voucher",
             "channelId": own.id,
@@ -243,7 +243,7 @@ def read_record(own: OwnChannel, view: wire.ChannelRecordView | None) -> Record 
         return None
     try:
         document = view.json.encode()
-        payee = public_key(own.roof.contract.payee_key)
+        payee = public_key(own.channel.contract.payee_key)
         verified_der(payee, record_digest(document), bytes.fromhex(view.signature))
         record = msgspec.json.decode(document, type=_Record)
         accepted_sat, spent_msat = Sat(int(record.accepted_cumulative)), int(record.spent_msat)
@@ -293,7 +293,7 @@ def close_quote(own: OwnChannel, count: ChannelCount, view: wire.ChannelView) ->
     asked = view.close_quote
     if asked is None:
         return None
-    close_fee_sat = own.roof.contract.close_fee_sat
+    close_fee_sat = own.channel.contract.close_fee_sat
     if not 0 <= asked.fee_sat <= close_fee_sat:
         raise CloseQuoteRefused(
             f"The server wants {asked.fee_sat:,} sat for closing, and {close_fee_sat:,} sat were agreed. "
@@ -317,12 +317,12 @@ def close_quote(own: OwnChannel, count: ChannelCount, view: wire.ChannelView) ->
 def _else_refund(own: OwnChannel) -> str:
     return (
         "It can close at what was signed before; else you get the deposit back from block "
-        f"{own.roof.expiry_height:,} on: bitcache channel refund {own.id} --to ADDRESS"
+        f"{own.contract.expiry_height:,} on: bitcache channel refund {own.id} --to ADDRESS"
     )
 
 
 def check_view(own: OwnChannel, view: wire.ChannelView) -> None:
-    contract = own.roof.contract
+    contract = own.channel.contract
     if (view.channel_id, view.capacity_sat, view.expiry_height, view.close_fee_sat) != (
         own.id,
         own.channel.capacity_sat,

@@ -149,7 +149,7 @@ class Meter:
             self._told = why
             self._tell(f"{why} Waiting for it.")
         await asyncio.sleep(POLL_S)
-        for one in await self._server.mine(purse.own.roof):
+        for one in await self._server.mine(purse.own.contract):
             if one.own.id == purse.own.id:
                 purse.payable_sat = 0 if one.view.suspended else one.view.payable_sat_max
                 if one.view.state not in OPEN_STATES:

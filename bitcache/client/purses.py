@@ -65,7 +65,7 @@ async def open_purses(
     and have not delivered them. Raises AlreadyRunning, ServerAnswerWrong.
     """
     purses, busy = [], None
-    seen = [one for roof in _live(book, base_url) for one in await server.mine(roof)]
+    seen = [one for contract in _live(book, base_url) for one in await server.mine(contract)]
     for found in sorted(seen, key=lambda one: one.own.kept.opened_at):
         own = found.own
         if found.view.state not in OPEN_STATES:
@@ -97,8 +97,12 @@ async def open_purses(
 def _live(book: ChannelBook, base_url: str) -> list[KeptContract]:
     """Contracts with a channel that may pay, or of whose deposits nothing is known yet."""
     owns = book.channels(base_url)
-    ended = {own.roof.payer_key for own in owns} - {own.roof.payer_key for own in owns if not own.kept.ended}
-    return [roof for roof in book.contracts(base_url) if roof.payer_key not in ended][:CONTRACTS_MAX]
+    ended = {own.contract.payer_key for own in owns} - {
+        own.contract.payer_key for own in owns if not own.kept.ended
+    }
+    return [contract for contract in book.contracts(base_url) if contract.payer_key not in ended][
+        :CONTRACTS_MAX
+    ]
 
 
 def _owed(book: ChannelBook, own: OwnChannel, file_ids: Sequence[str]) -> bool:
