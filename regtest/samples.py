@@ -27,6 +27,7 @@ class Samples:
     prefetch_link: str
     slow_link: str
     free_link: str
+    metered_link: str
     password: str
     token_file: Path
 
@@ -47,12 +48,14 @@ class Samples:
         token_file.write_text(made["token"])
         await server.command("login", server.url, home=home, stdin=made["token"])
         await server.command("payout", "set", await seller.descriptor("wpkh"), "--yes", home=home)
+        await server.command("payout", "address", await seller.new_address(), "--yes", home=home)
         upload = ("upload", str(_goods(folder)), "--title", "Sample goods")
         offers = {
             "link": ("--price", "5000sat"),
             "prefetch_link": ("--price", "2000sat", "--prefetch"),
             "slow_link": ("--price", "21000sat", "--confirmations", "3"),
             "free_link": ("--price", "0"),
+            "metered_link": ("--metered", "10sat/chunk", "--yes"),
         }
         links = {}
         for name, terms in offers.items():

@@ -29,12 +29,15 @@ A Bitcache server runs at {url}. Its node is on regtest, and a block is mined ev
     The same, downloaded early:      {prefetch_link}
     Three confirmations, 21,000 sat: {slow_link}
     For nothing:                     {free_link}
+    Per chunk of 1 MiB, 10 sat:      {metered_link}
     Every payment page has a button "Pay with the play wallet": its coins are worthless.
     Sell, and see what you earn:     {url}/sign-in
       name: {seller_name}   password: {password}
 
   On the command line (another terminal)
     {command} get '{link}' --pay '{wallet}'
+    {command} channel open {url} --deposit 20000sat --change {change} --pay '{wallet}'
+    {command} get '{metered_link}'
     export BITCACHE_SERVER={url} BITCACHE_TOKEN_FILE={token_file}
     {command} upload README.md --price 1000sat
     {command} earnings
@@ -58,8 +61,16 @@ async def serve() -> None:
         play_wallet = PlayWallet(world, buyer)
         await play_wallet.start()
         closing.push_async_callback(play_wallet.close)
-        server = ServedBitcache(world, settings={"REGTEST_WALLET_URL": play_wallet.url})
+        operator = await OutsideWallet.create(world, "operator")
+        settings = {
+            "REGTEST_WALLET_URL": play_wallet.url,
+            "HOSTED_DESCRIPTOR": await operator.descriptor("wpkh"),
+            "CHANNELS_ENABLED": "true",
+            "CHANNELS_CLOSE_FEERATE_SAT_VB": "2",
+        }
+        server = ServedBitcache(world, settings=settings)
         closing.push_async_callback(server.close)
+        await server.command("init", str(server.data_folder), "--channels")
         await server.start()
         samples = await Samples.make(world, server, folder, buyer)
         print(
@@ -67,6 +78,7 @@ async def serve() -> None:
                 url=server.url,
                 block_every_s=BLOCK_EVERY_S,
                 command=COMMAND,
+                change=await buyer.new_address(),
                 wallet=f"bitcoind:{world.outside.rpc_url}/wallet/{buyer.name}?cookie={world.outside.cookie_path}",
                 **samples.words(),
             ),
