@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ async def market(
         yield market
 
 
+@dataclass(frozen=True)
+class Sold:
+    """What most tests buy, each with channels of its own."""
+
+    file: Path
+    link: str
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sold(market: ChannelMarket) -> Sold:
+    file = market.goods(CHUNKS)
+    return Sold(file, await market.sell(file))
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def clean(market: ChannelMarket) -> ChannelMarket:
     """Without channels of earlier tests."""
@@ -58,10 +73,9 @@ async def refused(market: ChannelMarket, *words: str) -> tuple[int, dict[str, An
 
 
 async def test_from_the_deposit_to_the_close_every_sat_is_where_it_belongs(
-    clean: ChannelMarket, tmp_path: Path
+    clean: ChannelMarket, sold: Sold, tmp_path: Path
 ) -> None:
-    market, file = clean, clean.goods(CHUNKS)
-    link = await market.sell(file)
+    market, file, link = clean, sold.file, sold.link
     code, error = await refused(market, "get", link, "--yes")
     assert (code, error["name"]) == (1, "ChannelMissing")
     assert "bitcache channel open" in error["detail"]
@@ -139,9 +153,10 @@ async def test_the_backup_is_shown_and_kept_before_the_server_hears_of_the_addre
     await wait_until(both, "both deposits to be open")
 
 
-async def test_max_spend_stops_before_and_goes_on_later(clean: ChannelMarket, tmp_path: Path) -> None:
-    market, file = clean, clean.goods(CHUNKS)
-    link = await market.sell(file)
+async def test_max_spend_stops_before_and_goes_on_later(
+    clean: ChannelMarket, sold: Sold, tmp_path: Path
+) -> None:
+    market, file, link = clean, sold.file, sold.link
     (channel,) = (await market.open_channel())["channels"]
     limit_sat = 5 * PRICE_SAT + PRICE_SAT // 2
     out = tmp_path / "out"
@@ -175,10 +190,9 @@ async def test_max_spend_bounds_chunks_and_says_so(clean: ChannelMarket, tmp_pat
 
 
 async def test_unconfirmed_it_pays_a_little_and_waits_for_the_block(
-    clean: ChannelMarket, tmp_path: Path
+    clean: ChannelMarket, sold: Sold, tmp_path: Path
 ) -> None:
-    market, file = clean, clean.goods(CHUNKS)
-    link = await market.sell(file)
+    market, file, link = clean, sold.file, sold.link
     (channel,) = (await market.open_channel(confirmations=0))["channels"]
     assert channel["payable_sat_max"] == UNCONFIRMED_SAT
     out = tmp_path / "out"
@@ -211,7 +225,7 @@ async def test_a_channel_that_is_used_up_is_followed_by_the_next(
     """Two deposits, each too small for the parcel."""
     market, file = clean, clean.goods(CHUNKS)
     link = await market.sell(file, price="200sat/chunk")
-    first = (await market.open_channel(deposit_sat=2_100))["channels"][0]["channel_id"]
+    first = (await market.open_channel(deposit_sat=2_100, confirmations=0))["channels"][0]["channel_id"]
     _, error = await refused(market, "get", link, "--yes", "-o", str(tmp_path / "out"))
     assert error["name"] == "ChannelMissing"
     second = (await market.open_channel(deposit_sat=2_600))["channels"][0]["channel_id"]
@@ -269,10 +283,9 @@ async def test_a_deposit_that_the_server_forgot_is_opened_by_its_outpoint(clean:
 
 
 async def test_lost_with_the_computer_and_recovered_with_the_backup_line(
-    clean: ChannelMarket, tmp_path: Path
+    clean: ChannelMarket, sold: Sold, tmp_path: Path
 ) -> None:
-    market, file = clean, clean.goods(CHUNKS)
-    link = await market.sell(file)
+    market, file, link = clean, sold.file, sold.link
     opened = await market.open_channel()
     channel_id = opened["channels"][0]["channel_id"]
     lost = tmp_path / "lost" / "file"
