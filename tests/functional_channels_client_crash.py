@@ -70,6 +70,7 @@ async def test_killed_again_and_again_it_pays_each_chunk_once(world: RegtestWorl
         await market.get(link, "-o", str(out), "--force")
         assert out.read_bytes() == file.read_bytes()
         held = await market.channel(channel_id)
+        assert held["chunks_outstanding"] == 0
         view = held["server_view"]
         assert view["spent_msat"] == CHUNKS * PRICE_SAT * 1_000
         assert (view["accepted_sat"], held["signed_sat"]) == (CHUNKS * PRICE_SAT, CHUNKS * PRICE_SAT)

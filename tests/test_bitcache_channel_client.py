@@ -415,3 +415,15 @@ async def test_a_close_never_signs_more_than_the_vouchers_did(tmp_path: Path) ->
     drained.count.ask(FILE, 0, 4, PRICE_MSAT)
     quote = close_quote(drained.own, drained.count, view_with(drained.own, fee_sat=300, paid_sat_min=40))
     assert quote == Quote(Sat(40), Sat(388), Sat(0))
+
+
+async def test_what_an_earlier_run_had_on_disk_and_not_on_record_frees_the_window(tmp_path: Path) -> None:
+    one = purse(tmp_path)
+    paying = meter(one)
+    ticket = await paying.reserve(FILE, 0, 3)
+    assert ticket is not None
+    assert one.count.outstanding == 3
+    paying.came_before(FILE, {0, 2, 7})
+    assert one.count.outstanding == 1
+    assert paying.outstanding(FILE, 1)
+    assert one.count.arrived_msat == 2 * PRICE_MSAT

@@ -179,6 +179,8 @@ class MeteredDownload(ParcelDownload):
         return sorted(files, key=lambda file: not self._meter.is_owed(file.file_id))
 
     def _plan(self, file: ParcelFile, missing: Sequence[int]) -> Iterable[ChunkRange]:
+        if self._meter.is_owed(file.file_id):
+            self._meter.came_before(file.file_id, set(range(file.chunk_count)).difference(missing))
         owed = [index for index in missing if self._meter.outstanding(file.file_id, index)]
         new = sorted(set(missing) - set(owed))
         yield from plan_ranges(owed, range_chunks=CHUNKS_PER_REQUEST)
