@@ -35,7 +35,7 @@ serve: .venv/installed-runtime
 	@$(RUN) -m regtest.serve
 
 test: .venv/installed-dev
-	$(RUN) -m pytest -n 2 --dist worksteal $(TESTS)
+	$(RUN) -m pytest -n 3 --dist worksteal $(TESTS)
 
 screens: .venv/installed-dev
 	@$(RUN) -m tests.page_tour

@@ -21,7 +21,7 @@ from payments.money import Sat
 from payments.segwit_address import script_pubkey_of
 from payments.transaction import parse_transaction
 
-POLL_S = 2.0
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)

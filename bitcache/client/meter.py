@@ -26,7 +26,7 @@ from payments.money import Msat
 WINDOW_CHUNKS = 16
 CHUNKS_PER_REQUEST = 4
 """With four lanes the whole window. The server takes up to 8."""
-POLL_S = 3.0
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
