@@ -7,6 +7,7 @@ policy gives the bytes before the key, ciphertext flows into the work folder unt
 import asyncio
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from storage import base64url
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class ParcelDownload:
+class ParcelDownload(ABC):
     """One parcel into one target: `await run()` once. How its bytes and key are paid is a subclass's."""
 
     def __init__(
@@ -103,9 +104,9 @@ class ParcelDownload:
             if descriptor is not None:
                 os.close(descriptor)
 
+    @abstractmethod
     async def _release_secret(self, work: WorkFolder, files: Sequence[ParcelFile]) -> bytes:
         """The release secret, as soon as there is one. `files` are those that are not in their places."""
-        raise NotImplementedError
 
     def _order(self, files: Sequence[ParcelFile]) -> Sequence[ParcelFile]:
         return files

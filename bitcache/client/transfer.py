@@ -7,6 +7,7 @@ kept, and no answer may be longer than what was asked for.
 import asyncio
 import functools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def plan_ranges(missing: Sequence[int], *, range_chunks: int = RANGE_CHUNKS) -> 
         at += length
 
 
-class ChunkTransfer:
+class ChunkTransfer(ABC):
     """Brings ranges of the files of one offer. Owns its threads: `close()` when done."""
 
     def __init__(self, api: ServerApi, offer_id: str, *, on_bytes: Callable[[int], None]) -> None:
@@ -84,9 +85,9 @@ class ChunkTransfer:
         length_bytes = DIGEST_SIZE_BYTES * file.chunk_count
         return ChunkVerifier(file, await self._api.get_bytes(path, length_bytes=length_bytes))
 
+    @abstractmethod
     async def fetch(self, file: ParcelFile, chunks: ChunkRange, sink: ChunkSink) -> bool:
         """Bring `chunks` into `sink`. False: some were left out, as whoever pays for them decided."""
-        raise NotImplementedError
 
     async def _chunks(
         self,
