@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache.cli.common import confirm, parse_feerate, show_count, show_sat
+from bitcache.cli.common import confirm, parse_feerate, refuse_to_ask, show_count, show_sat
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
     CommandFailed,
@@ -25,7 +25,7 @@ from bitcache.cli.output import (
     run,
     say,
 )
-from bitcache.cli.payouts import desk_services, print_details, print_share, refuse_to_ask
+from bitcache.cli.payouts import desk_services, print_details, print_share
 
 if TYPE_CHECKING:
     from bitcache.payout_desk import Sent

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from bitcache.cli.common import parse_price, read_text, show_sat, show_time
+from bitcache.cli.common import parse_price, read_text, refuse_to_ask, show_sat, show_time
 from bitcache.cli.getting import Get
 from bitcache.cli.output import (
     JsonFlag,
-    UsageWrong,
     expected_errors,
     print_json,
     print_text,
@@ -71,8 +70,8 @@ def get(
     """
     what = read_text(link, link_file, what="link")
     wallet = None if pay is None else parse_wallet(pay)
-    if wallet is not None and json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes to pay.")
+    if wallet is not None:
+        refuse_to_ask(yes=yes, json_output=json_output, why=" to pay")
     getting = Get(
         output=output,
         wallet=wallet,

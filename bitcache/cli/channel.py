@@ -7,7 +7,7 @@ import typer
 
 from bitcache.cli import channel_ending, channel_opening
 from bitcache.cli.channel_standing import List
-from bitcache.cli.common import parse_price, read_text
+from bitcache.cli.common import parse_price, read_text, refuse_to_ask
 from bitcache.cli.output import JsonFlag, UsageWrong, YesFlag, expected_errors, run
 from bitcache.client.wallets import parse_wallet
 
@@ -53,8 +53,8 @@ def open_channel(
     is enough to take the deposit back once the channel has expired, without the server.
     """
     wallet = None if pay is None else parse_wallet(pay)
-    if wallet is not None and json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes to pay.")
+    if wallet is not None:
+        refuse_to_ask(yes=yes, json_output=json_output, why=" to pay")
     opening = channel_opening.Open(
         server,
         deposit_sat=parse_price(deposit, what="deposit"),
@@ -107,8 +107,7 @@ def close_channel(
     json_output: JsonFlag = False,
 ) -> None:
     """End a channel together with the server: it gets what was spent, you the rest at today's fee."""
-    if json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes.")
+    refuse_to_ask(yes=yes, json_output=json_output)
     run(channel_ending.Close(which, yes=yes, as_json=json_output).run())
 
 

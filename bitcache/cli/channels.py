@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitcache import config_file
-from bitcache.cli.common import confirm, parse_feerate, show_count, show_sat
+from bitcache.cli.common import confirm, parse_feerate, refuse_to_ask, show_count, show_sat
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
     CommandFailed,
@@ -26,7 +26,6 @@ from bitcache.cli.output import (
     run,
     say,
 )
-from bitcache.cli.payouts import refuse_to_ask
 from bitcache.cli.server_side import server_services
 
 if TYPE_CHECKING:

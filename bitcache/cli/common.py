@@ -185,6 +185,12 @@ def seller_api() -> ServerApi:
     return ServerApi(known.server, known.token)
 
 
+def refuse_to_ask(*, yes: bool, json_output: bool, why: str = "") -> None:
+    """Where a question comes that a program cannot answer; `why` follows "add --yes". Raises UsageWrong."""
+    if json_output and not yes:
+        raise UsageWrong(f"With --json nobody can be asked: add --yes{why}.")
+
+
 def confirm(question: str) -> bool:
     """Ask a person; without one the answer is no."""
     if not sys.stdin.isatty():

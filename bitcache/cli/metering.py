@@ -5,8 +5,16 @@ import time
 from contextlib import ExitStack
 
 from bitcache.api import wire
-from bitcache.cli.common import RichProgress, confirm, show_count, show_sat, show_size, tell_event
-from bitcache.cli.output import UsageWrong, console, print_json, print_text, printable, say
+from bitcache.cli.common import (
+    RichProgress,
+    confirm,
+    refuse_to_ask,
+    show_count,
+    show_sat,
+    show_size,
+    tell_event,
+)
+from bitcache.cli.output import console, print_json, print_text, printable, say
 from bitcache.cli.price_words import show_msat
 from bitcache.client import places
 from bitcache.client.api import ServerApi
@@ -50,8 +58,7 @@ class MeteredGet:
         as_json: bool,
     ) -> None:
         assert offer.metered is not None
-        if as_json and not yes:
-            raise UsageWrong("With --json nobody can be asked: add --yes to pay.")
+        refuse_to_ask(yes=yes, json_output=as_json, why=" to pay")
         self._api = api
         self._link = link
         self._offer = offer

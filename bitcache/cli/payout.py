@@ -9,7 +9,15 @@ import typer
 from msgspec import UNSET
 
 from bitcache.api import wire, wire_money
-from bitcache.cli.common import confirm, parse_price, seller_api, show_sat, show_time, unknown_id
+from bitcache.cli.common import (
+    confirm,
+    parse_price,
+    refuse_to_ask,
+    seller_api,
+    show_sat,
+    show_time,
+    unknown_id,
+)
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
@@ -47,8 +55,8 @@ def settlement(
     """
     if mode not in (None, "direct", "hosted"):
         raise UsageWrong(f"{mode!r} is neither direct nor hosted.")
-    if mode == "hosted" and json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes.")
+    if mode == "hosted":
+        refuse_to_ask(yes=yes, json_output=json_output)
 
     async def ask() -> wire.AccountView:
         async with seller_api() as api:
@@ -111,8 +119,7 @@ def request(
     """Have hosted earnings paid out. The network's fee comes out of the amount."""
     if (amount is None) == (not everything):
         raise UsageWrong("Give an amount, or --all.")
-    if json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes.")
+    refuse_to_ask(yes=yes, json_output=json_output)
     amount_sat = None if amount is None else parse_price(amount, what="amount")
     if amount_sat == 0:
         raise UsageWrong("Nothing is paid out of 0 sat. Give an amount, or --all.")
@@ -205,8 +212,7 @@ def address(
     if to is None and not wallet:
         _show_plan(_patched(wire.AccountPatch()), json_output)
         return
-    if json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes once you have compared the address.")
+    refuse_to_ask(yes=yes, json_output=json_output, why=" once you have compared the address")
     where = "the next address of your wallet" if to is None else printable(to.strip())
     if not yes and not confirm(f"Pay your earnings out to {where}? Compare it with your wallet."):
         raise CommandFailed("Nothing was changed. Answer y, or add --yes.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitcache.cli.common import confirm, parse_price, show_count, show_sat, show_time
+from bitcache.cli.common import confirm, parse_price, refuse_to_ask, show_count, show_sat, show_time
 from bitcache.cli.data_folder import DATA_FOLDER, DataFolder
 from bitcache.cli.output import (
     CommandFailed,
@@ -190,12 +190,6 @@ def payouts_resume(
         print_json({"resumed": resumed})
     else:
         print_text("Payouts go on." if resumed else "No restore had stopped payouts: nothing was changed.")
-
-
-def refuse_to_ask(*, yes: bool, json_output: bool) -> None:
-    """As sellers' commands do. Raises UsageWrong."""
-    if json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes.")
 
 
 def print_batch(batch: BatchLine) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from bitcache.api import wire, wire_money
-from bitcache.cli.common import confirm, read_text, seller_api, show_count, show_sat, show_time, unknown_id
+from bitcache.cli.common import (
+    confirm,
+    read_text,
+    refuse_to_ask,
+    seller_api,
+    show_count,
+    show_sat,
+    show_time,
+    unknown_id,
+)
 from bitcache.cli.output import (
     CommandFailed,
     JsonFlag,
@@ -58,8 +67,8 @@ def refund(
     bought = parse(read_text(receipt, None, what="receipt"))
     if not isinstance(bought, Receipt):
         raise UsageWrong("This is a link, not a receipt. `bitcache receipts` lists yours.")
-    if address is not None and json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes.")
+    if address is not None:
+        refuse_to_ask(yes=yes, json_output=json_output)
     invoice = run(_refund(bought, address, yes=yes))
     if json_output:
         print_json({"invoice_id": invoice.invoice_id, "refund": invoice.refund, "owed_sat": invoice.owed_sat})

@@ -17,6 +17,7 @@ from bitcache.cli.common import (
     day_start,
     parse_zone,
     read_text,
+    refuse_to_ask,
     seller_api,
     show_count,
     show_sat,
@@ -119,8 +120,7 @@ def payout_set(
     """Set the wallet that buyers pay to, after you compared its first addresses with your wallet's."""
     text = read_text(descriptor, file, what="descriptor")
     _check_public(text)
-    if json_output and not yes:
-        raise UsageWrong("With --json nobody can be asked: add --yes once you have compared the addresses.")
+    refuse_to_ask(yes=yes, json_output=json_output, why=" once you have compared the addresses")
 
     async def change() -> wire.AccountView:
         async with seller_api() as api:
